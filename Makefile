@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv engines test quality format bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+BUNDLE ?= build/mini
+EXTRAS ?= onnxruntime,tensorrt-rtx,export,train,eval,dev
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help:  ## Say what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: $(READY)  ## Make the environment (.venv) where there is none
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+engines: $(READY)  ## Build the bundle of the shipped model and restore the sample photographs with it
+	$(BIN)/python export/build_engines.py --out $(BUNDLE)
+	$(BIN)/python -m runtime docs/samples build/restored --bundle $(BUNDLE)
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+quality: $(READY)  ## Check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)  ## Format the sources and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## Measure latency on this machine (after make engines)
+	$(BIN)/python benchmarks/latency.py --bundle $(BUNDLE)
+
+clean:  ## Delete what was built (the environment stays)
+	rm -rf build

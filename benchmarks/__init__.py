@@ -1,0 +1,1 @@
+"""Latency, parity, quality and scaling of a bundle on this machine."""

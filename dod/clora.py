@@ -1,0 +1,154 @@
+"""Conditional LoRA (equations (1) to (5)) on peft's extension points, its injection, and the mathematics of merging.
+
+The modulation of a call is held in a context variable for the length of the UNet's forward pass: it is re-entrant,
+safe with threads, and traceable, and nothing is left on a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Conv2d as LoRAConv2d
+from peft.tuners.lora import Linear as LoRALinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+ADAPTER = "default"
+
+_affine: ContextVar[tuple[Tensor, ...] | None] = ContextVar("affine", default=None)
+
+
+@contextmanager
+def modulated(modulation: Tensor | None) -> Iterator[None]:
+    """Make `modulation` [B, N, 2, r] the one that conditional layers read inside the block."""
+    token = _affine.set(None if modulation is None else modulation.flatten(1, 2).split(1, dim=1))
+    try:
+        yield
+    finally:
+        _affine.reset(token)
+
+
+def current_modulation() -> Tensor | None:
+    """The modulation [B, N, 2, r] of the call in progress; None outside `modulated`."""
+    affine = _affine.get()
+    return None if affine is None else torch.cat(affine, dim=1).unflatten(1, (-1, 2))
+
+
+class ConditionalLoRA:
+    """What the conditional layers share. `index` is the layer's place among the N conditional layers."""
+
+    index: int = -1
+
+    def _branch(self: LoraLayer, x: Tensor) -> Tensor:
+        """Eq. (3)-(4) without W0: s B(gamma * A x + beta), where gamma = modulation[:, i, 0], beta = [:, i, 1]."""
+        affine = _affine.get()
+        if affine is None:
+            raise RuntimeError("a conditional LoRA layer ran without a modulation: call it inside `modulated(...)`")
+        low = self.lora_A[ADAPTER](x)
+        shape = (-1, low.shape[1], 1, 1) if low.ndim == 4 else (-1, *[1] * (low.ndim - 2), low.shape[-1])
+        gamma, beta = (affine[2 * self.index + i].to(low.dtype).reshape(shape) for i in (0, 1))
+        branch = self.lora_B[ADAPTER](gamma * low + beta)
+        return branch if self.scaling[ADAPTER] == 1 else branch * self.scaling[ADAPTER]
+
+    def merge(self, *args: object, **kwargs: object) -> None:
+        raise RuntimeError("a conditional LoRA layer merges for a given condition only: use dod.clora.merged_state_dict")
+
+
+class CLoRALinear(ConditionalLoRA, LoRALinear):
+    """Eq. (3): h = W0 x + s B(gamma * A x + beta). x: [B, L, d_in] or [B, d_in]."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.base_layer(x, *args, **kwargs) + self._branch(x)
+
+
+class CLoRAConv2d(ConditionalLoRA, LoRAConv2d):
+    """Eq. (3) for a convolution: A carries the kernel (r x C_in x kh x kw), B is 1 x 1. x: [B, C_in, H, W]."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return self.base_layer(x, *args, **kwargs) + self._branch(x)
+
+
+def inject(model: nn.Module, targets: Sequence[str], rank: int, alpha: float, conditional: bool) -> None:
+    """Put LoRA (plain, or conditional) on every linear and convolutional layer whose name ends in a target, in place.
+
+    A is Kaiming-uniform and B zero, so the model computes what it did before. The base stays frozen.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none")
+    if conditional:
+        config._register_custom_module({nn.Linear: CLoRALinear, nn.Conv2d: CLoRAConv2d})
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def number_layers(models: Sequence[nn.Module]) -> int:
+    """Give the conditional layers of the models, in module order, their indices 0..N-1. Returns N."""
+    count = 0
+    for model in models:
+        for _, layer in conditional_layers(model):
+            layer.index = count
+            count += 1
+    return count
+
+
+def conditional_layers(model: nn.Module) -> Iterator[tuple[str, CLoRALinear | CLoRAConv2d]]:
+    """(name, layer) of each conditional layer, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, ConditionalLoRA):
+            yield name, module
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """(name, layer) of each layer with LoRA, plain or conditional, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def merge(
+    weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, gamma: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eq. (3)-(4) for a fixed condition, exact, borders included: W' = W + s B diag(gamma) A, b' = b + s B beta.
+
+    weight: [out, in] or [out, in, kh, kw]; a: [r, in] or [r, in, kh, kw]; b: [out, r] or [out, r, 1, 1];
+    gamma, beta: [r]. Computed in float32; returns float32 (W', b').
+    """
+    a, b = a.float().flatten(1), b.float().flatten(1)
+    merged = weight.float() + scale * ((b * gamma.float()) @ a).reshape(weight.shape)
+    shift = scale * (b @ beta.float())
+    return merged, shift if bias is None else bias.float() + shift
+
+
+def merged_state_dict(model: nn.Module, modulation: Tensor | None) -> dict[str, Tensor]:
+    """The model's weights under their plain names with every LoRA merged, for one condition, in float32.
+
+    modulation: [N, 2, r] of the condition (None where no layer is conditional). Every adapted layer gets a bias.
+    """
+    merged: dict[str, Tensor] = {}
+    adapted = dict(adapted_layers(model))
+    for name, layer in adapted.items():
+        base = layer.get_base_layer()
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        if isinstance(layer, ConditionalLoRA):
+            if modulation is None:
+                raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
+            gamma, beta = modulation[layer.index].unbind(0)
+        else:
+            gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
+        weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta)
+        merged[f"{name}.weight"], merged[f"{name}.bias"] = weight, bias
+    for name, tensor in model.state_dict().items():
+        owner = next((n for n in adapted if name.startswith(f"{n}.")), None)
+        if owner is None:
+            merged[name] = tensor.float()
+    return merged
+
+
+def add_missing_biases(model: nn.Module, names: Sequence[str]) -> None:
+    """Give the named linear and convolutional layers a zero bias where they have none, in place (a merge needs it)."""
+    for name in names:
+        layer = model.get_submodule(name)
+        if layer.bias is None:
+            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)

@@ -1,0 +1,133 @@
+"""Training crops: a photograph, a window of it, a degradation, all decided by (seed, index) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dod.data.degradations import DEGRADATIONS, degrade
+from dod.errors import DataError
+
+__all__ = ["CLEAN", "PhotographCrops", "load_photographs", "to_tensor"]
+
+CLEAN = "clean"
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
+    """Every picture directly in `folder` as RGB uint8 [H, W, 3], by file name, in the order of the names.
+
+    Raises DataError for a folder that is missing or holds no picture, and for an unreadable picture, naming it.
+    """
+    folder = Path(folder)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise DataError(
+            f"no photographs in {folder}: `python -m dod.data.photographs {folder.parent}` fetches this project's own"
+        )
+    return {path.name: _read(path) for path in paths}
+
+
+def to_tensor(image: NDArray[np.float32]) -> Tensor:
+    """[H, W, 3] in 0 to 1 -> float32 [3, H, W] in -1 to 1."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).mul_(2).sub_(1)
+
+
+class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
+    """(degraded, clean, index) for training, float32 [3, crop, crop] in -1 to 1, from photographs held in memory.
+
+    `index` counts in `names`: the degradations, then "clean" (an undegraded pair, a share `clean_fraction` of them).
+    Crops are native, but for a third of them that come from a window up to twice as large, reduced; each is flipped
+    and turned at random. Of two windows the more detailed is taken: flat sky teaches little.
+
+    Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
+    where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there
+    are no photographs, one is unreadable or smaller than `crop`, or a degradation is unknown.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        crop: int,
+        seed: int,
+        degradations: Sequence[str] = DEGRADATIONS,
+        clean_fraction: float = 0.1,
+        length: int = 1 << 40,
+    ) -> None:
+        if unknown := [name for name in degradations if name not in DEGRADATIONS]:
+            raise DataError(f"unknown degradation {unknown[0]!r}: it is one of {', '.join(DEGRADATIONS)}")
+        if crop < 1:
+            raise DataError(f"a crop must be at least 1 px, not {crop}")
+        if not 0 <= clean_fraction <= 1:
+            raise DataError(f"the share of clean samples must be between 0 and 1, not {clean_fraction}")
+        if not degradations and clean_fraction < 1:
+            raise DataError("no degradation to train on: name at least one, or set the share of clean samples to 1")
+        photographs = load_photographs(folder)
+        for name, photograph in photographs.items():
+            if min(photograph.shape[:2]) < crop:
+                height, width = photograph.shape[:2]
+                raise DataError(
+                    f"{Path(folder) / name} is {width}x{height}, smaller than a crop of {crop} px: "
+                    "remove it or train on smaller crops"
+                )
+        self.names = (*degradations, CLEAN)
+        self.crop = crop
+        self.seed = seed
+        self.clean_fraction = clean_fraction
+        self._photographs = list(photographs.values())
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
+        if not 0 <= i < self._length:
+            raise IndexError(f"sample {i} of {self._length}")
+        rng = np.random.default_rng((self.seed, i))
+        clean = self._clean_crop(rng)
+        if rng.random() < self.clean_fraction:
+            index, degraded = len(self.names) - 1, clean
+        else:
+            index = int(rng.integers(len(self.names) - 1))
+            degraded, _ = degrade(clean, self.names[index], rng)
+        return to_tensor(degraded), to_tensor(clean), index
+
+    def _clean_crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        photograph = self._photographs[rng.integers(len(self._photographs))]
+        reduction = rng.uniform(1, 2) if rng.random() < 1 / 3 else 1.0
+        size = min(round(self.crop * reduction), *photograph.shape[:2])
+        window = max((self._window(photograph, size, rng) for _ in range(2)), key=_detail)
+        if size != self.crop:
+            reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
+            window = np.asarray(reduced)
+        window = np.rot90(window, int(rng.integers(4)))
+        if rng.random() < 0.5:
+            window = window[:, ::-1]
+        return np.ascontiguousarray(window, dtype=np.float32) / np.float32(255)
+
+    @staticmethod
+    def _window(photograph: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+        height, width = photograph.shape[:2]
+        top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        return photograph[top : top + size, left : left + size]
+
+
+def _detail(window: NDArray[np.uint8]) -> float:
+    """Sum of absolute differences between neighbours two pixels apart, on the green channel."""
+    green = window[::2, ::2, 1].astype(np.int16)
+    return float(np.abs(np.diff(green, axis=0)).sum() + np.abs(np.diff(green, axis=1)).sum())
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the picture {path}: {error}; remove it or prepare the folder again") from error

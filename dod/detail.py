@@ -1,0 +1,92 @@
+"""High-fidelity detail enhancement: equation (6), and the VAE decoder that carries one module before each up block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+
+class DenseBlock(nn.Module):
+    """Five densely connected 3 x 3 convolutions (Wang et al. 2018, ESRGAN). x: [B, C, H, W]; the same out."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        widths = [growth] * 4 + [channels]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels + i * growth, width, 3, padding=1) for i, width in enumerate(widths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x
+        for conv in self.convs[:-1]:
+            features = torch.cat([features, F.leaky_relu(conv(features), 0.2)], dim=1)
+        return x + 0.2 * self.convs[-1](features)
+
+
+class RRDB(nn.Module):
+    """Residual-in-residual dense block: three dense blocks and a scaled residual (ESRGAN)."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(DenseBlock(channels, growth) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.2 * self.blocks(x)
+
+
+class DetailEnhancement(nn.Module):
+    """Equation (6): F_m = F_d + w RRDB(fuse([Conv(F_e), F_d])).
+
+    F_e: [B, C_e, H, W]; F_d, F_m: [B, C, H, W]. Conv is 1 x 1 and zero-initialised, w a learnable number that starts
+    at 0, so the module starts as the identity; the RRDBs do not start at zero, so gradient reaches w.
+    """
+
+    def __init__(self, encoder_channels: int, channels: int, blocks: int, growth: int) -> None:
+        super().__init__()
+        self.align = nn.Conv2d(encoder_channels, channels, 1)
+        self.fuse = nn.Conv2d(2 * channels, channels, 1)
+        self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
+        self.weight = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.align.weight)
+        nn.init.zeros_(self.align.bias)
+
+    def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+        fused = self.fuse(torch.cat([self.align(encoded), decoded], dim=1))
+        return decoded + self.weight * self.body(fused)
+
+
+class Decoder(nn.Module):
+    """The VAE decoder with detail enhancement. latent_restored [B, 4, H/8, W/8], skip_0..skip_3 -> image [B, 3, H, W].
+
+    skip_i is the input of the encoder's i-th down block (skip_0 at H, skip_3 at H/8); the modules take them reversed.
+    The image is float32, in about [-1, 1], not clipped. `detail` is empty where the ablation leaves it out; without
+    skips it is passed by (stage 1 trains without it).
+    """
+
+    def __init__(self, vae: AutoencoderKL, enabled: bool, blocks: int, growth: int) -> None:
+        super().__init__()
+        self.scaling_factor = vae.config.scaling_factor
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+        widths = vae.config.block_out_channels
+        encoder_widths = [widths[0], *widths[:-1]]
+        decoder_widths = [widths[-1], *reversed(widths[1:])]
+        self.detail = nn.ModuleList(
+            DetailEnhancement(e, d, blocks, growth)
+            for e, d in zip(reversed(encoder_widths), decoder_widths, strict=True)
+            if enabled
+        )
+
+    def forward(self, latent_restored: Tensor, skips: Sequence[Tensor] | None = None) -> Tensor:
+        decoder = self.decoder
+        dtype = self.post_quant_conv.weight.dtype
+        x = decoder.conv_in(self.post_quant_conv((latent_restored / self.scaling_factor).to(dtype)))
+        x = decoder.mid_block(x)
+        for i, block in enumerate(decoder.up_blocks):
+            if len(self.detail) and skips is not None:
+                x = self.detail[i](skips[-1 - i], x)
+            x = block(x)
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float()

@@ -1,0 +1,157 @@
+"""The DOD model: MFM, VAE encoder, one-step UNet and detail decoder, each with exactly the inputs and outputs it is exported with."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import base, clora
+from .config import Preset, StepConfig
+from .detail import Decoder
+from .modulation import MFM, ModulationNetwork, native_crops
+
+
+def alpha_bar(step: StepConfig) -> float:
+    """Cumulative product of 1 - beta at the step's timestep, scaled-linear betas, in float64. SD at t = 999: 0.0046601."""
+    roots = torch.linspace(
+        step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps, dtype=torch.float64, device="cpu"
+    )
+    return float(torch.cumprod(1 - roots**2, dim=0)[step.timestep])
+
+
+def one_step(latent: Tensor, eps: Tensor, abar: float) -> Tensor:
+    """The closed form z0 = (z - sqrt(1 - abar) eps) / sqrt(abar), in float32: at t = 999 an error in eps grows 14.6 times."""
+    return (latent.float() - (1 - abar) ** 0.5 * eps.float()) / abar**0.5
+
+
+class Encoder(nn.Module):
+    """image [B, 3, H, W] in [-1, 1] -> latent [B, 4, H/8, W/8] float32 (posterior mode, scaled), skip_0..skip_3.
+
+    skip_i is the input of the i-th down block.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.scaling_factor = vae.config.scaling_factor
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+
+    def forward(self, image: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """modulation: [B, N, 2, r], only where the encoder is conditional (Table 5's ablation)."""
+        with clora.modulated(modulation):
+            x = self.encoder.conv_in(image.to(self.quant_conv.weight.dtype))
+            skips = []
+            for block in self.encoder.down_blocks:
+                skips.append(x)
+                x = block(x)
+            x = self.encoder.mid_block(x)
+            moments = self.quant_conv(self.encoder.conv_out(self.encoder.conv_act(self.encoder.conv_norm_out(x))))
+        mean = moments.float().chunk(2, dim=1)[0]
+        return mean * self.scaling_factor, skips
+
+
+class OneStepUNet(nn.Module):
+    """latent [B, 4, h, w] float32, modulation [B, N, 2, r] -> latent_restored [B, 4, h, w] float32.
+
+    One noise prediction at a fixed timestep with a fixed prompt embedding [1, T, D], then the closed form in float32.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, prompt: Tensor, step: StepConfig) -> None:
+        super().__init__()
+        self.unet = unet
+        self.timestep, self.alpha_bar = step.timestep, alpha_bar(step)
+        self.register_buffer("prompt", prompt)
+
+    def forward(self, latent: Tensor, modulation: Tensor | None = None) -> Tensor:
+        return one_step(latent, self.predict_noise(latent, modulation), self.alpha_bar)
+
+    def predict_noise(self, latent: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """eps [B, 4, h, w] as the network gives it, in its own dtype."""
+        dtype = self.prompt.dtype
+        prompt = self.prompt.expand(latent.shape[0], -1, -1)
+        with clora.modulated(modulation):
+            return self.unet(latent.to(dtype), self.timestep, prompt, return_dict=False)[0]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass. The modulation is handed to each recomputation explicitly, because
+        the context variable is no longer set by then."""
+
+        def checkpointed(block: nn.Module, *args: object) -> object:
+            def run(modulation: Tensor, *inputs: object) -> object:
+                with clora.modulated(modulation):
+                    return block(*inputs)
+
+            return checkpoint(run, clora.current_modulation(), *args, use_reentrant=False)
+
+        self.unet.enable_gradient_checkpointing(checkpointed)
+
+
+class DOD(nn.Module):
+    """One-step all-in-one restoration: image [B, 3, H, W] in [-1, 1] -> restored image [B, 3, H, W] float32.
+
+    H and W must be multiples of `size_multiple`. `layers` names the N conditional layers in the order of the modulation;
+    `prototypes` holds the mean condition c [C] of each degradation, `statistics` the calibration set's mean and deviation
+    of c; `base_sha256` is the identity of the frozen weights.
+    """
+
+    def __init__(self, preset: Preset, parts: base.BaseParts) -> None:
+        super().__init__()
+        self.preset, self.base_sha256 = preset, parts.sha256
+        lora = preset.lora
+        for model in (parts.vae, parts.unet, parts.h_space):
+            model.requires_grad_(False)
+        clora.inject(parts.unet, lora.unet_targets, lora.rank, lora.alpha, lora.conditional != "none")
+        clora.inject(parts.vae.encoder, lora.encoder_targets, lora.rank, lora.alpha, lora.conditional == "unet+encoder")
+        count = clora.number_layers([parts.unet, parts.vae.encoder])
+        self.layers = [f"unet.{name}" for name, _ in clora.conditional_layers(parts.unet)]
+        self.layers += [f"encoder.{name}" for name, _ in clora.conditional_layers(parts.vae.encoder)]
+        self.mfm = MFM(
+            parts.h_space,
+            ModulationNetwork(
+                parts.h_space.channels, count, lora.rank, preset.mfm.condition_width, preset.mfm.prompt_width
+            ),
+        )
+        self.encoder = Encoder(parts.vae)
+        self.unet = OneStepUNet(parts.unet, parts.prompt, preset.step)
+        detail = preset.detail
+        self.decoder = Decoder(parts.vae, detail.enabled, detail.blocks, detail.growth)
+        self.prototypes: dict[str, Tensor] = {}
+        self.statistics: Tensor | None = None
+        self.eval()
+
+    @classmethod
+    def from_preset(cls, preset: Preset) -> DOD:
+        """The untrained model on its base: LoRA and detail modules are the identity."""
+        return cls(preset, base.load_base(preset))
+
+    def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(condition c [B, C], modulation [B, N, 2, r]) of native pictures [B, 3, H, W] in [-1, 1]."""
+        return self.mfm(native_crops(image, self.preset.mfm.crops, self.preset.mfm.crop_size))
+
+    def forward(self, image: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """modulation: [B, N, 2, r]; computed from the image where it is not given."""
+        if modulation is None:
+            _, modulation = self.modulation(image)
+        latent, skips = self.encode(image, modulation)
+        return self.decoder(self.unet(latent, modulation), skips)
+
+    def encode(self, image: Tensor, modulation: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The encoder, given the modulation only where it is conditional."""
+        return self.encoder(image, modulation if self.preset.lora.conditional == "unet+encoder" else None)
+
+    def adaptation_parameters(self) -> dict[str, nn.Parameter]:
+        """Stage 1's trainable parameters: the LoRA of UNet and encoder, the prompts and M, by checkpoint name."""
+        named = {}
+        for part, model in (("unet", self.unet.unet), ("encoder", self.encoder.encoder)):
+            for name, layer in clora.adapted_layers(model):
+                named[f"{part}.{name}.lora_A.weight"] = layer.lora_A[clora.ADAPTER].weight
+                named[f"{part}.{name}.lora_B.weight"] = layer.lora_B[clora.ADAPTER].weight
+        if self.layers:
+            named |= {f"modulation.{name}": p for name, p in self.mfm.network.named_parameters()}
+        return named
+
+    def detail_parameters(self) -> dict[str, nn.Parameter]:
+        """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
+        return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
+

@@ -1,0 +1,127 @@
+"""What runs the graphs of a bundle. Each backend says whether it can run here, and is loaded only when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BackendError, unknown
+
+__all__ = ["BACKENDS", "Backend", "Options", "open_backend", "survey", "why_not"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked for. device: index of the GPU. threads: of the CPU, None for all cores."""
+
+    device: int = 0
+    precision: str = "auto"
+    threads: int | None = None
+
+
+class Backend(Protocol):
+    """Runs components by name. What `run` returns stays where it is (a GPU, say) until `to_numpy` fetches it."""
+
+    name: str
+    precision: str
+    description: str
+    conditions: tuple[str, ...]
+
+    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
+        """Runs one component inside a `chain`. inputs: arrays, or what an earlier `run` of this chain returned.
+
+        `condition` is needed by `unet_merged` alone. Raises BackendError.
+        """
+        ...
+
+    def to_numpy(self, value: Any) -> np.ndarray:
+        """The array behind a value that `run` returned."""
+        ...
+
+    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Surrounds the components of one batch of pictures [B, 3, H, W]: no other thread's run comes between."""
+        ...
+
+    def stopwatch(self) -> Callable[[], float]:
+        """Starts a clock on the device; the function returned gives the seconds since, all work so far done."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything. Twice is once."""
+        ...
+
+
+# In the order in which backend="auto" tries them.
+BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_cpu")
+GROUPS = {"auto": BACKENDS, "onnxruntime": ("onnxruntime_cuda", "onnxruntime_cpu")}
+
+
+def _module(name: str) -> Any:
+    return import_module(f".{'tensorrt' if name.startswith('tensorrt') else 'onnxruntime'}", __name__)
+
+
+def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+    """Why the backend `name` cannot run this bundle on this machine; None where it can."""
+    return _module(name).why_not(name, bundle, options)
+
+
+def survey(bundle: Bundle, options: Options | None = None) -> dict[str, str | None]:
+    """For each backend, in the order of preference, why it cannot run here; None where it can."""
+    return {name: why_not(name, bundle, options or Options()) for name in BACKENDS}
+
+
+def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[Backend, str]:
+    """Opens the first backend of `name` that can run here, and says why it was that one.
+
+    name: one of `BACKENDS`, `auto`, or `onnxruntime` (on CUDA, else on the CPU). Raises UsageError for any other and
+    BackendError, with all reasons and with what can run instead, where none can.
+    """
+    if name not in BACKENDS and name not in GROUPS:
+        raise unknown("backend", name, [*GROUPS, *BACKENDS])
+    if options.precision not in ("auto", *bundle.manifest.precisions):
+        raise unknown("precision", options.precision, ["auto", *bundle.manifest.precisions])
+    reasons: dict[str, str] = {}
+    for candidate in GROUPS.get(name, (name,)):
+        reason = why_not(candidate, bundle, options)
+        if reason is None:
+            try:
+                backend: Backend = _module(candidate).open_backend(candidate, bundle, options)
+            except BackendError as error:
+                reason = str(error)
+            else:
+                return backend, _because(name, candidate, reasons)
+        reasons[candidate] = reason
+    raise BackendError(_refusal(name, bundle, options, reasons))
+
+
+def _because(asked: str, taken: str, reasons: Mapping[str, str]) -> str:
+    if asked == taken:
+        return "asked for"
+    others = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return f"the first that can run here ({others})" if others else "the first choice, and it can run here"
+
+
+def _refusal(asked: str, bundle: Bundle, options: Options, reasons: Mapping[str, str]) -> str:
+    why = "; ".join(f"{name}: {reason}" if name != asked else reason for name, reason in reasons.items())
+    rest = [name for name in BACKENDS if name not in reasons and why_not(name, bundle, options) is None]
+    if asked == "auto":
+        return f"no backend can run this bundle here: {why}"
+    return f"backend {asked} cannot run here: {why}. What can run here: {', '.join(rest) or 'nothing'}"
+
+
+def choose_precision(asked: str, offered: tuple[str, ...], preferred: str) -> str | None:
+    """The precision to use of those that a target offers; None where the one that was asked for is not among them."""
+    if asked != "auto":
+        return asked if asked in offered else None
+    return preferred if preferred in offered else next(iter(offered), None)
+
+
+def kept_sessions(weight_bytes: int, budget: int = 4 << 30, most: int = 8) -> int:
+    """How many merged UNets to keep loaded: as many as fit into `budget` bytes, from one to `most`."""
+    return max(1, min(most, budget // max(1, weight_bytes)))

@@ -1,0 +1,173 @@
+"""ONNX Runtime on the CPU or on CUDA. A condition replaces values of the one merged graph, never the graph."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BackendError, BundleError, unknown
+from ..merge import merge
+from . import Options, choose_precision, kept_sessions
+from .gpu import find_gpu
+
+__all__ = ["OnnxRuntime", "open_backend", "why_not"]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+    """Why ONNX Runtime on CUDA or on the CPU cannot run `bundle` here; None where it can."""
+    if "onnxruntime" not in bundle.manifest.targets:
+        return "this bundle was built without the target onnxruntime"
+    if _precision(name, bundle, options) is None:
+        offered = bundle.manifest.targets["onnxruntime"].precisions
+        return f"this bundle has {' and '.join(offered)} for it, not {options.precision}"
+    on_cuda = name == "onnxruntime_cuda"
+    extra = "onnxruntime-gpu" if on_cuda else "onnxruntime"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"the library onnxruntime cannot be imported ({error}); install it with: pip install {extra}"
+    if not on_cuda:
+        return None
+    if CUDA not in onnxruntime.get_available_providers():
+        return "the installed onnxruntime has no CUDA provider; replace it with: pip install onnxruntime-gpu"
+    try:
+        find_gpu(options.device)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _precision(name: str, bundle: Bundle, options: Options) -> str | None:
+    """float32 on the CPU, which computes fp16 graphs in float32 anyway; fp16 on CUDA."""
+    offered = bundle.manifest.targets["onnxruntime"].precisions
+    return choose_precision(options.precision, offered, "fp16" if name == "onnxruntime_cuda" else "fp32")
+
+
+def open_backend(name: str, bundle: Bundle, options: Options) -> OnnxRuntime:
+    """Opens the backend. Raises BackendError where a session of the graphs cannot be made on the device."""
+    return OnnxRuntime(name, bundle, options)
+
+
+class OnnxRuntime:
+    """A session for each component and condition, made when it is first needed. Sessions may be shared by threads."""
+
+    def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
+        import onnxruntime
+
+        precision = _precision(name, bundle, options)
+        if precision is None:
+            raise BackendError(why_not(name, bundle, options) or "no precision to run")
+        self.name, self.precision = name, precision
+        self.conditions = ("auto", *bundle.manifest.conditions)
+        self._ort, self._bundle, self._options = onnxruntime, bundle, options
+        self._files = bundle.manifest.precisions[precision]
+        self._device = options.device if name == "onnxruntime_cuda" else None
+        self._sessions: dict[str, Any] = {}
+        self._merged: OrderedDict[str, Any] = OrderedDict()
+        weights = bundle.manifest.files[self._files.weights["unet_merged"]]
+        self._kept = kept_sessions(weights.bytes)
+        self._lock = threading.Lock()
+        if self._device is None:
+            place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
+        else:
+            place = f"GPU {self._device}, {find_gpu(self._device).name}"
+            self._session("encoder", None)
+        self.description = f"ONNX Runtime {onnxruntime.__version__} on {place}, {precision}"
+
+    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
+        """See `Backend.run`. On CUDA the results are `OrtValue`s on the GPU, else arrays."""
+        session = self._session(component, condition)
+        names = [output.name for output in session.get_outputs()]
+        try:
+            if self._device is None:
+                return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return self._run_bound(session, names, inputs)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+            raise BackendError(f"ONNX Runtime failed in {component}: {_first_line(error)}") from error
+
+    def _run_bound(self, session: Any, names: list[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        binding = session.io_binding()
+        for key, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(key, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(key, value)
+        for key in names:
+            binding.bind_output(key, "cuda", self._device)
+        session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def to_numpy(self, value: Any) -> np.ndarray:
+        """See `Backend.to_numpy`."""
+        return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""
+        return nullcontext()
+
+    def stopwatch(self) -> Callable[[], float]:
+        """See `Backend.stopwatch`. `run` returns when all is done, so that the clock of the CPU will do."""
+        start = time.perf_counter()
+        return lambda: time.perf_counter() - start
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        with self._lock:
+            self._sessions.clear()
+            self._merged.clear()
+
+    def _session(self, component: str, condition: str | None) -> Any:
+        with self._lock:
+            if component != "unet_merged":
+                if component not in self._sessions:
+                    self._sessions[component] = self._open(component, {})
+                return self._sessions[component]
+            if condition is None or condition not in self._bundle.manifest.conditions:
+                raise unknown("condition", condition, self._bundle.manifest.conditions)
+            if condition not in self._merged:
+                self._merged[condition] = self._open(component, self._values(condition))
+                if len(self._merged) > self._kept:
+                    self._merged.popitem(last=False)
+            self._merged.move_to_end(condition)
+            return self._merged[condition]
+
+    def _values(self, condition: str) -> dict[str, np.ndarray]:
+        """The merged weights and biases of a condition."""
+        manifest = self._bundle.manifest
+        stored = self._bundle.tensors(self._files.weights["unet_merged"])
+        return merge(stored, manifest.merge, self._bundle.modulation(condition))
+
+    def _open(self, component: str, values: Mapping[str, np.ndarray]) -> Any:
+        path = self._bundle.path(self._files.onnx[component])
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
+        try:
+            if values:
+                arrays = [self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in values.values()]
+                options.add_external_initializers(list(values), arrays)
+            session = self._ort.InferenceSession(str(path), options, providers=self._providers())
+        except Exception as error:  # as in `run`
+            kind = BundleError if self._device is None else BackendError
+            raise kind(f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        if self._device is not None and session.get_providers()[0] != CUDA:
+            raise BackendError("ONNX Runtime fell back to the CPU: its CUDA provider does not start on this machine")
+        return session
+
+    def _providers(self) -> list[Any]:
+        return [CPU] if self._device is None else [(CUDA, {"device_id": self._device}), CPU]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,61 @@
+"""Merges one condition into the plain UNet's weights: equations (3) to (5) for a fixed degradation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from .errors import BundleError
+from .manifest import MergeEntry
+
+__all__ = ["merge", "merge_layer"]
+
+
+def merge_layer(
+    weight: np.ndarray,
+    bias: np.ndarray,
+    down: np.ndarray,
+    up: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eq. (3)-(5) at a fixed modulation: W' = W + s B diag(gamma) A and b' = b + s B beta, computed in float32.
+
+    weight W: [out, in] or [out, in/groups, kh, kw]; bias b: [out]; down A: [r, in] or [r, in/groups, kh, kw];
+    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]. Returns W' and b' in the shapes and dtypes of W and b.
+
+    Exact for a convolution too, borders included: A carries the kernel and B is 1x1, so the branch is one
+    convolution with the kernel B diag(gamma) A and the constant B beta.
+    """
+    rank = down.shape[0]
+    b = np.asarray(up, np.float32).reshape(up.shape[0], rank)
+    delta = (b * np.asarray(gamma, np.float32)) @ np.asarray(down, np.float32).reshape(rank, -1)
+    scale32 = np.float32(scale)
+    merged = np.asarray(weight, np.float32) + scale32 * delta.reshape(weight.shape)
+    shifted = np.asarray(bias, np.float32) + scale32 * (b @ np.asarray(beta, np.float32))
+    return merged.astype(weight.dtype), shifted.astype(bias.dtype)
+
+
+def merge(
+    tensors: Mapping[str, np.ndarray], entries: Iterable[MergeEntry], modulation: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The tensors that one condition changes, by name, from the stored ones; `tensors` is left as it is.
+
+    modulation: float32 [N, 2, r], gamma = modulation[i, 0] and beta = modulation[i, 1] for the layer of index i.
+    Always computed from the stored weights, never from merged ones: switching A, B, A gives A bit for bit.
+    Raises BundleError where a tensor is missing or does not fit.
+    """
+    merged: dict[str, np.ndarray] = {}
+    for entry in entries:
+        try:
+            weight, bias = tensors[entry.weight], tensors[entry.bias]
+            gamma, beta = modulation[entry.index]
+            values = merge_layer(weight, bias, tensors[entry.A], tensors[entry.B], gamma, beta, entry.scale)
+        except KeyError as error:
+            raise BundleError(f"cannot merge {entry.layer}: the weights hold no tensor {error}") from error
+        except (IndexError, ValueError) as error:
+            raise BundleError(f"cannot merge {entry.layer}: shapes do not fit ({error})") from error
+        merged[entry.weight], merged[entry.bias] = values
+    return merged

@@ -1,0 +1,210 @@
+"""The public class: a bundle and a backend, pictures in, restored pictures out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+from PIL import Image
+
+from .backends import Options, open_backend
+from .bundle import Bundle
+from .errors import BackendError, PictureError, UsageError, unknown
+from .geometry import crops, pad, padded_size
+from .image import Picture, Source, read
+
+__all__ = ["Observer", "Prepared", "Restored", "Restorer"]
+
+Restored: TypeAlias = Image.Image | np.ndarray
+Observer: TypeAlias = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that is ready to run. image: float32 [3, H, W], padded, in [-1, 1]. crops: float32 [K, 3, R, R]."""
+
+    picture: Picture
+    image: np.ndarray
+    crops: np.ndarray | None
+
+
+class Restorer:
+    """Restores pictures with one bundle on one backend. Threads may share it.
+
+    bundle: the folder, or an open `Bundle`. backend: `auto` (the first of tensorrt, tensorrt_rtx, onnxruntime_cuda
+    and onnxruntime_cpu that can run here), one of these, or `onnxruntime`; it never changes afterwards. device: index
+    of the GPU. precision: `auto`, or one that the bundle has. threads: of the CPU backend, all cores by default.
+    Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        backend: str = "auto",
+        device: int = 0,
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
+        manifest = self.bundle.manifest
+        multiple = manifest.size_multiple
+        self._sizes = multiple, manifest.profile.size[0], manifest.profile.size[2] // multiple * multiple
+
+    @property
+    def backend(self) -> str:
+        """The backend that was taken, such as `onnxruntime_cpu`; `reason` says why."""
+        return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """The precision of the graphs or engines, such as `fp16`."""
+        return self._backend.precision
+
+    @property
+    def description(self) -> str:
+        """The backend with its version, device and precision, in words."""
+        return self._backend.description
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What `condition` may be: `auto`, and the degradations that the bundle knows."""
+        return self._backend.conditions
+
+    def restore(self, picture: Source, condition: str = "auto") -> Restored:
+        """Restores one picture.
+
+        picture: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
+        gives an image, upright, with its colour profile; an array gives an array of the same dtype and layout.
+        Raises PictureError for what is no picture or too large for the bundle, UsageError for an unknown condition.
+        """
+        self.check_condition(condition)
+        return self._run_batch([self.prepare(picture, condition)], condition)[0]
+
+    @overload
+    def restore_many(
+        self, pictures: Iterable[Source], condition: str = ..., batch_size: int = ..., *, return_errors: Literal[True]
+    ) -> Iterator[Restored | PictureError]: ...
+
+    @overload
+    def restore_many(
+        self, pictures: Iterable[Source], condition: str = ..., batch_size: int = ...
+    ) -> Iterator[Restored]: ...
+
+    def restore_many(
+        self,
+        pictures: Iterable[Source],
+        condition: str = "auto",
+        batch_size: int = 1,
+        *,
+        return_errors: bool = False,
+    ) -> Iterator[Restored | PictureError]:
+        """Restores pictures one after the other, lazily and in order.
+
+        Neighbours that pad to the same size run together, at most `batch_size` and never more than the bundle takes.
+        A bad picture raises its PictureError when its turn comes, or is given in its place with `return_errors`.
+        """
+        self.check_condition(condition)
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, not {batch_size}")
+        return self._stream(pictures, condition, min(batch_size, self.bundle.manifest.profile.batch[2]), return_errors)
+
+    def _stream(
+        self, pictures: Iterable[Source], condition: str, batch_size: int, return_errors: bool
+    ) -> Iterator[Restored | PictureError]:
+        batch: list[Prepared] = []
+        for picture in pictures:
+            following: Prepared | PictureError
+            try:
+                following = self.prepare(picture, condition)
+            except PictureError as error:
+                following = error
+            fits = isinstance(following, Prepared) and (not batch or following.image.shape == batch[0].image.shape)
+            if batch and (not fits or len(batch) == batch_size):
+                yield from self._run_batch(batch, condition)
+                batch = []
+            if isinstance(following, Prepared):
+                batch.append(following)
+            elif return_errors:
+                yield following
+            else:
+                raise following
+        if batch:
+            yield from self._run_batch(batch, condition)
+
+    def check_condition(self, condition: str) -> None:
+        """Raises UsageError, with the valid names, for a condition that this backend cannot run."""
+        if condition not in self.conditions:
+            raise unknown("condition", condition, self.conditions)
+
+    def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
+        """Reads and pads a picture; takes the MFM's crops of it where the condition is `auto`. Raises PictureError."""
+        loaded = read(picture, largest=self._sizes[2])
+        height, width = (padded_size(side, *self._sizes) for side in loaded.pixels.shape[:2])
+        image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
+        rule = self.bundle.manifest.crops
+        return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if condition == "auto" else None)
+
+    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored]:
+        images = np.stack([each.image for each in batch])
+        taken = [each.crops for each in batch if each.crops is not None]
+        restored = self.run_components(images, np.stack(taken) if taken else None, condition)
+        if not np.isfinite(restored).all():
+            raise BackendError(
+                f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
+                "try precision fp32, and rebuild the bundle with more fp32 islands"
+            )
+        results = []
+        for each, image in zip(batch, restored, strict=True):
+            height, width = each.picture.pixels.shape[:2]
+            results.append(each.picture.finish(image[:, :height, :width].transpose(1, 2, 0)))
+        return results
+
+    def run_components(
+        self,
+        images: np.ndarray,
+        crops: np.ndarray | None = None,
+        condition: str = "auto",
+        observe: Observer | None = None,
+    ) -> np.ndarray:
+        """The chain of components on padded pictures; the step below `restore`, for benchmarks and tests.
+
+        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], needed where the condition is `auto`;
+        the MFM is not run for any other. Returns float32 [B, 3, H, W]. `observe` is called with each component and
+        its seconds on the device; without it nothing waits between the components.
+        """
+        self.check_condition(condition)
+        dynamic = condition == "auto"
+        if dynamic and crops is None:
+            raise UsageError("the condition auto needs crops")
+        values: dict[str, object] = {"image": images, "crops": crops}
+        order = ("mfm", "encoder", "unet_dynamic", "decoder") if dynamic else ("encoder", "unet_merged", "decoder")
+        with self._backend.chain(images.shape):
+            for component in order:
+                inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
+                elapsed = self._backend.stopwatch() if observe else None
+                values |= self._backend.run(component, inputs, None if dynamic else condition)
+                if observe and elapsed:
+                    observe(component, elapsed())
+            return self._backend.to_numpy(values["image"]).astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Frees the backend: its sessions, and its memory on the GPU."""
+        self._backend.close()
+
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Restorer({str(self.bundle.folder)!r}, backend={self.backend!r}, precision={self.precision!r})"

@@ -1,0 +1,106 @@
+"""Reads safetensors files into numpy without any other library. Every number in a header is checked before use."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError
+
+__all__ = ["read_tensors"]
+
+MAX_HEADER = 100_000_000
+
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "F16": np.dtype("<f2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "F32": np.dtype("<f4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F64": np.dtype("<f8"),
+}
+
+
+def read_tensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name, as read-only views of one memory map.
+
+    Raises BundleError where the file is absent, is not safetensors, or holds a type that numpy has not (bfloat16).
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise _hostile(path, f"its header claims {length} bytes of a file of {size}")
+            header = _header(path, file.read(length))
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
+    space = size - 8 - length
+    spans = {name: _span(path, name, entry, space) for name, entry in header.items() if name != "__metadata__"}
+    _check_cover(path, [(begin, end) for _, _, begin, end in spans.values()], space)
+    data = np.memmap(path, np.uint8, "r", 8 + length, (space,)) if space else np.empty(0, np.uint8)
+    return {name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in spans.items()}
+
+
+def _header(path: Path, text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) != len(names):
+            raise ValueError("a name occurs twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise _hostile(path, f"its header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _hostile(path, "its header is not a JSON object")
+    return header
+
+
+def _span(path: Path, name: str, entry: Any, space: int) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """dtype, shape, first and last byte of one header entry, checked against the `space` bytes of data."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _hostile(path, f"the entry of {name!r} is incomplete")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in DTYPES:
+        raise _hostile(path, f"{name!r} has the type {kind!r}, which is not one of {', '.join(DTYPES)}")
+    if not (_naturals(shape) and len(shape) <= 32 and _naturals(offsets) and len(offsets) == 2):
+        raise _hostile(path, f"shape or offsets of {name!r} are not lists of natural numbers")
+    begin, end = offsets
+    if not begin <= end <= space:
+        raise _hostile(path, f"{name!r} lies at bytes {begin} to {end} of {space}")
+    if end - begin != prod(shape) * DTYPES[kind].itemsize:
+        raise _hostile(path, f"{name!r} of shape {shape} and type {kind} cannot take {end - begin} bytes")
+    return DTYPES[kind], tuple(shape), begin, end
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def _check_cover(path: Path, spans: list[tuple[int, int]], space: int) -> None:
+    """The format wants the tensors to lie one after the other: no overlap, no hole, nothing behind the last."""
+    reached = 0
+    for begin, end in sorted(spans):
+        if begin != reached:
+            raise _hostile(path, f"its tensors {'overlap' if begin < reached else 'leave a hole'} at byte {begin}")
+        reached = end
+    if reached != space:
+        raise _hostile(path, f"its tensors end at byte {reached} of {space}")
+
+
+def _hostile(path: Path, what: str) -> BundleError:
+    return BundleError(f"{path} is not a valid safetensors file: {what}")

@@ -1,0 +1,243 @@
+"""Bundles: whole, spoiled in every way, and written."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.bundle import Bundle, hash_file, write_bundle
+from runtime.errors import BundleError, UsageError
+from runtime.manifest import COMPONENTS, Manifest
+from tests.runtime.toy_bundle import toy_modulation, toy_prototype, toy_weights, write_toy_bundle
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    data = json.loads((folder / "bundle.json").read_text())
+    change(data)
+    (folder / "bundle.json").write_text(json.dumps(data))
+    return folder
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_open_reads_the_manifest(toy: Bundle) -> None:
+    manifest = toy.manifest
+    assert manifest.name == "toy" and set(manifest.components) == set(COMPONENTS)
+    assert manifest.profile.size == (32, 32, 128) and manifest.crops.count == 4
+    assert [spec.dtype("fp16") for spec in manifest.components["encoder"].outputs] == ["float32"] + ["float16"] * 4
+    assert manifest.components["encoder"].outputs[1].dtype("fp32") == "float32"
+    assert manifest.merge[1].A == "proj.lora_A.weight" and manifest.merge[1].scale == 0.5
+    toy.verify()
+    assert "toy" in repr(toy)
+
+
+def test_every_file_is_recorded(toy: Bundle) -> None:
+    on_disk = {path.relative_to(toy.folder).as_posix() for path in toy.folder.rglob("*") if path.is_file()}
+    assert on_disk - {"bundle.json", "report.md"} == set(toy.manifest.files)
+    for name, record in toy.manifest.files.items():
+        assert record.sha256 == hash_file(toy.folder / name) and record.bytes == (toy.folder / name).stat().st_size
+
+
+def test_modulation_is_the_prototypes(toy: Bundle) -> None:
+    expected = toy_modulation(toy_prototype("haze"), toy_weights(1)["mfm"])
+    np.testing.assert_array_equal(toy.modulation("haze"), expected)
+    with pytest.raises(UsageError, match="did you mean 'haze'"):
+        toy.modulation("hase")
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no such bundle: .*build it with: python export/build_engines.py"):
+        Bundle.open(tmp_path / "none")
+    with pytest.raises(BundleError, match=r"is not a bundle: it has no bundle.json"):
+        Bundle.open(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Bundle.open(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xff", b"[]", b"3", b"{}", b'{"schema": "1"}'])
+def test_manifest_that_is_none(content: bytes, copy: Path) -> None:
+    (copy / "bundle.json").write_bytes(content)
+    with pytest.raises(BundleError):
+        Bundle.open(copy)
+
+
+def test_newer_and_older_schema(copy: Path) -> None:
+    with pytest.raises(BundleError, match=r"schema 2, newer than schema 1 .*: update dod-runtime"):
+        Bundle.open(edited(copy, lambda data: data.update(schema=2)))
+    with pytest.raises(BundleError, match=r"schema 0, older .*: rebuild"):
+        Bundle.open(edited(copy, lambda data: data.update(schema=0)))
+
+
+def test_missing_file_is_named(copy: Path) -> None:
+    (copy / "onnx/fp32/decoder.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks the file onnx/fp32/decoder\.onnx; rebuild with: python export/"):
+        Bundle.open(copy)
+
+
+def test_cut_file_is_found_at_once(copy: Path) -> None:
+    path = copy / "onnx/fp32/unet.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"unet\.safetensors has \d+ bytes, expected \d+"):
+        Bundle.open(copy)
+
+
+def test_changed_byte_is_found_at_first_use(copy: Path) -> None:
+    flip(copy / "onnx/fp32/encoder.onnx")
+    bundle = Bundle.open(copy)
+    bundle.path("onnx/fp32/decoder.onnx")
+    message = r"encoder\.onnx was changed: expected SHA-256 \w{64}, found \w{64}; rebuild with: python export/"
+    with pytest.raises(BundleError, match=message):
+        bundle.path("onnx/fp32/encoder.onnx")
+    with pytest.raises(BundleError, match="was changed"):
+        bundle.verify()
+
+
+def test_a_graph_answers_for_its_weights(copy: Path) -> None:
+    flip(copy / "onnx/fp32/unet.safetensors")
+    bundle = Bundle.open(copy)
+    bundle.path("onnx/fp32/encoder.onnx")
+    for component in ("unet_dynamic", "unet_merged"):
+        with pytest.raises(BundleError, match=r"unet\.safetensors was changed"):
+            bundle.path(f"onnx/fp32/{component}.onnx")
+
+
+def test_unknown_file(toy: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"has no file nothing.onnx"):
+        toy.path("nothing.onnx")
+
+
+def test_modulation_of_the_wrong_shape(copy: Path) -> None:
+    edited(copy, lambda data: data["components"]["mfm"]["outputs"][1].update(shape=["batch", 9, 2, 4]))
+    with pytest.raises(BundleError, match=r"must hold 'modulation' as float32 \[9, 2, 4\], found float32 \[2, 2, 4\]"):
+        Bundle.open(copy).modulation("haze")
+
+
+REQUIRED = ["schema", "name", "size_multiple", "profile", "crops", "components", "precisions", "merge", "conditions"]
+
+
+@pytest.mark.parametrize("key", [*REQUIRED, "targets", "files"])
+def test_missing_key_is_named(key: str, copy: Path) -> None:
+    with pytest.raises(BundleError, match=f"bundle.json is not valid: {key} is missing"):
+        Bundle.open(edited(copy, lambda data: data.pop(key)))
+
+
+def at(data: Any, *keys: Any, value: Any) -> None:
+    for key in keys[:-1]:
+        data = data[key]
+    data[keys[-1]] = value
+
+
+WRONG = [
+    (("size_multiple",), 0, "size_multiple is 0"),
+    (("size_multiple",), True, "size_multiple is True"),
+    (("profile", "size"), [256, 128, 512], "three rising numbers"),
+    (("profile", "batch"), [2, 2, 4], "must begin with 1"),
+    (("crops", "count"), 3, "not a square number"),
+    (("components", "mfm", "inputs", 0, "name"), 3, r"components.mfm.inputs\[0\].name is 3, not a text"),
+    (("components", "mfm", "inputs"), {}, "components.mfm.inputs is {}, not a list"),
+    (("merge", 0, "index"), -1, r"merge\[0\].index is -1"),
+    (("merge", 0, "scale"), "1", "not a number"),
+    (("conditions", "haze"), "../../etc/passwd", "not a path inside the bundle"),
+    (("conditions", "haze"), "/etc/passwd", "not a path inside the bundle"),
+    (("conditions", "haze"), "c:\\haze", "not a path inside the bundle"),
+    (("conditions", "haze"), "conditions/none", "not among the bundle's files"),
+    (("conditions", "auto"), "conditions/haze.safetensors", "conditions.auto is a reserved name"),
+    (("targets", "onnxruntime", "precisions"), ["int8"], "precision int8"),
+    (("targets", "tensorrt"), {"precision": "fp16", "engines": {"mfm": "e"}}, "targets.tensorrt.engines.mfm names e"),
+    (("files", "conditions/haze.safetensors", "sha256"), "abc", "not 64 hexadecimal digits"),
+    (("files", "conditions/haze.safetensors", "bytes"), "1", "not a whole number"),
+    (("files", ".."), {"bytes": 1, "sha256": "0" * 64}, "not a path inside the bundle"),
+    (("precisions", "fp32", "onnx"), {}, "precisions.fp32.onnx.mfm is missing"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), WRONG)
+def test_wrong_entries_are_named(keys: tuple[Any, ...], value: Any, message: str, copy: Path) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(edited(copy, lambda data: at(data, *keys, value=value)))
+
+
+def test_unknown_keys_are_passed_over(copy: Path) -> None:
+    assert Bundle.open(edited(copy, lambda data: data.update(later={"x": 1}))).manifest.name == "toy"
+
+
+def test_write_replaces_a_bundle_whole(tmp_path: Path) -> None:
+    folder = write_toy_bundle(tmp_path / "bundle", conditions=["haze"], precisions=["fp32"])
+    (folder / "stray").touch()
+    write_toy_bundle(folder, conditions=["rain"], precisions=["fp32"])
+    assert set(Bundle.open(folder).manifest.conditions) == {"rain"}
+    assert not (folder / "stray").exists()
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_write_keeps_the_keys(copy: Path, tmp_path: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    data["files"] = {"onnx/fp32/mfm.onnx": {"key": "abc"}}
+    bundle = write_bundle(data, copy, tmp_path / "again")
+    assert bundle.manifest.files["onnx/fp32/mfm.onnx"].key == "abc"
+    assert bundle.manifest.files["onnx/fp32/decoder.onnx"].key == ""
+    assert not copy.exists()
+
+
+def test_write_refuses_what_is_not_valid_and_leaves_all(copy: Path, tmp_path: Path) -> None:
+    old = write_toy_bundle(tmp_path / "old", precisions=["fp32"])
+    data = json.loads((copy / "bundle.json").read_text())
+    del data["crops"]
+    with pytest.raises(BundleError, match="crops is missing"):
+        write_bundle(data, copy, old)
+    Bundle.open(old).verify()
+    assert (copy / "onnx").is_dir()
+
+
+def test_write_never_replaces_what_is_no_bundle(copy: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "one.jpg").touch()
+    with pytest.raises(BundleError, match="exists and is not a bundle"):
+        write_bundle({}, copy, photos)
+    assert (photos / "one.jpg").exists()
+
+
+def test_write_puts_the_old_one_back(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = write_toy_bundle(tmp_path / "old", precisions=["fp32"], conditions=["rain"])
+    data = json.loads((copy / "bundle.json").read_text())
+    rename = os.rename
+
+    def interrupted(source: Path, target: Path) -> None:
+        if Path(source) == copy:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(data, copy, old)
+    assert set(Bundle.open(old).manifest.conditions) == {"rain"}
+
+
+def test_threads_may_share_a_bundle(copy: Path) -> None:
+    bundle = Bundle.open(copy)
+    threads = [threading.Thread(target=bundle.verify) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bundle._verified == set(bundle.manifest.files)
+
+
+def test_parse_wants_all_components(copy: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    del data["components"]["decoder"]
+    with pytest.raises(BundleError, match=r"components.decoder is missing"):
+        Manifest.parse(data)

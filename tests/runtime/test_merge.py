@@ -1,0 +1,80 @@
+"""The merge against the branch form, computed independently in float64, for every kind of layer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime.errors import BundleError
+from runtime.manifest import MergeEntry
+from runtime.merge import merge, merge_layer
+
+
+def convolve(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:
+    """x: [C, H, W], weight: [O, C, k, k]; zero padding of k // 2. Straight from the definition."""
+    out, _, k, _ = weight.shape
+    padded = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("chwij,ocij->ohw", windows, weight).reshape(out, *windows.shape[1:3])
+
+
+def layer(random: np.random.Generator, out: int, into: int, rank: int, kernel: tuple[int, ...]):
+    weight, bias = random.standard_normal((out, into, *kernel)), random.standard_normal(out)
+    down = random.standard_normal((rank, into, *kernel))
+    up = random.standard_normal((out, rank, *(1 for _ in kernel)))
+    gamma, beta = random.standard_normal((2, rank))
+    return [value.astype(np.float32) for value in (weight, bias, down, up, gamma, beta)]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_convolution_borders_included(kernel: int, stride: int) -> None:
+    random = np.random.default_rng(kernel + stride)
+    weight, bias, down, up, gamma, beta = layer(random, 6, 5, 3, (kernel, kernel))
+    x = random.standard_normal((5, 9, 8))
+    hidden = gamma[:, None, None] * convolve(x, down.astype(float), stride) + beta[:, None, None]
+    branch = convolve(x, weight.astype(float), stride) + bias[:, None, None] + 0.7 * convolve(hidden, up.astype(float))
+    merged, shifted = merge_layer(weight, bias, down, up, gamma, beta, 0.7)
+    np.testing.assert_allclose(convolve(x, merged, stride) + shifted[:, None, None], branch, atol=1e-4)
+
+
+def test_linear() -> None:
+    random = np.random.default_rng(0)
+    weight, bias, down, up, gamma, beta = layer(random, 7, 5, 2, ())
+    x = random.standard_normal((4, 5))
+    branch = x @ weight.T + bias + 0.3 * (gamma * (x @ down.T) + beta) @ up.T
+    merged, shifted = merge_layer(weight, bias, down, up, gamma, beta, 0.3)
+    np.testing.assert_allclose(x @ merged.T + shifted, branch, atol=1e-5)
+
+
+def test_half_is_merged_in_single_and_cast_once() -> None:
+    values = layer(np.random.default_rng(1), 8, 8, 4, (3, 3))
+    half = [value.astype(np.float16) for value in values[:4]]
+    single = [value.astype(np.float32) for value in half]
+    for found, exact in zip(merge_layer(*half, *values[4:], 1.0), merge_layer(*single, *values[4:], 1.0), strict=True):
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, exact.astype(np.float16))
+
+
+def test_merge_touches_only_what_it_names() -> None:
+    weight, bias, down, up, gamma, beta = layer(np.random.default_rng(2), 3, 3, 2, ())
+    tensors = {"w": weight, "b": bias, "A": down, "B": up, "other": np.ones(3)}
+    before = {name: value.copy() for name, value in tensors.items()}
+    entry = MergeEntry("layer", 1, 0.5, "w", "b", "A", "B")
+    modulation = np.stack([np.zeros((2, 2), np.float32), np.stack([gamma, beta])])
+    merged = merge(tensors, [entry], modulation)
+    assert merged.keys() == {"w", "b"}
+    np.testing.assert_array_equal(merged["w"], merge_layer(weight, bias, down, up, gamma, beta, 0.5)[0])
+    for name, value in before.items():
+        np.testing.assert_array_equal(tensors[name], value)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    weight, bias, down, up, gamma, beta = layer(np.random.default_rng(2), 3, 3, 2, ())
+    tensors = {"w": weight, "b": bias, "A": down, "B": up}
+    modulation = np.stack([gamma, beta])[None]
+    with pytest.raises(BundleError, match="cannot merge layer: the weights hold no tensor 'x'"):
+        merge(tensors, [MergeEntry("layer", 0, 1, "x", "b", "A", "B")], modulation)
+    with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
+        merge(tensors, [MergeEntry("layer", 5, 1, "w", "b", "A", "B")], modulation)
+    with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
+        merge(tensors, [MergeEntry("layer", 0, 1, "w", "b", "B", "A")], modulation)

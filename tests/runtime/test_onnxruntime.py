@@ -1,0 +1,168 @@
+"""The backend on the real ONNX Runtime: merged is dynamic at the prototype, switching is idempotent, threads agree."""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from runtime.backends import Options, kept_sessions
+from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.bundle import Bundle
+from runtime.errors import BackendError, BundleError, UsageError
+from tests.runtime.toy_bundle import toy_modulation, toy_weights, write_toy_bundle
+
+
+def opened(bundle: Bundle, precision: str = "auto", threads: int | None = 1) -> OnnxRuntime:
+    return OnnxRuntime("onnxruntime_cpu", bundle, Options(precision=precision, threads=threads))
+
+
+def picture(batch: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
+
+
+def snr(reference: np.ndarray, found: np.ndarray) -> float:
+    noise = float(((reference - found) ** 2).sum())
+    return math.inf if noise == 0 else 10 * math.log10(float((reference**2).sum()) / noise)
+
+
+def test_the_toy_passes_onnx_full_check(toy: Bundle) -> None:
+    for precision in toy.manifest.precisions.values():
+        for path in precision.onnx.values():
+            onnx.checker.check_model(str(toy.path(path)), full_check=True)
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 100), ("fp16", 60)])
+@pytest.mark.parametrize("condition", ["haze", "noise"])
+def test_merged_is_dynamic_at_the_prototype(precision: str, least: float, condition: str, toy: Bundle) -> None:
+    backend = opened(toy, precision)
+    latent = backend.run("encoder", {"image": picture()})["latent"]
+    modulation = toy.modulation(condition)[None]
+    dynamic = backend.run("unet_dynamic", {"latent": latent, "modulation": modulation})["latent_restored"] - latent
+    merged = backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"] - latent
+    assert snr(dynamic, merged) >= least
+    other = backend.run("unet_merged", {"latent": latent}, "noise" if condition == "haze" else "haze")
+    assert snr(dynamic, other["latent_restored"] - latent) < 20
+
+
+def test_every_picture_of_a_batch_has_its_own_modulation(toy: Bundle) -> None:
+    backend = opened(toy, "fp32")
+    latent = backend.run("encoder", {"image": picture(batch=2)})["latent"]
+    both = np.stack([toy.modulation("haze"), toy.modulation("noise")])
+    together = backend.run("unet_dynamic", {"latent": latent, "modulation": both})["latent_restored"]
+    for i in range(2):
+        alone = backend.run("unet_dynamic", {"latent": latent[i : i + 1], "modulation": both[i : i + 1]})
+        np.testing.assert_allclose(together[i : i + 1], alone["latent_restored"], atol=1e-5)
+
+
+def test_mfm_computes_the_modulation(toy: Bundle) -> None:
+    crops = np.random.default_rng(1).uniform(-1, 1, (2, 4, 3, 16, 16)).astype(np.float32)
+    found = opened(toy).run("mfm", {"crops": crops})
+    np.testing.assert_allclose(found["condition"], crops.mean(axis=(1, 3, 4)), atol=1e-5)
+    expected = toy_modulation(found["condition"], toy_weights(1)["mfm"])
+    np.testing.assert_allclose(found["modulation"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [1, 8])
+def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
+    backend = opened(toy, "fp32")
+    backend._kept = kept
+    latent = backend.run("encoder", {"image": picture()})["latent"]
+    first, other, again = (
+        backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
+        for condition in ("haze", "noise", "haze")
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(backend._merged) == min(kept, 2)
+
+
+def test_sessions_kept() -> None:
+    assert kept_sessions(1) == 8 and kept_sessions(1 << 30) == 4 and kept_sessions(1 << 40) == 1
+
+
+def test_threads_agree_with_one_after_the_other(toy: Bundle) -> None:
+    serial, shared = opened(toy), opened(toy)
+    images = [picture(height=16 * (2 + i % 3)) for i in range(12)]
+    conditions = ["haze", "noise"] * 6
+
+    def run(backend: OnnxRuntime, image: np.ndarray, condition: str) -> np.ndarray:
+        latent = backend.run("encoder", {"image": image})["latent"]
+        return backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
+
+    expected = [run(serial, *pair) for pair in zip(images, conditions, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: run(shared, *pair), zip(images, conditions, strict=True)))
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_sessions_are_made_when_needed(toy: Bundle) -> None:
+    backend = opened(toy)
+    assert not backend._sessions and not backend._merged
+    backend.run("encoder", {"image": picture()})
+    assert list(backend._sessions) == ["encoder"]
+    backend.close()
+    backend.close()
+    assert not backend._sessions
+
+
+def test_precision(toy: Bundle, identity: Bundle) -> None:
+    assert opened(toy).precision == "fp32"
+    assert opened(toy, "fp16").precision == "fp16"
+    assert opened(toy, "fp16").run("encoder", {"image": picture()})["skip_0"].dtype == np.float16
+    with pytest.raises(BackendError, match="this bundle has fp32 for it, not fp16"):
+        opened(identity, "fp16")
+
+
+def test_only_half_is_run_where_there_is_only_half(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy_bundle(tmp_path / "half", precisions=["fp16"]))
+    assert opened(bundle).precision == "fp16"
+
+
+def test_description_names_version_place_and_precision(toy: Bundle) -> None:
+    import onnxruntime
+
+    assert opened(toy, threads=2).description == f"ONNX Runtime {onnxruntime.__version__} on the CPU, 2 threads, fp32"
+
+
+def test_failures_are_one_line(toy: Bundle) -> None:
+    backend = opened(toy)
+    with pytest.raises(BackendError, match="ONNX Runtime failed in encoder: ") as caught:
+        backend.run("encoder", {"image": np.zeros((1, 4, 32, 32), np.float32)})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="unknown condition 'rain'"):
+        backend.run("unet_merged", {}, "rain")
+
+
+def test_changed_weights_are_not_loaded(copy: Path) -> None:
+    path = copy / "onnx/fp32/decoder.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BundleError, match=r"decoder\.safetensors was changed"):
+        opened(Bundle.open(copy)).run("decoder", {})
+
+
+def test_merge_entries_must_name_external_initializers(copy: Path) -> None:
+    data = json.loads((copy / "bundle.json").read_text())
+    data["merge"][0]["weight"] = "out.lora"
+    (copy / "bundle.json").write_text(json.dumps(data))
+    backend = opened(Bundle.open(copy))
+    with pytest.raises(BundleError, match=r"cannot merge conv: the weights hold no tensor 'out\.lora'"):
+        backend.run("unet_merged", {}, "haze")
+
+
+def test_graph_that_is_none(tmp_path: Path, copy: Path) -> None:
+    from runtime.bundle import write_bundle
+
+    data = json.loads((copy / "bundle.json").read_text())
+    (copy / "onnx/fp32/encoder.onnx").write_bytes(b"no graph")
+    bundle = write_bundle(data, copy, tmp_path / "spoiled")
+    with pytest.raises(BundleError, match=r"cannot load .*encoder\.onnx"):
+        opened(bundle).run("encoder", {"image": picture()})

@@ -1,0 +1,181 @@
+"""The public class, on the real ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from runtime import BackendError, Bundle, BundleError, PictureError, Restorer, UsageError
+
+
+@pytest.fixture(scope="module")
+def restorer(toy: Bundle) -> Iterator[Restorer]:
+    with Restorer(toy, backend="onnxruntime_cpu", threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def same(identity: Bundle) -> Iterator[Restorer]:
+    with Restorer(identity, backend="onnxruntime_cpu", threads=1) as opened:
+        yield opened
+
+
+@given(height=st.integers(1, 128), width=st.integers(1, 128), condition=st.sampled_from(["auto", "haze"]))
+@settings(deadline=None, max_examples=40)
+def test_any_size_comes_back_whole(height: int, width: int, condition: str, same: Restorer) -> None:
+    picture = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(same.restore(picture, condition), picture)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 128), (128, 1), (128, 128), (31, 33)])
+def test_extreme_sizes(size: tuple[int, int], same: Restorer) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(same.restore(picture), picture)
+
+
+def test_kinds_of_pictures(same: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(photo).save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(photo)):
+        result = same.restore(source)
+        assert isinstance(result, Image.Image)
+        np.testing.assert_array_equal(np.asarray(result), photo)
+    deep = (photo[..., 0].astype(np.uint16) << 8) + 77
+    found = np.asarray(same.restore(Image.fromarray(deep)))
+    assert found.dtype == np.uint16 and np.abs(found.astype(int) - deep).max() <= 1
+    alpha = np.dstack([photo, np.arange(60 * 90, dtype=np.uint8).reshape(60, 90)])
+    np.testing.assert_array_equal(same.restore(alpha), alpha)
+    floats = photo.astype(np.float64) / 255
+    result = same.restore(floats)
+    assert isinstance(result, np.ndarray) and result.dtype == np.float64
+    np.testing.assert_allclose(result, floats, atol=1e-6)
+
+
+def test_conditions_differ_and_switching_is_idempotent(restorer: Restorer, photo: np.ndarray) -> None:
+    assert restorer.conditions == ("auto", "haze", "noise")
+    results = [restorer.restore(photo, condition) for condition in ("haze", "noise", "haze", "auto", "haze")]
+    np.testing.assert_array_equal(results[0], results[2])
+    np.testing.assert_array_equal(results[0], results[4])
+    assert not np.array_equal(results[0], results[1]) and not np.array_equal(results[0], results[3])
+
+
+def test_the_mfm_runs_for_auto_alone(restorer: Restorer, photo: np.ndarray) -> None:
+    for condition, expected in (
+        ("auto", ["mfm", "encoder", "unet_dynamic", "decoder"]),
+        ("haze", ["encoder", "unet_merged", "decoder"]),
+    ):
+        seen: list[tuple[str, float]] = []
+        prepared = restorer.prepare(photo, condition)
+        crops = None if prepared.crops is None else prepared.crops[None]
+        observed = restorer.run_components(
+            prepared.image[None], crops, condition, observe=lambda *pair, seen=seen: seen.append(pair)
+        )
+        assert [name for name, _ in seen] == expected and all(seconds >= 0 for _, seconds in seen)
+        np.testing.assert_array_equal(observed, restorer.run_components(prepared.image[None], crops, condition))
+        assert (prepared.crops is None) is (condition != "auto")
+        assert prepared.image.shape == (3, 64, 96) and observed.dtype == np.float32
+    with pytest.raises(UsageError, match="auto needs crops"):
+        restorer.run_components(prepared.image[None])
+
+
+def test_padding_does_not_reach_the_mfm(restorer: Restorer, photo: np.ndarray) -> None:
+    whole = restorer.prepare(photo)
+    assert whole.crops is not None and whole.crops.shape == (4, 3, 16, 16)
+    corner = photo[-16:, -16:].astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(whole.crops[3], corner.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_many_are_one_by_one_and_in_order(batch_size: int, restorer: Restorer, photo: np.ndarray) -> None:
+    pictures = [photo, photo[:50], photo[:, :60], photo[:30], photo[:60], photo[::-1], photo[:, ::-1]]
+    found = list(restorer.restore_many(iter(pictures), "haze", batch_size))
+    assert len(found) == len(pictures)
+    for picture, result in zip(pictures, found, strict=True):
+        assert np.abs(result.astype(int) - restorer.restore(picture, "haze").astype(int)).max() <= 1
+
+
+def test_batches_hold_neighbours_of_one_size(
+    restorer: Restorer, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = restorer.run_components
+
+    def recording(images: np.ndarray, *rest: object) -> np.ndarray:
+        sizes.append(len(images))
+        return run(images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(restorer, "run_components", recording)
+    pictures = [photo] * 5 + [photo[:20]] + [photo[:57]] * 2
+    list(restorer.restore_many(pictures, batch_size=100))
+    assert sizes == [3, 2, 1, 2]
+
+
+def test_many_is_lazy(restorer: Restorer, photo: np.ndarray) -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[np.ndarray]:
+        for i in range(100):
+            taken.append(i)
+            yield photo
+
+    next(restorer.restore_many(source()))
+    assert len(taken) <= 2
+
+
+def test_a_bad_picture_among_many(restorer: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
+    pictures = [photo, tmp_path / "none.png", photo, np.zeros((200, 4), np.uint8), photo]
+    found = list(restorer.restore_many(pictures, "noise", 3, return_errors=True))
+    assert [type(each).__name__ for each in found] == ["ndarray", "PictureError", "ndarray", "PictureError", "ndarray"]
+    generator = restorer.restore_many(pictures, "noise", 3)
+    next(generator)
+    with pytest.raises(PictureError, match="no such file"):
+        next(generator)
+
+
+def test_usage(restorer: Restorer, toy: Bundle, photo: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"unknown condition 'Noise' \(did you mean 'noise'\?\): .* auto, haze, noise"):
+        restorer.restore(photo, "Noise")
+    with pytest.raises(UsageError, match="unknown condition"):
+        restorer.restore_many([photo], "rain")
+    with pytest.raises(UsageError, match="batch_size must be at least 1"):
+        restorer.restore_many([photo], batch_size=0)
+    with pytest.raises(UsageError, match="threads must be at least 1"):
+        Restorer(toy, threads=0)
+    with pytest.raises(BundleError, match="no such bundle"):
+        Restorer("none")
+
+
+def test_too_large_names_the_limit(restorer: Restorer) -> None:
+    with pytest.raises(PictureError, match=r"129x4: this bundle takes at most 128 pixels .*--max"):
+        restorer.restore(np.zeros((4, 129, 3), np.uint8))
+
+
+def test_values_that_are_no_numbers_are_an_error(restorer: Restorer, photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restorer, "run_components", lambda images, *_: np.full_like(images, np.nan))
+    with pytest.raises(BackendError, match=r"gave values that are no numbers.*try precision fp32"):
+        restorer.restore(photo)
+
+
+def test_what_it_says_of_itself(restorer: Restorer) -> None:
+    assert restorer.backend == "onnxruntime_cpu" and restorer.precision == "fp32" and restorer.reason == "asked for"
+    assert "on the CPU, 1 threads, fp32" in restorer.description and "onnxruntime_cpu" in repr(restorer)
+
+
+def test_half_is_close_to_single(toy: Bundle, restorer: Restorer, photo: np.ndarray) -> None:
+    with Restorer(toy, backend="onnxruntime", precision="fp16") as half:
+        difference = half.restore(photo, "haze").astype(int) - restorer.restore(photo, "haze").astype(int)
+    assert np.abs(difference).max() <= 2
+
+
+def test_threads_with_other_conditions_give_what_one_thread_gives(restorer: Restorer, photo: np.ndarray) -> None:
+    jobs = [(photo[: 20 + 3 * i], condition) for i, condition in enumerate(["haze", "noise", "auto"] * 4)]
+    expected = [restorer.restore(*job) for job in jobs]
+    with ThreadPoolExecutor(2) as pool:
+        for one, other in zip(expected, pool.map(lambda job: restorer.restore(*job), jobs), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -1,0 +1,174 @@
+"""A bundle of toy graphs that follows the format to the letter, built with onnx and safetensors in a moment.
+
+encoder: an 8x8 pixel-unshuffle as a strided convolution, so that the latent holds the whole picture. unet: two
+conditional layers, a convolution and a linear one (stored [out, in], transposed in the graph), on a residual. decoder:
+the encoder's inverse, and a little of each skip. With `effect=0` the whole chain is the identity.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from safetensors.numpy import save_file
+
+from runtime.bundle import write_bundle
+from tests.runtime.toy_graphs import LAYERS, RANK, SCALE, toy_graph
+
+HIDDEN = 8
+LATENT = 192
+SKIP = 4
+CROPS = {"count": 4, "size": 16}
+SIZE_MULTIPLE = 16
+PROFILE = {"batch": [1, 1, 3], "size": [32, 32, 128]}
+CONDITIONS = ("haze", "noise")
+COMPONENT_WEIGHTS = {
+    "mfm": "mfm",
+    "encoder": "encoder",
+    "unet_dynamic": "unet",
+    "unet_merged": "unet",
+    "decoder": "decoder",
+}
+
+Tensors = dict[str, np.ndarray]
+
+
+def toy_weights(effect: float) -> dict[str, Tensors]:
+    """The tensors of each weights file, float32, the same at every call."""
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int, scale: float) -> np.ndarray:
+        return (random.standard_normal(shape) * scale).astype(np.float32)
+
+    unshuffle = np.eye(LATENT, dtype=np.float32).reshape(LATENT, 3, 8, 8)
+    encoder = {"conv_in.weight": unshuffle, "conv_in.bias": np.zeros(LATENT, np.float32)}
+    decoder = {"conv_out.weight": unshuffle, "conv_out.bias": np.zeros(3, np.float32)}
+    for i in range(4):
+        encoder[f"skip_{i}.weight"] = normal(SKIP, 3, 1 << i, 1 << i, scale=0.3 / (1 << i))
+        decoder[f"skip_{i}.weight"] = normal(SKIP, 3, 1 << i, 1 << i, scale=0.02 * effect)
+    unet = {
+        "conv.weight": normal(HIDDEN, LATENT, 3, 3, scale=0.05),
+        "conv.bias": normal(HIDDEN, scale=0.1),
+        "conv.lora_A.weight": normal(RANK, LATENT, 3, 3, scale=0.05),
+        "conv.lora_B.weight": normal(HIDDEN, RANK, 1, 1, scale=0.5),
+        "proj.weight": normal(HIDDEN, HIDDEN, scale=0.3),
+        "proj.bias": np.zeros(HIDDEN, np.float32),
+        "proj.lora_A.weight": normal(RANK, HIDDEN, scale=0.5),
+        "proj.lora_B.weight": normal(HIDDEN, RANK, scale=0.5),
+        "out.weight": normal(LATENT, HIDDEN, 1, 1, scale=0.05 * effect),
+        "out.bias": np.zeros(LATENT, np.float32),
+    }
+    mfm = {
+        "map.weight": normal(3, LAYERS * 2 * RANK, scale=0.7),
+        "map.bias": np.tile(np.repeat(np.array([1, 0], np.float32), RANK), LAYERS),
+    }
+    return {"mfm": mfm, "encoder": encoder, "unet": unet, "decoder": decoder}
+
+
+def toy_modulation(condition: np.ndarray, mfm: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The toy's M: condition [..., 3] -> modulation [..., N, 2, r]; what the mfm graph computes."""
+    flat = condition @ mfm["map.weight"] + mfm["map.bias"]
+    return flat.reshape(*condition.shape[:-1], LAYERS, 2, RANK).astype(np.float32)
+
+
+def toy_prototype(condition: str) -> np.ndarray:
+    """A made-up prototype c for any name: float32 [3]."""
+    return np.random.default_rng(list(condition.encode())).uniform(-1, 1, 3).astype(np.float32)
+
+
+def toy_components() -> dict[str, Any]:
+    """The `components` of the manifest."""
+
+    def spec(name: str, *shape: int | str, dtype: Any = "float32") -> dict[str, Any]:
+        return {"name": name, "dtype": dtype, "shape": ["batch", *shape]}
+
+    image = spec("image", 3, "height", "width")
+    latent, restored = (spec(name, LATENT, "height/8", "width/8") for name in ("latent", "latent_restored"))
+    modulation = spec("modulation", LAYERS, 2, RANK)
+    half = {"fp32": "float32", "fp16": "float16"}
+    sides = [("height", "width"), *((f"height/{1 << i}", f"width/{1 << i}") for i in (1, 2, 3))]
+    skips = [spec(f"skip_{i}", SKIP, *side, dtype=half) for i, side in enumerate(sides)]
+    crops = spec("crops", CROPS["count"], 3, CROPS["size"], CROPS["size"])
+    return {
+        "mfm": {"inputs": [crops], "outputs": [spec("condition", 3), modulation]},
+        "encoder": {"inputs": [image], "outputs": [latent, *skips]},
+        "unet_dynamic": {"inputs": [latent, modulation], "outputs": [restored]},
+        "unet_merged": {"inputs": [latent], "outputs": [restored]},
+        "decoder": {"inputs": [restored, *skips], "outputs": [image]},
+    }
+
+
+def write_toy_bundle(
+    destination: Path,
+    *,
+    effect: float = 1.0,
+    precisions: Iterable[str] = ("fp32", "fp16"),
+    conditions: Iterable[str] = CONDITIONS,
+    targets: Mapping[str, Mapping[str, Any]] | None = None,
+    engines: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes the toy as a bundle and returns its folder.
+
+    targets: further entries of the manifest's `targets`. engines: their files by path, whatever bytes they hold.
+    """
+    staging = destination.with_name(f".{destination.name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    components, files = toy_components(), {}
+    weights = toy_weights(effect)
+    for precision in precisions:
+        folder = staging / "onnx" / precision
+        folder.mkdir(parents=True)
+        for name, tensors in weights.items():
+            dtype = np.float16 if precision == "fp16" and name != "mfm" else np.float32
+            save_file({key: value.astype(dtype) for key, value in tensors.items()}, folder / f"{name}.safetensors")
+        for component, name in COMPONENT_WEIGHTS.items():
+            model = toy_graph(component, precision, folder / f"{name}.safetensors", components[component])
+            (folder / f"{component}.onnx").write_bytes(model.SerializeToString())
+        root = f"onnx/{precision}"
+        files[precision] = {
+            "onnx": {component: f"{root}/{component}.onnx" for component in COMPONENT_WEIGHTS},
+            "weights": {component: f"{root}/{name}.safetensors" for component, name in COMPONENT_WEIGHTS.items()},
+            "fp32_islands": ["mfm"] if precision == "fp16" else [],
+        }
+    (staging / "conditions").mkdir()
+    for condition in conditions:
+        prototype = toy_prototype(condition)
+        values = {"modulation": toy_modulation(prototype, weights["mfm"]), "prototype": prototype}
+        save_file(values, staging / "conditions" / f"{condition}.safetensors")
+    for path, content in (engines or {}).items():
+        (staging / path).parent.mkdir(parents=True, exist_ok=True)
+        (staging / path).write_bytes(content)
+    manifest = {
+        "schema": 1,
+        "name": "toy",
+        "tools": {"onnx": onnx.__version__},
+        "model": {"preset": "toy"},
+        "size_multiple": SIZE_MULTIPLE,
+        "profile": PROFILE,
+        "crops": CROPS,
+        "components": components,
+        "precisions": files,
+        "merge": [
+            {
+                "layer": layer,
+                "index": index,
+                "scale": SCALE,
+                "weight": f"{layer}.weight",
+                "bias": f"{layer}.bias",
+                "A": f"{layer}.lora_A.weight",
+                "B": f"{layer}.lora_B.weight",
+            }
+            for index, layer in enumerate(("conv", "proj"))
+        ],
+        "conditions": {name: f"conditions/{name}.safetensors" for name in conditions},
+        "targets": {"onnxruntime": {"precisions": list(files)}, **(targets or {})},
+        "files": {},
+        "parity": [],
+    }
+    (staging / "report.md").write_text("# toy\n", "utf-8")
+    write_bundle(manifest, staging, destination)
+    return destination

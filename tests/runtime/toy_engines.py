@@ -1,0 +1,83 @@
+"""The toy's engines, built by the project's own builder, for the GPU that is here or for a capability named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import external_data_helper, numpy_helper
+
+from export.engines import build_engine
+from export.targets import TARGETS
+from runtime.bundle import Bundle
+from runtime.merge import merge
+from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
+
+FACTORS = {"height": 1, "width": 1, **{f"{side}/{1 << i}": 1 << i for side in ("height", "width") for i in (1, 2, 3)}}
+
+
+def with_engines(plain: Bundle, destination: Path, library: str, capability: str) -> Path:
+    """The toy with fp16 engines of `library` for one compute capability, as a bundle in `destination`."""
+    built, version, gpu = {}, "", ""
+    work = destination.with_name(f"{destination.name}.engines")
+    work.mkdir()
+    for name, graph in _graphs(plain, work).items():
+        component = "unet_merged" if name.startswith("unet_") and name != "unet_dynamic" else name
+        path = work / f"{name}.engine"
+        record = build_engine(
+            graph,
+            path,
+            target=TARGETS[library],
+            profile=_profile(plain, component),
+            compute_capabilities=[capability] if library == "tensorrt_rtx" else [],
+        )
+        version, gpu = record.version, record.gpu or ""
+        built[name] = path.read_bytes()
+    paths = {name: f"engines/{library}/{name}.engine" for name in built}
+    target = {
+        "precision": "fp16",
+        "version": version,
+        "gpu": gpu,
+        "compute_capabilities": [capability],
+        "engines": paths,
+    }
+    return write_toy_bundle(
+        destination, targets={library: target}, engines={paths[name]: content for name, content in built.items()}
+    )
+
+
+def _graphs(bundle: Bundle, work: Path) -> dict[str, Path]:
+    files = bundle.manifest.precisions["fp16"]
+    graphs = {name: bundle.path(files.onnx[name]) for name in ("mfm", "encoder", "unet_dynamic", "decoder")}
+    for condition in bundle.manifest.conditions:
+        graphs[f"unet_{condition}"] = _merged_graph(bundle, condition, work / f"unet_{condition}.onnx")
+    return graphs
+
+
+def _merged_graph(bundle: Bundle, condition: str, path: Path) -> Path:
+    """The merged graph with the values of a condition written into it."""
+    files = bundle.manifest.precisions["fp16"]
+    model = onnx.load(bundle.path(files.onnx["unet_merged"]))
+    tensors = bundle.tensors(files.weights["unet_merged"])
+    values = {**tensors, **merge(tensors, bundle.manifest.merge, bundle.modulation(condition))}
+    external_data_helper.convert_model_from_external_data(model)
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[tensor.name]), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
+def _profile(bundle: Bundle, component: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Least, best and largest shape of each input."""
+
+    def size(dimension: int | str, k: int) -> int:
+        if isinstance(dimension, int):
+            return dimension
+        return PROFILE["batch"][k] if dimension == "batch" else PROFILE["size"][k] // FACTORS[dimension]
+
+    return {
+        spec.name: tuple(tuple(size(dimension, k) for dimension in spec.shape) for k in range(3))
+        for spec in bundle.manifest.components[component].inputs
+    }
