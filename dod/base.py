@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adm import ADMEncoder
@@ -202,6 +202,14 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors. CheckpointError where there is no room (safetensors does not raise an OSError)."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: could not be written: {error}") from None
 
 
 def _pretrained(kind: type, source: str, subfolder: str | None, revision: str | None) -> nn.Module:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .base import read_safetensors
-from .config import Preset, load_preset
+from .base import read_safetensors, write_safetensors
+from .config import load_preset, shipped_presets
 from .errors import CheckpointError
 from .model import DOD
 
 WEIGHTS, METADATA, FORMAT = "dod.safetensors", "dod.json", 1
 
+SWITCHES = {"rank": "lora.rank", "alpha": "lora.alpha", "conditional": "lora.conditional", "detail": "detail.enabled"}
+"""What dod.json says of the preset it was trained with, and the preset's key for it."""
+
 
 def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> None:
-    """Write what was trained, the prototypes and statistics of c, and the identity of the base. Atomic per file.
+    """Write what was trained, the prototypes and statistics of c, and the identity of the base.
 
-    facts: more JSON values for dod.json, such as steps and stage.
+    Both files are written beside the folder's old ones before they replace them: a write that fails leaves those whole.
+    facts: more JSON values for dod.json, such as steps and stage. Raises CheckpointError or OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().to(dtype).contiguous() for name, p in _trained(model).items()}
@@ -32,22 +36,16 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
     metadata = {
         "format": FORMAT,
         "preset": model.preset.name,
-        "base_sha256": model.base_sha256,
-        "rank": model.preset.lora.rank,
-        "conditional": model.preset.lora.conditional,
-        "detail": model.preset.detail.enabled,
+        **_switches(model),
         "conditions": list(model.prototypes),
         "layers": model.layers,
         **facts,
     }
-    temporary = folder / f".{WEIGHTS}.tmp"
-    try:
-        save_file(tensors, temporary)
-        os.replace(temporary, folder / WEIGHTS)
-        temporary.write_text(json.dumps(metadata, indent=1) + "\n")
-        os.replace(temporary, folder / METADATA)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        write_safetensors(tensors, Path(temporary) / WEIGHTS)
+        (Path(temporary) / METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
+        for name in (WEIGHTS, METADATA):
+            os.replace(Path(temporary) / name, folder / name)
 
 
 def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
@@ -56,29 +54,26 @@ def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
     CheckpointError where it is missing or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
-    expected = {
-        "base_sha256": model.base_sha256,
-        "rank": model.preset.lora.rank,
-        "conditional": model.preset.lora.conditional,
-        "detail": model.preset.detail.enabled,
-    }
-    for key, value in expected.items():
+    for key, value in _switches(model).items():
         if metadata.get(key) != value:
-            what = "another base model" if key == "base_sha256" else f"{key} = {metadata.get(key)!r}"
+            what = "another base model" if key == "base_sha256" else f"another {key}"
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(metadata.get(key))}, this model has "
                 f"{_short(value)}; give the base or preset that it was trained with"
             )
-    if metadata.get("layers") != model.layers:
-        raise CheckpointError(f"{folder}: its {len(metadata.get('layers', []))} conditional layers are not this model's")
+    layers = metadata.get("layers", [])
+    if layers != model.layers:
+        raise CheckpointError(f"{folder}: its {len(layers)} conditional layers are not this model's {len(model.layers)}")
     tensors = read_safetensors(folder / WEIGHTS)
-    model.prototypes = {name: tensors.pop(f"prototype.{name}") for name in metadata["conditions"]}
-    model.statistics = tensors.pop("statistics", None)
+    prototypes = {name: tensors.pop(f"prototype.{name}", None) for name in metadata.get("conditions", [])}
+    statistics = tensors.pop("statistics", None)
     parameters = _trained(model)
-    wrong = [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
+    wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
+    wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
     if wrong:
         raise CheckpointError(f"{folder}: {len(wrong)} tensors missing, extra or of another shape, first {wrong[0]}")
+    model.prototypes, model.statistics = {k: v for k, v in prototypes.items() if v is not None}, statistics
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
@@ -92,11 +87,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint at {folder}: {METADATA} is missing")
     try:
         metadata = json.loads(file.read_text())
-        version = metadata["format"]
+        newer = metadata["format"] > FORMAT
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{file}: not a DOD checkpoint's metadata") from None
-    if version > FORMAT:
-        raise CheckpointError(f"{file}: format {version} is newer than this toolkit's {FORMAT}; update dod-toolkit")
+    if newer:
+        raise CheckpointError(
+            f"{file}: format {metadata['format']} is newer than this toolkit's {FORMAT}; update dod-toolkit"
+        )
     return metadata
 
 
@@ -105,33 +102,42 @@ def load_model(source: str | Path = "mini", base: str | Path | None = None, ddpm
 
     base, ddpm: where the frozen weights lie, if not where the preset says.
     """
-    overrides = {}
-    if base is not None:
-        overrides["base.source"] = str(base)
-    if ddpm is not None:
-        overrides["ddpm.source"] = str(ddpm)
+    overrides: dict[str, Any] = {"base.source": base, "ddpm.source": ddpm}
+    overrides = {key: _here(value) for key, value in overrides.items() if value is not None}
     folder = Path(source)
     if (folder / METADATA).is_file():
         metadata = read_metadata(folder)
-        overrides |= {
-            "lora.rank": metadata["rank"],
-            "lora.conditional": metadata["conditional"],
-            "detail.enabled": metadata["detail"],
-        }
-        preset = load_preset(metadata["preset"], overrides)
-    elif folder.is_dir() and not (folder / "preset.yaml").is_file():
+        overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
+        preset = load_preset(metadata.get("preset", ""), overrides)
+    elif source not in shipped_presets() and folder.is_dir() and not (folder / "preset.yaml").is_file():
         raise CheckpointError(f"{folder} is neither a checkpoint ({METADATA}) nor a preset (preset.yaml)")
     else:
         preset = load_preset(source, overrides)
-        folder = None if preset.checkpoint is None else Path(preset.locate(preset.checkpoint))
+        folder = None if preset.checkpoint is None else preset.folder / preset.checkpoint
     model = DOD.from_preset(preset)
     if folder is not None:
         load_checkpoint(model, folder)
     return model
 
 
+def _here(source: str | Path) -> str:
+    """A source that a caller names: relative to where the caller stands, not to the preset."""
+    return str(Path(source).resolve()) if Path(source).exists() else str(source)
+
+
 def _trained(model: DOD) -> dict[str, Tensor]:
     return {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
+
+
+def _switches(model: DOD) -> dict[str, Any]:
+    lora, detail = model.preset.lora, model.preset.detail
+    return {
+        "base_sha256": model.base_sha256,
+        "rank": lora.rank,
+        "alpha": lora.alpha,
+        "conditional": lora.conditional,
+        "detail": detail.enabled,
+    }
 
 
 def _short(value: object) -> str:

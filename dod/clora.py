@@ -1,14 +1,17 @@
 """Conditional LoRA (equations (1) to (5)) on peft's extension points, its injection, and the mathematics of merging.
 
-The modulation of a call is held in a context variable for the length of the UNet's forward pass: it is re-entrant,
-safe with threads, and traceable, and nothing is left on a module.
+The modulation of a call is held by its thread for the length of the UNet's forward pass: that is re-entrant, safe with
+threads, and traceable by torch.export and by torch.compile with fullgraph=True (which refuses a context variable), and
+nothing is left on a module.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -19,23 +22,42 @@ from torch import Tensor, nn
 
 ADAPTER = "default"
 
-_affine: ContextVar[tuple[Tensor, ...] | None] = ContextVar("affine", default=None)
+
+@dataclass(frozen=True)
+class _Affine:
+    """One modulation, cut once for all layers, in the shape each kind needs: gamma of layer i at 2 i, beta at 2 i + 1."""
+
+    modulation: Tensor
+    linear: tuple[Tensor, ...]  # [B, 1, r] each
+    convolution: tuple[Tensor, ...]  # [B, r, 1, 1] each
+
+
+class _Call(threading.local):
+    """The forward pass in progress on this thread."""
+
+    affine: _Affine | None = None
+
+
+_call = _Call()
 
 
 @contextmanager
 def modulated(modulation: Tensor | None) -> Iterator[None]:
     """Make `modulation` [B, N, 2, r] the one that conditional layers read inside the block."""
-    token = _affine.set(None if modulation is None else modulation.flatten(1, 2).split(1, dim=1))
+    affine = None
+    if modulation is not None:
+        flat, rank = modulation.flatten(1), modulation.shape[-1]
+        affine = _Affine(modulation, flat[:, None].split(rank, dim=2), flat[:, :, None, None].split(rank, dim=1))
+    before, _call.affine = _call.affine, affine
     try:
         yield
     finally:
-        _affine.reset(token)
+        _call.affine = before
 
 
 def current_modulation() -> Tensor | None:
     """The modulation [B, N, 2, r] of the call in progress; None outside `modulated`."""
-    affine = _affine.get()
-    return None if affine is None else torch.cat(affine, dim=1).unflatten(1, (-1, 2))
+    return None if _call.affine is None else _call.affine.modulation
 
 
 class ConditionalLoRA:
@@ -45,21 +67,21 @@ class ConditionalLoRA:
 
     def _branch(self: LoraLayer, x: Tensor) -> Tensor:
         """Eq. (3)-(4) without W0: s B(gamma * A x + beta), where gamma = modulation[:, i, 0], beta = [:, i, 1]."""
-        affine = _affine.get()
+        affine = _call.affine
         if affine is None:
             raise RuntimeError("a conditional LoRA layer ran without a modulation: call it inside `modulated(...)`")
         low = self.lora_A[ADAPTER](x)
-        shape = (-1, low.shape[1], 1, 1) if low.ndim == 4 else (-1, *[1] * (low.ndim - 2), low.shape[-1])
-        gamma, beta = (affine[2 * self.index + i].to(low.dtype).reshape(shape) for i in (0, 1))
+        pieces = affine.convolution if low.ndim == 4 else affine.linear
+        gamma, beta = (pieces[2 * self.index + i].to(low.dtype) for i in (0, 1))
         branch = self.lora_B[ADAPTER](gamma * low + beta)
         return branch if self.scaling[ADAPTER] == 1 else branch * self.scaling[ADAPTER]
 
     def merge(self, *args: object, **kwargs: object) -> None:
-        raise RuntimeError("a conditional LoRA layer merges for a given condition only: use dod.clora.merged_state_dict")
+        raise RuntimeError("a conditional LoRA layer merges for a given condition only: use clora.merged_state_dict")
 
 
 class CLoRALinear(ConditionalLoRA, LoRALinear):
-    """Eq. (3): h = W0 x + s B(gamma * A x + beta). x: [B, L, d_in] or [B, d_in]."""
+    """Eq. (3): h = W0 x + s B(gamma * A x + beta). x: [B, L, d_in]."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         return self.base_layer(x, *args, **kwargs) + self._branch(x)
@@ -121,29 +143,31 @@ def merge(
     return merged, shift if bias is None else bias.float() + shift
 
 
-def merged_state_dict(model: nn.Module, modulation: Tensor | None) -> dict[str, Tensor]:
-    """The model's weights under their plain names with every LoRA merged, for one condition, in float32.
+def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module:
+    """A plain copy of the model: every LoRA merged, in float32, into its base layer, which always gets a bias.
 
-    modulation: [N, 2, r] of the condition (None where no layer is conditional). Every adapted layer gets a bias.
+    modulation: [N, 2, r] of the condition (None where no layer is conditional). The dtype of each weight is kept.
     """
-    merged: dict[str, Tensor] = {}
-    adapted = dict(adapted_layers(model))
-    for name, layer in adapted.items():
+    model = copy.deepcopy(model)
+    for name, layer in list(adapted_layers(model)):
         base = layer.get_base_layer()
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
         if isinstance(layer, ConditionalLoRA):
             if modulation is None:
                 raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
             gamma, beta = modulation[layer.index].unbind(0)
-        else:
-            gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
         weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta)
-        merged[f"{name}.weight"], merged[f"{name}.bias"] = weight, bias
-    for name, tensor in model.state_dict().items():
-        owner = next((n for n in adapted if name.startswith(f"{n}.")), None)
-        if owner is None:
-            merged[name] = tensor.float()
-    return merged
+        dtype = base.weight.dtype
+        base.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+        base.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        model.set_submodule(name, base)
+    return model
+
+
+def merged_state_dict(model: nn.Module, modulation: Tensor | None = None) -> dict[str, Tensor]:
+    """The weights of `merged_copy`, by their plain names."""
+    return merged_copy(model, modulation).state_dict()
 
 
 def add_missing_biases(model: nn.Module, names: Sequence[str]) -> None:

@@ -175,12 +175,20 @@ def load_preset(name: str | Path, overrides: dict[str, Any] | None = None) -> Pr
     return _read(Preset, {**values, "folder": path.parent}, str(path))
 
 
+def shipped_presets() -> list[str]:
+    """The names of the presets that come with this package. A folder of the same name is given as `./mini`."""
+    return sorted(path.parent.name for path in PRESETS.glob("*/preset.yaml"))
+
+
 def with_conditional(preset: Preset, conditional: str) -> Preset:
     """The same preset with CLoRA placed elsewhere ("none", "unet", "unet+encoder")."""
     return dataclasses.replace(preset, lora=dataclasses.replace(preset.lora, conditional=conditional))
 
 
 def _preset_file(name: str | Path) -> Path:
+    shipped = shipped_presets()
+    if name in shipped:
+        return PRESETS / name / "preset.yaml"
     candidate = Path(name)
     if candidate.is_dir():
         candidate = candidate / "preset.yaml"
@@ -188,9 +196,6 @@ def _preset_file(name: str | Path) -> Path:
         if not candidate.is_file():
             raise ConfigError(f"no preset file at {candidate}")
         return candidate
-    shipped = sorted(path.parent.name for path in PRESETS.glob("*/preset.yaml"))
-    if str(name) in shipped:
-        return PRESETS / str(name) / "preset.yaml"
     raise ConfigError(f"no preset {str(name)!r}; shipped are {', '.join(shipped)}{_nearest(str(name), shipped)}")
 
 

@@ -75,7 +75,7 @@ class OneStepUNet(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute blocks in the backward pass. The modulation is handed to each recomputation explicitly, because
-        the context variable is no longer set by then."""
+        the forward pass is over by then."""
 
         def checkpointed(block: nn.Module, *args: object) -> object:
             def run(modulation: Tensor, *inputs: object) -> object:

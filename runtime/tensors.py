@@ -6,13 +6,13 @@ import json
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .errors import BundleError
 
-__all__ = ["read_tensors"]
+__all__ = ["Span", "read_tensors", "tensor_spans"]
 
 MAX_HEADER = 100_000_000
 
@@ -32,11 +32,29 @@ DTYPES = {
 }
 
 
+class Span(NamedTuple):
+    """Where one tensor lies: its dtype and shape, the file's first byte of it and the first one behind it."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
 def read_tensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file by name, as read-only views of one memory map.
 
     Raises BundleError where the file is absent, is not safetensors, or holds a type that numpy has not (bfloat16).
     """
+    spans = tensor_spans(path)
+    if not any(end > begin for _, _, begin, end in spans.values()):
+        return {name: np.empty(shape, dtype) for name, (dtype, shape, _, _) in spans.items()}
+    data = np.memmap(path, np.uint8, "r")
+    return {name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in spans.items()}
+
+
+def tensor_spans(path: str | PathLike[str]) -> dict[str, Span]:
+    """Where each tensor of a safetensors file lies, by name. Raises BundleError as `read_tensors` does."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -47,11 +65,12 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
             header = _header(path, file.read(length))
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror or error}") from error
-    space = size - 8 - length
-    spans = {name: _span(path, name, entry, space) for name, entry in header.items() if name != "__metadata__"}
-    _check_cover(path, [(begin, end) for _, _, begin, end in spans.values()], space)
-    data = np.memmap(path, np.uint8, "r", 8 + length, (space,)) if space else np.empty(0, np.uint8)
-    return {name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in spans.items()}
+    start = 8 + length
+    spans = {name: _span(path, name, entry, size - start) for name, entry in header.items() if name != "__metadata__"}
+    _check_cover(path, [(span.begin, span.end) for span in spans.values()], size - start)
+    return {
+        name: span._replace(begin=start + span.begin, end=start + span.end) for name, span in spans.items()
+    }
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:
@@ -70,8 +89,8 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
     return header
 
 
-def _span(path: Path, name: str, entry: Any, space: int) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """dtype, shape, first and last byte of one header entry, checked against the `space` bytes of data."""
+def _span(path: Path, name: str, entry: Any, space: int) -> Span:
+    """One header entry, its bytes counted from the start of the data, checked against the `space` bytes of data."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise _hostile(path, f"the entry of {name!r} is incomplete")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -84,7 +103,7 @@ def _span(path: Path, name: str, entry: Any, space: int) -> tuple[np.dtype, tupl
         raise _hostile(path, f"{name!r} lies at bytes {begin} to {end} of {space}")
     if end - begin != prod(shape) * DTYPES[kind].itemsize:
         raise _hostile(path, f"{name!r} of shape {shape} and type {kind} cannot take {end - begin} bytes")
-    return DTYPES[kind], tuple(shape), begin, end
+    return Span(DTYPES[kind], tuple(shape), begin, end)
 
 
 def _naturals(values: Any) -> bool:

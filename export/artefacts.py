@@ -1,0 +1,162 @@
+"""What a build makes, kept by what it was made from: a build resumes, and says why each file is fresh or stale."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
+
+Inputs = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished file: what it was made from, what is worth knowing of it, its size, hash, and seconds it took."""
+
+    inputs: dict[str, Any]
+    bytes: int
+    sha256: str
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Workshop:
+    """The folder `<destination>.partial` beside a bundle: finished files wait there until the bundle is whole.
+
+    A file of an interrupted build, or of the bundle that is there already, is taken over where it was made from the
+    same inputs and is intact (its hash is checked).
+    """
+
+    def __init__(self, destination: Path) -> None:
+        self.destination = destination
+        self.root = destination.with_name(f"{destination.name}.partial")
+        self.folder = self.root / "files"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._ledger = self.root / "ledger.json"
+        self._entries = _read(self._ledger, None)
+        self._before = _read(destination / MANIFEST, "build")
+        self.used: dict[str, Entry] = {}
+        self.reasons: dict[str, str] = {}
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of the bundle is made; its folder exists."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def fresh(self, name: str, inputs: Inputs) -> bool:
+        """Whether `name` need not be made again. `reasons[name]` says why, or why not."""
+        inputs = json.loads(json.dumps(inputs))
+        reason = "not built yet"
+        for entries, folder in ((self._entries, self.folder), (self._before, self.destination)):
+            entry = entries.get(name)
+            if entry is None:
+                continue
+            changed = _difference(entry.inputs, inputs)
+            if changed:
+                reason = changed
+            elif not _intact(folder / name, entry):
+                reason = "the file is missing or was changed"
+            else:
+                if folder != self.folder:
+                    _adopt(folder / name, self.path(name))
+                self.used[name] = entry
+                self.reasons[name] = f"fresh: same inputs ({', '.join(inputs)})"
+                return True
+        self.reasons[name] = f"stale: {reason}"
+        return False
+
+    def record(self, name: str, inputs: Inputs, seconds: float, facts: Mapping[str, Any] | None = None) -> Entry:
+        """Note that `name` is finished."""
+        path = self.folder / name
+        entry = Entry(
+            json.loads(json.dumps(inputs)), path.stat().st_size, hash_file(path), round(seconds, 2), dict(facts or {})
+        )
+        self._entries[name] = self.used[name] = entry
+        temporary = self._ledger.with_suffix(".tmp")
+        temporary.write_text(json.dumps({name: asdict(entry) for name, entry in self._entries.items()}, indent=1))
+        os.replace(temporary, self._ledger)
+        return entry
+
+    def make(self, name: str, inputs: Inputs, maker: Callable[[Path], Mapping[str, Any] | None]) -> tuple[Entry, bool]:
+        """Make `name` where it is stale, with `maker(temporary path)`; returns its entry and whether it was made."""
+        if self.fresh(name, inputs):
+            return self.used[name], False
+        path = self.path(name)
+        temporary = path.with_name(f".{path.name}.tmp")
+        start = time.monotonic()
+        try:
+            facts = maker(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return self.record(name, inputs, time.monotonic() - start, facts), True
+
+    def finish(self, manifest: Mapping[str, Any]) -> Bundle:
+        """Turn what was used or recorded in this run into the bundle, atomically; the rest is thrown away."""
+        keep = {self.folder / name for name in self.used}
+        for path in [path for path in self.folder.rglob("*") if path.is_file() and path not in keep]:
+            path.unlink()
+        for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        files = {name: {"key": key_of(entry.inputs)} for name, entry in self.used.items()}
+        build = {name: asdict(entry) for name, entry in self.used.items()}
+        bundle = write_bundle({**manifest, "files": files, "build": build}, self.folder, self.destination)
+        shutil.rmtree(self.root, ignore_errors=True)
+        return bundle
+
+
+def key_of(inputs: Inputs) -> str:
+    """A short fingerprint of the inputs of an artefact."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_sources(paths: Iterable[Path]) -> str:
+    """One SHA-256 over source files, so that a change of the code makes what it built stale."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, key: str | None) -> dict[str, Entry]:
+    """The entries of a ledger, or of an earlier bundle's manifest; none where it is absent or damaged."""
+    try:
+        data = json.loads(path.read_text())
+        return {name: Entry(**entry) for name, entry in (data[key] if key else data).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _intact(path: Path, entry: Entry) -> bool:
+    return path.is_file() and path.stat().st_size == entry.bytes and hash_file(path) == entry.sha256
+
+
+def _adopt(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _difference(before: Inputs, now: Inputs) -> str | None:
+    for name in [*now, *(name for name in before if name not in now)]:
+        if before.get(name) != now.get(name):
+            return f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+    return None
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:18]}...{text[-18:]}"

@@ -1,0 +1,71 @@
+"""Condition paths: a prototype's modulation as a file, and the merged UNet of one condition for an engine builder.
+
+Prototypes are computed in `dod` and stored in the checkpoint; here they are only turned into values.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from dod import clora
+from dod.model import DOD
+from runtime.errors import UsageError, unknown
+from runtime.manifest import MergeEntry
+from runtime.merge import merge
+from runtime.tensors import read_tensors
+
+
+def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The conditions to build, all of the checkpoint's where none are named. UsageError for one it does not know."""
+    known = tuple(model.prototypes)
+    for name in names or ():
+        if name not in known:
+            raise unknown("condition", name, known) if known else UsageError(
+                f"unknown condition {name!r}: the checkpoint has no prototypes; calibrate it first"
+            )
+    return tuple(dict.fromkeys(names)) if names else known
+
+
+@torch.no_grad()
+def modulation_of(model: DOD, condition: str) -> np.ndarray:
+    """gamma and beta at a condition's prototype: float32 [N, 2, r] (equation (5))."""
+    return model.mfm.network(model.prototypes[condition][None].float())[0].numpy()
+
+
+def write_condition(model: DOD, condition: str, path: Path) -> None:
+    """`modulation` float32 [N, 2, r] and `prototype` float32 [C] of one condition."""
+    save_file(
+        {"modulation": modulation_of(model, condition), "prototype": model.prototypes[condition].float().numpy()}, path
+    )
+
+
+def merge_entries(model: DOD) -> list[dict[str, object]]:
+    """The manifest's `merge`: for each conditional layer of the UNet its index, scale and tensors."""
+    entries = []
+    for name, layer in clora.conditional_layers(model.unet.unet):
+        scale = float(layer.scaling[clora.ADAPTER])
+        tensors = {"weight": "weight", "bias": "bias", "A": "lora_A.weight", "B": "lora_B.weight"}
+        entries.append(
+            {"layer": name, "index": layer.index, "scale": scale, **{k: f"{name}.{v}" for k, v in tensors.items()}}
+        )
+    return entries
+
+
+def write_merged_graph(
+    onnx_path: Path, weights_path: Path, entries: Sequence[dict], modulation: np.ndarray, folder: Path
+) -> Path:
+    """The merged UNet's graph and one condition's values in `folder`, for a builder that reads files.
+
+    The runtime's own merge is used, so an engine holds exactly what a merged session computes with. Names, shapes and
+    types do not change, so neither do the offsets that the graph points to. Returns the graph's path.
+    """
+    tensors = read_tensors(weights_path)
+    merged = merge(tensors, [MergeEntry(**entry) for entry in entries], modulation)
+    save_file({**tensors, **merged}, folder / weights_path.name)
+    return Path(shutil.copyfile(onnx_path, folder / onnx_path.name))

@@ -1,0 +1,253 @@
+"""What is traced: the model's components to ONNX, with their weights in a safetensors file under their own names.
+
+The weights enter the trace as inputs and become initializers afterwards. So nothing folds, renames or transposes them:
+a tensor of the file, an initializer of the graph and a parameter of the model carry the same name, both UNet graphs
+share one file, and a merged condition is a set of values for the same graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dod import clora
+from dod.model import DOD
+from export.errors import GraphError
+from runtime.tensors import tensor_spans
+
+GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
+"""Each graph and the weights file (without its suffix) that it points into."""
+
+OPSETS = {"fp32": 20, "fp16": 23}
+"""23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
+
+TRACE_BATCH = 2
+TRACE_SIZE = (3, 2)  # in size multiples: neither axis equal to the other nor to the batch
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """A component ready to be traced. inputs: example tensors by name; axes: the dynamic axes of each input."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    axes: dict[str, dict[int, str]]
+    outputs: tuple[str, ...]
+
+
+class _Skips(nn.Module):
+    """The decoder with its skips as separate inputs, and the encoder's results as a flat tuple."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+
+class _FlatEncoder(_Skips):
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        latent, skips = self.part(image)
+        return (latent, *skips)
+
+
+class _FlatDecoder(_Skips):
+    def forward(self, latent_restored: Tensor, **skips: Tensor) -> Tensor:
+        return self.part(latent_restored, list(skips.values()))
+
+
+class _Weightless(nn.Module):
+    """Calls a module with weights that are given with the call; it has none of its own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_module", module)
+
+    def forward(self, inputs: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor | tuple[Tensor, ...]:
+        return functional_call(self._module, weights, (), inputs)
+
+
+def plan(model: DOD, graph: str) -> GraphPlan:
+    """What to trace for one graph of `GRAPHS`, with example inputs. The merged UNet is planned with neutral values."""
+    preset = model.preset
+    multiple, factor = preset.size_multiple, preset.vae_factor
+    height, width = (n * multiple for n in TRACE_SIZE)
+    image = torch.rand(TRACE_BATCH, 3, height, width) * 2 - 1
+    crops, size = preset.mfm.crops, preset.mfm.crop_size
+    picture = {0: "batch", 2: "height", 3: "width"}
+    small = {0: "batch", 2: f"height/{factor}", 3: f"width/{factor}"}
+    latent = torch.randn(TRACE_BATCH, preset.base.vae.latent_channels, height // factor, width // factor)
+    modulation = torch.randn(TRACE_BATCH, len(model.layers), 2, preset.lora.rank)
+    if graph == "mfm":
+        example = torch.rand(TRACE_BATCH, crops, 3, size, size) * 2 - 1
+        return GraphPlan(model.mfm, {"crops": example}, {"crops": {0: "batch"}}, ("condition", "modulation"))
+    if graph == "encoder":
+        module = _FlatEncoder(clora.merged_copy(model.encoder))
+        names = tuple(f"skip_{i}" for i in range(len(preset.base.vae.block_out_channels)))
+        return GraphPlan(module, {"image": image}, {"image": picture}, ("latent", *names))
+    if graph == "unet_dynamic":
+        axes = {"latent": small, "modulation": {0: "batch"}}
+        return GraphPlan(model.unet, {"latent": latent, "modulation": modulation}, axes, ("latent_restored",))
+    if graph == "unet_merged":
+        module = clora.merged_copy(model.unet, neutral_modulation(model))
+        return GraphPlan(module, {"latent": latent}, {"latent": small}, ("latent_restored",))
+    with torch.no_grad():
+        skips = model.encoder(image)[1]
+    inputs, axes = {"latent_restored": latent}, {"latent_restored": small}
+    for i, skip in enumerate(skips):
+        scale = height // skip.shape[2]
+        inputs[f"skip_{i}"] = skip
+        axes[f"skip_{i}"] = picture if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
+    return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",))
+
+
+def neutral_modulation(model: DOD) -> Tensor:
+    """gamma = beta = 0 [N, 2, r]: with it a merged UNet is the plain base UNet."""
+    return torch.zeros(len(model.layers), 2, model.preset.lora.rank)
+
+
+def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
+    """The tensors of one weights file by name, each in the model's own dtype for it.
+
+    The UNet's holds the base weights under their plain names, a bias for each conditional layer (zeros where the base
+    has none), and the low-rank factors as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
+    """
+    if file != "unet":
+        graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
+        return _named(plan(model, graph).module)
+    named = _named(clora.merged_copy(model.unet, neutral_modulation(model)))
+    return {**named, **{k: v for k, v in _named(model.unet).items() if ".lora_" in k}}
+
+
+def write_weights(model: DOD, file: str, path: Path) -> None:
+    """Write one weights file."""
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in weights_of(model, file).items()}
+    save_file(tensors, path)
+
+
+def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) -> None:
+    """Trace one graph to `path`, its initializers pointing into `weights_path` (in the same folder), and check it.
+
+    Batch, height and width are dynamic. GraphError where the exporter or onnx's full check refuses it.
+    """
+    planned = plan(model, graph)
+    weights = _state(planned.module)
+    with torch.no_grad():
+        expected = planned.module(**planned.inputs)
+    program = _export(planned, weights, opset, graph)
+    outputs = expected if isinstance(expected, tuple) else (expected,)
+    _name_interface(program.model.graph, planned, [tuple(output.shape) for output in outputs])
+    _externalise(program.model.graph, list(planned.inputs), list(weights), weights_path)
+    ir.save(program.model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GraphError(f"{graph}: the traced graph does not pass onnx's full check: {error}") from None
+
+
+def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: str) -> torch.onnx.ONNXProgram:
+    shapes = {
+        "inputs": {
+            name: {axis: _dimension(label) for axis, label in axes.items()} for name, axes in planned.axes.items()
+        },
+        "weights": {name: None for name in weights},
+    }
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    quiet = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                _Weightless(planned.module),
+                (),
+                kwargs={"inputs": planned.inputs, "weights": {k: v.detach() for k, v in weights.items()}},
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise GraphError(f"{graph}: torch.onnx.export refused it: {str(error).strip().splitlines()[-1]}") from error
+    assert program is not None
+    return program
+
+
+def _dimension(label: str) -> torch.export.Dim:
+    return torch.export.Dim(label.replace("/", "_over_"))
+
+
+def _name_interface(graph: ir.Graph, planned: GraphPlan, expected: Sequence[tuple[int, ...]]) -> None:
+    """Give inputs and outputs the contract's names and dimension labels."""
+    known: dict[int, tuple[int, str]] = {}
+    for (name, example), value in zip(planned.inputs.items(), graph.inputs, strict=False):
+        labels = planned.axes[name]
+        value.name = name
+        value.shape = ir.Shape([labels.get(axis, size) for axis, size in enumerate(example.shape)])
+        known |= {axis: (example.shape[axis], label) for axis, label in labels.items()}
+    for name, value, shape in zip(planned.outputs, graph.outputs, expected, strict=True):
+        if value.shape is None or len(value.shape) != len(shape):
+            raise GraphError(f"output {name} was traced with shape {value.shape}, expected {len(shape)} axes")
+        value.name = name
+        value.shape = ir.Shape(
+            [size if isinstance(traced, int) else _label(size, *known[axis]) for axis, (traced, size) in
+             enumerate(zip(value.shape, shape, strict=True))]
+        )  # fmt: skip
+
+
+def _label(size: int, known: int, label: str) -> str:
+    """The label of an output size, from an input's size along the same axis and its label: "height" -> "height/8"."""
+    name, _, divisor = label.partition("/")
+    if size == known:
+        return label
+    ratio = Fraction(int(divisor or 1) * known, size)
+    return name if ratio == 1 else f"{name}/{ratio}"
+
+
+def _externalise(graph: ir.Graph, inputs: list[str], weights: list[str], weights_path: Path) -> None:
+    """Turn the weight inputs into initializers whose data lies in the safetensors file."""
+    stored = tensor_spans(weights_path)
+    values = list(graph.inputs)[len(inputs) :]
+    if len(values) != len(weights):
+        raise GraphError(f"{len(weights)} weights were traced as {len(values)} inputs")
+    del graph.inputs[len(inputs) :]
+    for name, value in zip((_plain(name) for name in weights), values, strict=True):
+        span = stored[name]
+        if not list(value.uses()):
+            continue
+        value.name = name
+        value.const_value = ir.ExternalTensor(
+            weights_path.name,
+            span.begin,
+            span.end - span.begin,
+            ir.DataType.from_numpy(span.dtype),
+            shape=ir.Shape(span.shape),
+            name=name,
+            base_dir=weights_path.parent,
+        )
+        graph.register_initializer(value)
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _named(module: nn.Module) -> dict[str, Tensor]:
+    return {_plain(name): tensor for name, tensor in _state(module).items()}
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what wrapping (peft, the one-step UNet, the flat encoder) put into it."""
+    for prefix in ("part.", "unet."):
+        name = name.removeprefix(prefix)
+    return name.replace(".base_layer.", ".").replace(f".{clora.ADAPTER}.", ".")
