@@ -1,6 +1,6 @@
 """The encoder half of OpenAI's ADM (guided diffusion) UNet, compact, under that checkpoint's own key names.
 
-Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", appendix A (the 256 x 256 unconditional model).
+Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis": the 256 x 256 unconditional model.
 """
 
 from __future__ import annotations

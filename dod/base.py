@@ -5,23 +5,28 @@ Read from a diffusers folder or hub id, from an ADM state dict, or made at rando
 
 from __future__ import annotations
 
-import hashlib
-import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .adm import ADMEncoder
 from .config import BaseConfig, DDPMConfig, Preset, UNetConfig, VAEConfig
 from .errors import CheckpointError
 from .modulation import DiffusersHSpace
+from .tensors import fingerprint, read_safetensors
 
 PROMPT_FILE = "prompt.safetensors"
+
+HSpace = ADMEncoder | DiffusersHSpace
+Model = TypeVar("Model", bound=ModelMixin)
 
 
 @dataclass
@@ -31,7 +36,7 @@ class BaseParts:
     vae: AutoencoderKL
     unet: UNet2DConditionModel
     prompt: Tensor
-    h_space: nn.Module
+    h_space: HSpace
     sha256: str
 
 
@@ -43,50 +48,47 @@ def load_base(preset: Preset) -> BaseParts:
     return BaseParts(vae, unet, prompt, h_space, digest)
 
 
-def identity(models: dict[str, nn.Module], prompt: Tensor) -> str:
+def identity(models: Mapping[str, nn.Module], prompt: Tensor) -> str:
     """SHA-256 over names and float32 values, so that storage in half or single, sharded or not, is the same base.
 
     On the meta device there are no values: names and shapes stand in for them.
     """
-    digest = hashlib.sha256()
     tensors = {f"{part}.{name}": t for part, model in models.items() for name, t in model.state_dict().items()}
-    for name, tensor in sorted({**tensors, "prompt": prompt}.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.device.type != "meta":
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
+    return fingerprint({**tensors, "prompt": prompt})
 
 
 def new_vae(config: VAEConfig) -> AutoencoderKL:
     """A randomly initialised `AutoencoderKL` of SD's structure."""
     levels = len(config.block_out_channels)
-    return AutoencoderKL(
-        block_out_channels=config.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_num_groups,
-        scaling_factor=config.scaling_factor,
-    )
+    structure: dict[str, Any] = {
+        "block_out_channels": config.block_out_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_num_groups,
+        "scaling_factor": config.scaling_factor,
+    }
+    return AutoencoderKL(**structure)
 
 
 def new_unet(config: UNetConfig, latent_channels: int = 4) -> UNet2DConditionModel:
-    """A randomly initialised `UNet2DConditionModel` of SD 2.1's structure. (diffusers calls the heads attention_head_dim.)"""
+    """A randomly initialised `UNet2DConditionModel` of SD 2.1's structure."""
     levels = len(config.block_out_channels)
-    return UNet2DConditionModel(
-        sample_size=config.sample_size,
-        in_channels=latent_channels,
-        out_channels=latent_channels,
-        block_out_channels=config.block_out_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
-        layers_per_block=config.layers_per_block,
-        attention_head_dim=config.attention_heads,
-        cross_attention_dim=config.cross_attention_dim,
-        norm_num_groups=config.norm_num_groups,
-        use_linear_projection=True,
-    )
+    structure: dict[str, Any] = {
+        "sample_size": config.sample_size,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "block_out_channels": config.block_out_channels,
+        "down_block_types": ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+        "layers_per_block": config.layers_per_block,
+        "attention_head_dim": config.attention_heads,  # diffusers' name for the number of heads
+        "cross_attention_dim": config.cross_attention_dim,
+        "norm_num_groups": config.norm_num_groups,
+        "use_linear_projection": True,
+    }
+    return UNet2DConditionModel(**structure)
 
 
 def new_ddpm(config: DDPMConfig) -> UNet2DModel:
@@ -120,54 +122,71 @@ def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditi
     if config.source == "random":
         with _seeded(config.seed):
             return new_vae(config.vae), new_unet(config.unet, config.vae.latent_channels), random_prompt(config)
-    source = preset.locate(config.source)
-    vae = _pretrained(AutoencoderKL, source, "vae", config.revision)
-    unet = _pretrained(UNet2DConditionModel, source, "unet", config.revision)
-    prediction = _prediction_type(Path(source))
-    if prediction not in (None, "epsilon"):
+    source = _located(preset, config.source)
+    prediction = _prediction_type(source, config.revision)
+    if prediction != "epsilon":
         raise CheckpointError(
-            f"{source}: a base with {prediction} is not supported; DOD's closed form needs epsilon prediction (SD 2.1-base)"
+            f"{source}: a base with {prediction} is not supported: DOD's closed form needs epsilon, as SD 2.1-base has"
         )
-    return vae, unet, load_prompt(source, config, unet.config.cross_attention_dim)
+    vae = load_part(AutoencoderKL, source, "vae", config.revision)
+    unet = load_part(UNet2DConditionModel, source, "unet", config.revision)
+    for part, model, stated in (("vae", vae, config.vae), ("unet", unet, config.unet)):
+        widths = tuple(model.config["block_out_channels"])
+        if widths != stated.block_out_channels:
+            raise CheckpointError(
+                f"{source}/{part}: block_out_channels are {widths}, preset {preset.name} states "
+                f"{stated.block_out_channels}: give the base or preset that belongs to it"
+            )
+    prompt = load_prompt(source, config)
+    if prompt.ndim != 3 or prompt.shape[2] != unet.config["cross_attention_dim"]:
+        raise CheckpointError(
+            f"{source}: its prompt embedding is {list(prompt.shape)}, its UNet expects "
+            f"[1, tokens, {unet.config['cross_attention_dim']}]"
+        )
+    return vae, unet, prompt
 
 
-def load_prompt(source: str, config: BaseConfig, width: int) -> Tensor:
+def load_prompt(source: str, config: BaseConfig) -> Tensor:
     """The fixed prompt's embedding [1, T, D]: the base's prompt.safetensors, or its own text encoder run once."""
     file = Path(source) / PROMPT_FILE
     if file.is_file():
-        return read_safetensors(file)["prompt"].float()
+        tensors = read_safetensors(file)
+        if "prompt" not in tensors:
+            raise CheckpointError(f"{file}: has no tensor named prompt")
+        return tensors["prompt"].float()
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError:
         raise CheckpointError(
-            f"{source} has no {PROMPT_FILE}, and encoding the prompt needs transformers: pip install 'dod-toolkit[train]'"
+            f"{source} has no {PROMPT_FILE}, and encoding the prompt needs transformers: "
+            "pip install 'dod-toolkit[train]'"
         ) from None
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=config.revision)
+        revision = config.revision or "main"
+        tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
         encoder = CLIPTextModel.from_pretrained(
-            source, subfolder="text_encoder", revision=config.revision, use_safetensors=True
+            source, subfolder="text_encoder", revision=revision, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}: neither {PROMPT_FILE} nor a text encoder was found: {_first_line(error)}") from None
+        raise CheckpointError(
+            f"{source}: neither {PROMPT_FILE} nor a text encoder was found: {_first_line(error)}"
+        ) from None
     tokens = tokenizer(
         config.prompt, padding="max_length", max_length=config.prompt_tokens, truncation=True, return_tensors="pt"
     )
     with torch.no_grad():
-        embedding = encoder(tokens.input_ids)[0]
-    if embedding.shape[-1] != width:
-        raise CheckpointError(f"{source}: text encoder gives {embedding.shape[-1]} numbers, the UNet expects {width}")
-    return embedding.float()
+        return encoder(tokens.input_ids)[0].float()
 
 
-def _load_h_space(preset: Preset) -> nn.Module:
+def _load_h_space(preset: Preset) -> HSpace:
     config = preset.ddpm
     if config.source == "random":
         with _seeded(config.seed):
             return ADMEncoder() if config.layout == "adm" else DiffusersHSpace(new_ddpm(config))
-    source = preset.locate(config.source)
+    source = _located(preset, config.source)
     if config.layout == "adm":
         return load_adm(Path(source))
-    return DiffusersHSpace(_pretrained(UNet2DModel, source, None, None))
+    return DiffusersHSpace(load_part(UNet2DModel, source))
 
 
 def load_adm(path: Path) -> ADMEncoder:
@@ -178,9 +197,12 @@ def load_adm(path: Path) -> ADMEncoder:
         state = read_safetensors(path)
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            state = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
         except Exception as error:
-            raise CheckpointError(f"{path}: not a plain state dict (nothing else is read): {_first_line(error)}") from None
+            raise CheckpointError(
+                f"{path}: not a plain state dict (nothing else is read): {_first_line(error)}"
+            ) from None
     with torch.device("meta"):
         encoder = ADMEncoder()
     wanted = encoder.state_dict()
@@ -194,38 +216,39 @@ def load_adm(path: Path) -> ADMEncoder:
     return encoder
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. CheckpointError where it is missing or malformed."""
-    if not path.is_file():
-        raise CheckpointError(f"no weights at {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from None
-
-
-def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors. CheckpointError where there is no room (safetensors does not raise an OSError)."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: could not be written: {error}") from None
-
-
-def _pretrained(kind: type, source: str, subfolder: str | None, revision: str | None) -> nn.Module:
-    try:
-        model = kind.from_pretrained(
-            source, subfolder=subfolder, revision=revision, use_safetensors=True, torch_dtype=torch.float32
+def _located(preset: Preset, source: str) -> str:
+    located = preset.locate(source)
+    hub_id = located.count("/") == 1 and not located.startswith((".", "/"))
+    if not (hub_id or Path(located).exists()):
+        raise CheckpointError(
+            f"no weights at {located}: not beside preset {preset.name} ({preset.folder}), not a hub id"
         )
+    return located
+
+
+def load_part(kind: type[Model], source: str, subfolder: str | None = None, revision: str | None = None) -> Model:
+    """A diffusers model in float32, from safetensors alone. CheckpointError where it is missing or incomplete."""
+    part = f"{source}/{subfolder}" if subfolder else source
+    options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    try:
+        loaded = kind.from_pretrained(source, subfolder=subfolder, revision=revision, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        part = f"{source}/{subfolder}" if subfolder else source
         raise CheckpointError(f"{part}: no {kind.__name__} in diffusers layout there: {_first_line(error)}") from None
+    model, info = cast(tuple[Model, dict[str, list[str]]], loaded)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(f"{part}: {len(missing)} weights of {kind.__name__} are missing, first {missing[0]}")
     return model.eval()
 
 
-def _prediction_type(source: Path) -> str | None:
-    file = source / "scheduler" / "scheduler_config.json"
-    return json.loads(file.read_text()).get("prediction_type", "epsilon") if file.is_file() else None
+def _prediction_type(source: str, revision: str | None) -> str:
+    """What the base's UNet predicts: epsilon unless its scheduler says otherwise. (A local folder may have none.)"""
+    if Path(source).is_dir() and not (Path(source) / "scheduler").is_dir():
+        return "epsilon"
+    try:
+        config = cast(dict[str, Any], DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source}/scheduler: no scheduler configuration there: {_first_line(error)}") from None
+    return config.get("prediction_type", "epsilon")
 
 
 def _first_line(error: Exception) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import read_safetensors, write_safetensors
 from .config import load_preset, shipped_presets
 from .errors import CheckpointError
 from .model import DOD
+from .tensors import read_safetensors, write_safetensors
 
 WEIGHTS, METADATA, FORMAT = "dod.safetensors", "dod.json", 1
 
@@ -63,7 +63,9 @@ def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
             )
     layers = metadata.get("layers", [])
     if layers != model.layers:
-        raise CheckpointError(f"{folder}: its {len(layers)} conditional layers are not this model's {len(model.layers)}")
+        raise CheckpointError(
+            f"{folder}: its {len(layers)} conditional layers are not this model's {len(model.layers)}"
+        )
     tensors = read_safetensors(folder / WEIGHTS)
     prototypes = {name: tensors.pop(f"prototype.{name}", None) for name in metadata.get("conditions", [])}
     statistics = tensors.pop("statistics", None)
@@ -98,7 +100,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def load_model(source: str | Path = "mini", base: str | Path | None = None, ddpm: str | Path | None = None) -> DOD:
-    """A model ready to run, from a preset's name or folder, or from a checkpoint folder (its preset is the one it names).
+    """A model ready to run, from a preset's name or folder, or from a checkpoint's folder and the preset it names.
 
     base, ddpm: where the frozen weights lie, if not where the preset says.
     """

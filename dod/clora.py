@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -25,7 +26,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class _Affine:
-    """One modulation, cut once for all layers, in the shape each kind needs: gamma of layer i at 2 i, beta at 2 i + 1."""
+    """One modulation, cut once for all layers in the shape each kind needs: layer i's gamma at 2 i, beta at 2 i + 1."""
 
     modulation: Tensor
     linear: tuple[Tensor, ...]  # [B, 1, r] each
@@ -64,8 +65,11 @@ class ConditionalLoRA:
     """What the conditional layers share. `index` is the layer's place among the N conditional layers."""
 
     index: int = -1
+    lora_A: nn.ModuleDict
+    lora_B: nn.ModuleDict
+    scaling: dict[str, float]
 
-    def _branch(self: LoraLayer, x: Tensor) -> Tensor:
+    def _branch(self, x: Tensor) -> Tensor:
         """Eq. (3)-(4) without W0: s B(gamma * A x + beta), where gamma = modulation[:, i, 0], beta = [:, i, 1]."""
         affine = _call.affine
         if affine is None:
@@ -99,7 +103,8 @@ def inject(model: nn.Module, targets: Sequence[str], rank: int, alpha: float, co
 
     A is Kaiming-uniform and B zero, so the model computes what it did before. The base stays frozen.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0, bias="none")
+    values: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets), "bias": "none"}
+    config = LoraConfig(**values, lora_dropout=0.0)
     if conditional:
         config._register_custom_module({nn.Linear: CLoRALinear, nn.Conv2d: CLoRAConv2d})
     inject_adapter_in_model(config, model, adapter_name=ADAPTER)
@@ -118,7 +123,7 @@ def number_layers(models: Sequence[nn.Module]) -> int:
 def conditional_layers(model: nn.Module) -> Iterator[tuple[str, CLoRALinear | CLoRAConv2d]]:
     """(name, layer) of each conditional layer, in module order."""
     for name, module in model.named_modules():
-        if isinstance(module, ConditionalLoRA):
+        if isinstance(module, (CLoRALinear, CLoRAConv2d)):
             yield name, module
 
 
@@ -127,6 +132,12 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
+
+
+def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
+    """The trainable A and B of a layer with LoRA."""
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    return cast(nn.Parameter, a), cast(nn.Parameter, b)
 
 
 def merge(
@@ -150,8 +161,8 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
     """
     model = copy.deepcopy(model)
     for name, layer in list(adapted_layers(model)):
-        base = layer.get_base_layer()
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        base = cast(nn.Linear, layer.get_base_layer())
+        a, b = factors(layer)
         gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
         if isinstance(layer, ConditionalLoRA):
             if modulation is None:
@@ -173,6 +184,6 @@ def merged_state_dict(model: nn.Module, modulation: Tensor | None = None) -> dic
 def add_missing_biases(model: nn.Module, names: Sequence[str]) -> None:
     """Give the named linear and convolutional layers a zero bias where they have none, in place (a merge needs it)."""
     for name in names:
-        layer = model.get_submodule(name)
+        layer = cast(nn.Linear, model.get_submodule(name))
         if layer.bias is None:
             layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)

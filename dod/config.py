@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -84,12 +85,16 @@ class DDPMConfig:
 
 @dataclass(frozen=True)
 class MFMConfig:
-    """Multi-degradation feature modulation: crops (K, at most; a square number), their side R, and M's widths."""
+    """Multi-degradation feature modulation: crops (K, a square number), their side R, and M's widths."""
 
     crops: int = 4
     crop_size: int = 256
     condition_width: int = 256
     prompt_width: int = 64
+
+    def __post_init__(self) -> None:
+        if self.crops < 1 or math.isqrt(self.crops) ** 2 != self.crops:
+            raise ConfigError(f"crops: {self.crops} is not a square number (1, 4, 9): they lie on a square grid")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,10 @@ class LoRAConfig:
     unet_targets: tuple[str, ...] = UNET_TARGETS
     encoder_targets: tuple[str, ...] = ENCODER_TARGETS
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank: {self.rank} is not at least 1")
+
 
 @dataclass(frozen=True)
 class StepConfig:
@@ -111,6 +120,10 @@ class StepConfig:
     train_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep < self.train_timesteps:
+            raise ConfigError(f"timestep: {self.timestep} is not one of 0 to {self.train_timesteps - 1}")
 
 
 @dataclass(frozen=True)
@@ -162,27 +175,24 @@ def load_preset(name: str | Path, overrides: dict[str, Any] | None = None) -> Pr
     path = _preset_file(name)
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(values).__name__}")
     for key, value in (overrides or {}).items():
-        node = values
         *parents, last = key.split(".")
+        node = values
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{path}: {key}: {parent} holds {node!r}, not keys and values")
         node[last] = value
-    return _read(Preset, {**values, "folder": path.parent}, str(path))
+    return _read(Preset, values, str(path), folder=path.parent)
 
 
 def shipped_presets() -> list[str]:
     """The names of the presets that come with this package. A folder of the same name is given as `./mini`."""
     return sorted(path.parent.name for path in PRESETS.glob("*/preset.yaml"))
-
-
-def with_conditional(preset: Preset, conditional: str) -> Preset:
-    """The same preset with CLoRA placed elsewhere ("none", "unet", "unet+encoder")."""
-    return dataclasses.replace(preset, lora=dataclasses.replace(preset.lora, conditional=conditional))
 
 
 def _preset_file(name: str | Path) -> Path:
@@ -204,16 +214,20 @@ def _nearest(word: str, valid: list[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def _read(kind: type, values: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+def _read(kind: type, values: dict[str, Any], where: str, **given: Any) -> Any:
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in given}
     for key in values:
         if key not in hints:
-            valid = [name for name in hints if name != "folder"]
+            valid = list(hints)
             raise ConfigError(f"{where}: unknown key {key!r}{_nearest(str(key), valid)} (valid: {', '.join(valid)})")
-    required = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in values]
+    required = [f.name for f in dataclasses.fields(kind) if _is_required(f) and f.name not in {*values, *given}]
     if required:
         raise ConfigError(f"{where}: missing key {required[0]!r}")
-    return kind(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+    read = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in values.items()}
+    try:
+        return kind(**read, **given)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _is_required(f: dataclasses.Field) -> bool:
@@ -225,7 +239,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where}: expected keys and values, found {value!r}")
-        return _read(hint, value, where)
+        return _read(cast(type, hint), value, where)
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

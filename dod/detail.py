@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,8 @@ class DetailEnhancement(nn.Module):
         self.fuse = nn.Conv2d(2 * channels, channels, 1)
         self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
         self.weight = nn.Parameter(torch.zeros(()))
-        nn.init.zeros_(self.align.weight)
-        nn.init.zeros_(self.align.bias)
+        for parameter in self.align.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
         fused = self.fuse(torch.cat([self.align(encoded), decoded], dim=1))
@@ -69,9 +70,9 @@ class Decoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL, enabled: bool, blocks: int, growth: int) -> None:
         super().__init__()
-        self.scaling_factor = vae.config.scaling_factor
-        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
-        widths = vae.config.block_out_channels
+        self.scaling_factor: float = vae.config["scaling_factor"]
+        self.post_quant_conv, self.decoder = cast(nn.Conv2d, vae.post_quant_conv), vae.decoder
+        widths = vae.config["block_out_channels"]
         encoder_widths = [widths[0], *widths[:-1]]
         decoder_widths = [widths[-1], *reversed(widths[1:])]
         self.detail = nn.ModuleList(

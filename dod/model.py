@@ -1,6 +1,8 @@
-"""The DOD model: MFM, VAE encoder, one-step UNet and detail decoder, each with exactly the inputs and outputs it is exported with."""
+"""The DOD model: MFM, VAE encoder, one-step UNet and detail decoder, each with the inputs and outputs of its export."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -14,7 +16,7 @@ from .modulation import MFM, ModulationNetwork, native_crops
 
 
 def alpha_bar(step: StepConfig) -> float:
-    """Cumulative product of 1 - beta at the step's timestep, scaled-linear betas, in float64. SD at t = 999: 0.0046601."""
+    """Cumulative product of 1 - beta up to the step's timestep, scaled-linear betas. SD at t = 999: 0.0046601."""
     roots = torch.linspace(
         step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps, dtype=torch.float64, device="cpu"
     )
@@ -22,7 +24,7 @@ def alpha_bar(step: StepConfig) -> float:
 
 
 def one_step(latent: Tensor, eps: Tensor, abar: float) -> Tensor:
-    """The closed form z0 = (z - sqrt(1 - abar) eps) / sqrt(abar), in float32: at t = 999 an error in eps grows 14.6 times."""
+    """The closed form z0 = (z - sqrt(1 - abar) eps) / sqrt(abar), in float32: at t = 999 it takes eps 14.6 times."""
     return (latent.float() - (1 - abar) ** 0.5 * eps.float()) / abar**0.5
 
 
@@ -34,8 +36,8 @@ class Encoder(nn.Module):
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.scaling_factor = vae.config.scaling_factor
-        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+        self.scaling_factor: float = vae.config["scaling_factor"]
+        self.encoder, self.quant_conv = vae.encoder, cast(nn.Conv2d, vae.quant_conv)
 
     def forward(self, image: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """modulation: [B, N, 2, r], only where the encoder is conditional (Table 5's ablation)."""
@@ -55,7 +57,10 @@ class OneStepUNet(nn.Module):
     """latent [B, 4, h, w] float32, modulation [B, N, 2, r] -> latent_restored [B, 4, h, w] float32.
 
     One noise prediction at a fixed timestep with a fixed prompt embedding [1, T, D], then the closed form in float32.
+    torch.compile takes it whole (fullgraph=True).
     """
+
+    prompt: Tensor
 
     def __init__(self, unet: UNet2DConditionModel, prompt: Tensor, step: StepConfig) -> None:
         super().__init__()
@@ -75,10 +80,10 @@ class OneStepUNet(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute blocks in the backward pass. The modulation is handed to each recomputation explicitly, because
-        the forward pass is over by then."""
+        the forward pass that held it is over by then."""
 
         def checkpointed(block: nn.Module, *args: object) -> object:
-            def run(modulation: Tensor, *inputs: object) -> object:
+            def run(modulation: Tensor | None, *inputs: object) -> object:
                 with clora.modulated(modulation):
                     return block(*inputs)
 
@@ -90,9 +95,9 @@ class OneStepUNet(nn.Module):
 class DOD(nn.Module):
     """One-step all-in-one restoration: image [B, 3, H, W] in [-1, 1] -> restored image [B, 3, H, W] float32.
 
-    H and W must be multiples of `size_multiple`. `layers` names the N conditional layers in the order of the modulation;
-    `prototypes` holds the mean condition c [C] of each degradation, `statistics` the calibration set's mean and deviation
-    of c; `base_sha256` is the identity of the frozen weights.
+    H and W must be multiples of `preset.size_multiple`. `layers` names the N conditional layers in the order of the
+    modulation; `prototypes` holds the mean condition c [C] of each degradation, `statistics` [2, C] the calibration
+    set's mean and deviation of c; `base_sha256` is the identity of the frozen weights.
     """
 
     def __init__(self, preset: Preset, parts: base.BaseParts) -> None:
@@ -112,6 +117,7 @@ class DOD(nn.Module):
                 parts.h_space.channels, count, lora.rank, preset.mfm.condition_width, preset.mfm.prompt_width
             ),
         )
+        self.mfm.network.requires_grad_(count > 0)
         self.encoder = Encoder(parts.vae)
         self.unet = OneStepUNet(parts.unet, parts.prompt, preset.step)
         detail = preset.detail
@@ -142,11 +148,10 @@ class DOD(nn.Module):
 
     def adaptation_parameters(self) -> dict[str, nn.Parameter]:
         """Stage 1's trainable parameters: the LoRA of UNet and encoder, the prompts and M, by checkpoint name."""
-        named = {}
+        named: dict[str, nn.Parameter] = {}
         for part, model in (("unet", self.unet.unet), ("encoder", self.encoder.encoder)):
             for name, layer in clora.adapted_layers(model):
-                named[f"{part}.{name}.lora_A.weight"] = layer.lora_A[clora.ADAPTER].weight
-                named[f"{part}.{name}.lora_B.weight"] = layer.lora_B[clora.ADAPTER].weight
+                named[f"{part}.{name}.lora_A.weight"], named[f"{part}.{name}.lora_B.weight"] = clora.factors(layer)
         if self.layers:
             named |= {f"modulation.{name}": p for name, p in self.mfm.network.named_parameters()}
         return named
@@ -154,4 +159,3 @@ class DOD(nn.Module):
     def detail_parameters(self) -> dict[str, nn.Parameter]:
         """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
-

@@ -6,10 +6,13 @@ The paper's section "Multi-degradation Feature Modulation" and equation (5).
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
+
+from .errors import CheckpointError
 
 
 def crop_indices(length: int, per_axis: int, size: int) -> list[list[int]]:
@@ -48,16 +51,25 @@ def native_crops(image: Tensor, count: int, size: int) -> Tensor:
 class DiffusersHSpace(nn.Module):
     """The encoder and middle block of a diffusers `UNet2DModel` at t = 0; its decoder is dropped.
 
-    x: [B, 3, R, R] in [-1, 1]; returns the middle block's output [B, C, R/2^k, R/2^k].
+    x: [B, 3, R, R] in [-1, 1]; returns the middle block's output [B, C, R/2^k, R/2^k]. CheckpointError for a UNet that
+    is not of the published DDPMs' kind.
     """
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
-        if any(hasattr(block, "skip_conv") for block in unet.down_blocks):
-            raise ValueError("a DDPM with skip-convolution blocks is not supported: use Down/AttnDown blocks")
+        refused = {
+            "skip-convolution blocks": any(hasattr(block, "skip_conv") for block in unet.down_blocks),
+            "no middle block": unet.mid_block is None,
+            "class labels": unet.class_embedding is not None,
+            "a time embedding that is not positional": unet.config["time_embedding_type"] != "positional",
+            "a centred input": unet.config["center_input_sample"],
+        }
+        if found := [what for what, present in refused.items() if present]:
+            raise CheckpointError(f"a DDPM with {', '.join(found)} is not supported: use Down/AttnDown blocks alone")
         self.time_proj, self.time_embedding = unet.time_proj, unet.time_embedding
-        self.conv_in, self.down_blocks, self.mid_block = unet.conv_in, unet.down_blocks, unet.mid_block
-        self.channels = unet.config.block_out_channels[-1]
+        self.conv_in, self.down_blocks = unet.conv_in, unet.down_blocks
+        self.mid_block = cast(nn.Module, unet.mid_block)
+        self.channels: int = unet.config["block_out_channels"][-1]
 
     def forward(self, x: Tensor) -> Tensor:
         timestep = torch.zeros(1, dtype=torch.long, device=x.device)
@@ -79,8 +91,8 @@ class ModulationNetwork(nn.Module):
         super().__init__()
         self.rank = rank
         self.prompts = nn.Parameter(torch.randn(layers, prompt_width))
-        self.condition_in = nn.Sequential(nn.Linear(channels, condition_width), nn.LayerNorm(condition_width), nn.ReLU())
-        self.prompt_in = nn.Sequential(nn.Linear(prompt_width, prompt_width), nn.LayerNorm(prompt_width), nn.ReLU())
+        self.condition_in = _hidden(channels, condition_width)
+        self.prompt_in = _hidden(prompt_width, prompt_width)
         self.out = nn.Linear(condition_width + prompt_width, 2 * rank)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -91,6 +103,10 @@ class ModulationNetwork(nn.Module):
         prompts = self.prompt_in(self.prompts)[None].expand(batch, layers, -1)
         out = self.out(torch.cat([hidden, prompts], dim=-1)).reshape(batch, layers, 2, self.rank)
         return out + out.new_tensor([1.0, 0.0])[:, None]
+
+
+def _hidden(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width), nn.ReLU())
 
 
 class MFM(nn.Module):

@@ -31,7 +31,7 @@ from runtime.tensors import tensor_spans
 GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
 """Each graph and the weights file (without its suffix) that it points into."""
 
-OPSETS = {"fp32": 20, "fp16": 23}
+OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
 
 TRACE_BATCH = 2
@@ -40,12 +40,14 @@ TRACE_SIZE = (3, 2)  # in size multiples: neither axis equal to the other nor to
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A component ready to be traced. inputs: example tensors by name; axes: the dynamic axes of each input."""
+    """A component ready to be traced. inputs: example tensors by name; axes: the dynamic axes of each input;
+    multiple: what the sides of a picture are multiples of."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
     axes: dict[str, dict[int, str]]
     outputs: tuple[str, ...]
+    multiple: int
 
 
 class _Skips(nn.Module):
@@ -91,17 +93,17 @@ def plan(model: DOD, graph: str) -> GraphPlan:
     modulation = torch.randn(TRACE_BATCH, len(model.layers), 2, preset.lora.rank)
     if graph == "mfm":
         example = torch.rand(TRACE_BATCH, crops, 3, size, size) * 2 - 1
-        return GraphPlan(model.mfm, {"crops": example}, {"crops": {0: "batch"}}, ("condition", "modulation"))
+        return GraphPlan(model.mfm, {"crops": example}, {"crops": {0: "batch"}}, ("condition", "modulation"), multiple)
     if graph == "encoder":
         module = _FlatEncoder(clora.merged_copy(model.encoder))
         names = tuple(f"skip_{i}" for i in range(len(preset.base.vae.block_out_channels)))
-        return GraphPlan(module, {"image": image}, {"image": picture}, ("latent", *names))
+        return GraphPlan(module, {"image": image}, {"image": picture}, ("latent", *names), multiple)
     if graph == "unet_dynamic":
         axes = {"latent": small, "modulation": {0: "batch"}}
-        return GraphPlan(model.unet, {"latent": latent, "modulation": modulation}, axes, ("latent_restored",))
+        return GraphPlan(model.unet, {"latent": latent, "modulation": modulation}, axes, ("latent_restored",), multiple)
     if graph == "unet_merged":
         module = clora.merged_copy(model.unet, neutral_modulation(model))
-        return GraphPlan(module, {"latent": latent}, {"latent": small}, ("latent_restored",))
+        return GraphPlan(module, {"latent": latent}, {"latent": small}, ("latent_restored",), multiple)
     with torch.no_grad():
         skips = model.encoder(image)[1]
     inputs, axes = {"latent_restored": latent}, {"latent_restored": small}
@@ -109,7 +111,7 @@ def plan(model: DOD, graph: str) -> GraphPlan:
         scale = height // skip.shape[2]
         inputs[f"skip_{i}"] = skip
         axes[f"skip_{i}"] = picture if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
-    return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",))
+    return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",), multiple)
 
 
 def neutral_modulation(model: DOD) -> Tensor:
@@ -159,7 +161,8 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
 def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: str) -> torch.onnx.ONNXProgram:
     shapes = {
         "inputs": {
-            name: {axis: _dimension(label) for axis, label in axes.items()} for name, axes in planned.axes.items()
+            name: {axis: _dimension(label, planned.multiple) for axis, label in axes.items()}
+            for name, axes in planned.axes.items()
         },
         "weights": {name: None for name in weights},
     }
@@ -183,8 +186,14 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
     return program
 
 
-def _dimension(label: str) -> torch.export.Dim:
-    return torch.export.Dim(label.replace("/", "_over_"))
+def _dimension(label: str, multiple: int) -> torch.export.Dim:
+    """A dynamic axis: the batch, or a side in units of the size multiple, so that the exporter need not find that out
+    (it would trace twice)."""
+    name, _, divisor = label.partition("/")
+    if name == "batch":
+        return torch.export.Dim(name)
+    factor, unit = multiple // int(divisor or 1), torch.export.Dim(f"{name}_units")
+    return unit if factor == 1 else factor * unit
 
 
 def _name_interface(graph: ir.Graph, planned: GraphPlan, expected: Sequence[tuple[int, ...]]) -> None:

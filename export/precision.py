@@ -11,34 +11,41 @@ from torch import nn
 from dod.model import DOD
 from export.errors import GraphError
 
-ISLANDS = (
-    "mfm.network",
-    "unet.unet.up_blocks.3",
-    "unet.unet.conv_norm_out",
-    "unet.unet.conv_out",
-    "decoder.decoder.conv_norm_out",
-    "decoder.decoder.conv_out",
-)
-"""The modules that stay in float32 by default: M, and the end of each residual stream (an error in eps grows 14.6 times)."""
-
-ENDS = ("up_blocks.3", "conv_norm_out", "conv_out", "network")
+ENDS = ("conv_norm_out", "conv_out", "network")
+"""What ends a network and hands float32 on, besides the last up block."""
 
 
-def half_copy(model: DOD, islands: Sequence[str] = ISLANDS) -> DOD:
-    """A copy of the model in float16 whose named modules stay in float32.
+def default_islands(model: DOD) -> tuple[str, ...]:
+    """The modules that stay in float32 by default: M, and the end of each residual stream (an error in eps grows 14.6
+    times in the closed form)."""
+    last = len(model.unet.unet.up_blocks) - 1
+    return (
+        "mfm.network",
+        f"unet.unet.up_blocks.{last}",
+        "unet.unet.conv_norm_out",
+        "unet.unet.conv_out",
+        "decoder.decoder.conv_norm_out",
+        "decoder.decoder.conv_out",
+    )
 
-    An island casts its inputs up. One that ends a network (`ENDS`) hands float32 on, so that nothing is rounded between
-    adjacent ones; any other casts its result back to float16. GraphError on a name the model does not have.
+
+def half_copy(model: DOD, islands: Sequence[str] | None = None) -> DOD:
+    """A copy of the model in float16 whose named modules (None: the default ones) stay in float32.
+
+    An island casts its inputs up. One that ends a network hands float32 on, so that nothing is rounded between adjacent
+    ones; any other casts its result back to float16. GraphError on a name the model does not have.
     """
+    default = default_islands(model)
+    islands = default if islands is None else islands
     model = copy.deepcopy(model).half()
     for name in islands:
         try:
             module = model.get_submodule(name)
         except AttributeError:
-            raise GraphError(f"no module {name!r} to keep in float32; the defaults are {', '.join(ISLANDS)}") from None
+            raise GraphError(f"no module {name!r} to keep in float32; the defaults are {', '.join(default)}") from None
         module.float()
         module.register_forward_pre_hook(_upcast, with_kwargs=True)
-        if not name.endswith(ENDS):
+        if not name.endswith(ENDS) and name not in default:
             module.register_forward_hook(_downcast)
     return model
 

@@ -6,19 +6,28 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import TrainingError
+from ..tensors import read_safetensors, write_safetensors
 
 LOG_EVERY = 50
+MAY_CHANGE = ("learning_rate", "workers", "save_every")
+"""What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
+
+Loss = Callable[[Sequence[Tensor], torch.Generator], Tensor]
+Log = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -48,14 +57,28 @@ class Schedule:
         return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def add_schedule_arguments(parser, **defaults: object) -> None:
-    """One command-line option for each field of `Schedule`, with this command's defaults."""
-    for name, value in {**asdict(Schedule()), **defaults}.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
+def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
+    """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
+
+    commands: the defaults of each command where they are not those of `Schedule`.
+    """
+    parser = ArgumentParser(prog=prog, description=description)
+    parsers = parser.add_subparsers(dest="command", required=True)
+    for name, defaults in commands.items():
+        command = parsers.add_parser(name)
+        command.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs")
+        command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
+        command.add_argument(
+            "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
+        )
+        for field, value in {**asdict(Schedule()), **defaults}.items():
+            option = f"--{field.replace('_', '-')}"
+            command.add_argument(option, type=type(value), default=value, help=f"default {value}")
+    return parser
 
 
-def schedule_from(arguments) -> Schedule:
-    """The schedule that parsed arguments describe."""
+def schedule_from(arguments: Namespace) -> Schedule:
+    """The schedule that the arguments of a `training_parser` describe."""
     return Schedule(**{name: getattr(arguments, name) for name in asdict(Schedule())})
 
 
@@ -64,8 +87,8 @@ def autocast(schedule: Schedule, device: torch.device | str = "cpu") -> torch.au
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=schedule.precision == "bf16")
 
 
-def batches(dataset: Dataset, schedule: Schedule, start: int) -> Iterator[Iterable[Tensor]]:
-    """The batches of steps start, start + 1, ...: sample i of the run is dataset[i], so a resumed run sees the same ones."""
+def batches(dataset: Dataset, schedule: Schedule, start: int) -> Iterator[Sequence[Tensor]]:
+    """The batches of steps start, start + 1, ...: the run's sample i is dataset[i], so a resumed run sees the same."""
     indices = range(start * schedule.batch, schedule.steps * schedule.batch)
     loader = DataLoader(
         dataset,
@@ -80,20 +103,23 @@ def batches(dataset: Dataset, schedule: Schedule, start: int) -> Iterator[Iterab
 def train(
     name: str,
     parameters: dict[str, nn.Parameter],
-    loss: Callable[[Iterable[Tensor], torch.Generator], Tensor],
+    loss: Loss,
     dataset: Dataset,
     schedule: Schedule,
     state_folder: Path,
-) -> list[dict[str, float]]:
+    identity: str = "",
+) -> Log:
     """Minimise `loss(batch, generator)` over `parameters`; returns the log, one entry for every LOG_EVERY steps.
 
-    The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps; a run with the same
-    schedule found there goes on where it stopped. TrainingError on a loss or gradient that is not finite, or when the
-    state found belongs to another schedule (the key is named).
+    The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps; a run with the
+    same schedule found there goes on where it stopped. identity: a hash of the frozen weights that the run stands on.
+    TrainingError on a loss or gradient that is not finite, or when the state found belongs to another schedule (the key
+    is named), other frozen weights or other parameters.
     """
-    optimizer = torch.optim.AdamW(parameters.values(), betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
+    optimizer = AdamW(parameters.values(), betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
     state_folder.mkdir(parents=True, exist_ok=True)
-    start, log = _resume(name, parameters, optimizer, schedule, state_folder)
+    file = state_folder / f"{name}.state.safetensors"
+    start, log = _resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [])
     progress = tqdm(batches(dataset, schedule, start), total=schedule.steps, initial=start, desc=name, mininterval=10)
     recent: list[float] = []
     began = time.monotonic()
@@ -106,8 +132,8 @@ def train(
         norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
         if not (torch.isfinite(value) and torch.isfinite(norm)):
             raise TrainingError(
-                f"{name}: step {step} gave loss {value.item()}, gradient norm {norm.item()}; the last good state is in "
-                f"{state_folder}; lower --learning-rate and run again to go on from there"
+                f"{name}: step {step} gave loss {value.item()}, gradient norm {norm.item()}; run again with a lower "
+                f"--learning-rate: it goes on from the last state in {state_folder}"
             )
         optimizer.step()
         recent.append(value.item())
@@ -117,45 +143,51 @@ def train(
             progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} pictures/s")
             recent, began = [], time.monotonic()
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            _save(name, parameters, optimizer, schedule, step + 1, log, state_folder)
+            state = {"step": step + 1, "schedule": asdict(schedule), "log": log, "identity": identity}
+            _save(file, parameters, optimizer, state)
     return log
 
 
-def _save(name, parameters, optimizer, schedule, step, log, folder: Path) -> None:
+def _save(file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, state: dict[str, object]) -> None:
     tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
     for key, p in parameters.items():
         for moment in ("exp_avg", "exp_avg_sq"):
             if p in optimizer.state:
                 tensors[f"{moment}.{key}"] = optimizer.state[p][moment]
-    metadata = {"step": str(step), "schedule": json.dumps(asdict(schedule)), "log": json.dumps(log)}
-    temporary = folder / f".{name}.tmp"
-    save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
-    os.replace(temporary, folder / f"{name}.state.safetensors")
+    temporary = file.with_name(f".{file.name}")
+    try:
+        metadata = {key: json.dumps(value) for key, value in state.items()}
+        write_safetensors({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _resume(name, parameters, optimizer, schedule: Schedule, folder: Path) -> tuple[int, list]:
-    from safetensors import safe_open
-
-    file = folder / f"{name}.state.safetensors"
-    if not file.is_file():
-        return 0, []
+def _resume(
+    file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, schedule: Schedule, identity: str
+) -> tuple[int, Log]:
+    anew = "or remove the file to start anew"
+    tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
-        metadata = opened.metadata()
-    found = json.loads(metadata["schedule"])
+        state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
+    found = state.get("schedule", {})
     for key, value in asdict(schedule).items():
-        if found.get(key) != value and key not in ("workers", "save_every"):
+        if found.get(key) != value and key not in MAY_CHANGE:
             raise TrainingError(
-                f"{file} was written with {key} = {found.get(key)}, this run has {value}; "
-                "give the same value, or remove the file to start anew"
+                f"{file} was written with {key} = {found.get(key)}, this run has {value}; give the same value, {anew}"
             )
-    tensors, step = load_file(file), int(metadata["step"])
+    if state.get("identity") != identity:
+        raise TrainingError(f"{file} was written on other frozen weights than this run's; give those, {anew}")
+    stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
+    if stored != {key: p.shape for key, p in parameters.items()}:
+        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"parameter.{key}"])
             if f"exp_avg.{key}" in tensors:
                 optimizer.state[p] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(state["step"])),
                     "exp_avg": tensors[f"exp_avg.{key}"],
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
                 }
-    return step, json.loads(metadata["log"])
+    return state["step"], state["log"]

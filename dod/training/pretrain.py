@@ -9,26 +9,27 @@ Each writes its part, in half precision and in diffusers' layout, into the folde
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, ModelMixin
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import FloatTensor, Tensor, nn
 
-from ..base import PROMPT_FILE, new_ddpm, new_unet, new_vae, random_prompt
+from ..base import PROMPT_FILE, load_part, new_ddpm, new_unet, new_vae, random_prompt
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
-from ..errors import CheckpointError, run_command
-from .loop import Schedule, add_schedule_arguments, autocast, schedule_from, train
+from ..errors import CheckpointError, ConfigError, run_command
+from ..tensors import fingerprint, write_safetensors
+from .loop import Log, Schedule, autocast, schedule_from, train, training_parser
 
 KL_WEIGHT = 1e-6
-DEFAULTS = {
+COMMANDS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
     "unet": {"steps": 1200, "batch": 12, "crop": 128, "learning_rate": 5e-4},
     "ddpm": {"steps": 800, "batch": 16, "crop": 64, "learning_rate": 5e-4},
@@ -36,64 +37,62 @@ DEFAULTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dod.training.pretrain", description=__doc__.splitlines()[0])
-    parts = parser.add_subparsers(dest="part", required=True)
-    for part, defaults in DEFAULTS.items():
-        command = parts.add_parser(part)
-        command.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs")
-        command.add_argument("--preset", default="mini")
-        command.add_argument("--state", type=Path, default=Path("build/training"), help="where the run can be resumed from")
-        add_schedule_arguments(command, **defaults)
+    parser = training_parser("python -m dod.training.pretrain", "The priors that a preset needs.", COMMANDS)
     arguments = parser.parse_args(argv)
     preset, schedule = load_preset(arguments.preset), schedule_from(arguments)
+    key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
+    if source == "random":
+        raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
     crops = PhotographCrops(arguments.photographs, schedule.crop, schedule.seed, degradations=(), clean_fraction=1.0)
     torch.manual_seed(schedule.seed)
-    {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.part](
-        preset, crops, schedule, arguments.state
-    )
+    pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
+    pretrain(preset, crops, schedule, arguments.state)
     return 0
 
 
 def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
     """Autoencoder: L1 + a small KL term. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
-    vae = new_vae(preset.base.vae).to(memory_format=torch.channels_last).train()
+    vae = new_vae(preset.base.vae)
+    _make_trainable(vae)
 
-    def loss(batch: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         clean = batch[1].contiguous(memory_format=torch.channels_last)
         with autocast(schedule):
-            posterior = vae.encode(clean).latent_dist
-            image = vae.decode(posterior.sample(generator)).sample
+            posterior = _posterior(vae, clean)
+            image = vae.decode(cast(FloatTensor, posterior.sample(generator)), return_dict=False)[0]
         return F.l1_loss(image.float(), clean) + KL_WEIGHT * posterior.kl().mean()
 
     log = train("vae", dict(vae.named_parameters()), loss, crops, schedule, state)
     vae.eval()
     with torch.no_grad():
         sample = torch.stack([crops[i][1] for i in range(64)])
-        deviation = vae.encode(sample).latent_dist.mode().std().item()
+        deviation = _posterior(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    _publish(vae, Path(preset.folder / preset.base.source) / "vae", log, schedule)
+    _publish(vae, preset.folder / preset.base.source / "vae", log, schedule)
 
 
 def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
-    folder = Path(preset.folder / preset.base.source)
+    folder = preset.folder / preset.base.source
     if not (folder / "vae" / "config.json").is_file():
         raise CheckpointError(f"no autoencoder at {folder / 'vae'}: run `python -m dod.training.pretrain vae` first")
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32).requires_grad_(False).eval()
-    unet = new_unet(preset.base.unet, preset.base.vae.latent_channels).to(memory_format=torch.channels_last).train()
+    vae = load_part(AutoencoderKL, str(folder), "vae")
+    scaling_factor = vae.config["scaling_factor"]
+    unet = new_unet(preset.base.unet, preset.base.vae.latent_channels)
+    _make_trainable(unet)
     prompt = random_prompt(preset.base)
     step = preset.step
     betas = torch.linspace(step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps) ** 2
 
-    def loss(batch: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         with torch.no_grad(), autocast(schedule):
-            latent = vae.encode(batch[1]).latent_dist.mode().float() * vae.config.scaling_factor
+            latent = _posterior(vae, batch[1]).mode().float() * scaling_factor
         text = prompt.expand(len(latent), -1, -1)
         return noise_prediction_loss(lambda x, t: unet(x, t, text).sample, latent, betas, generator, schedule)
 
-    log = train("unet", dict(unet.named_parameters()), loss, crops, schedule, state)
+    log = train("unet", dict(unet.named_parameters()), loss, crops, schedule, state, fingerprint(vae.state_dict()))
     _publish(unet, folder / "unet", log, schedule)
-    save_file({"prompt": prompt.half()}, folder / PROMPT_FILE)
+    write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
         "_class_name": "DDIMScheduler",
         "beta_start": step.beta_start,
@@ -108,18 +107,23 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
 
 def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
     """Pixel DDPM (Ho et al. 2020): the epsilon objective on linear betas 1e-4 to 0.02."""
-    ddpm = new_ddpm(preset.ddpm).to(memory_format=torch.channels_last).train()
+    ddpm = new_ddpm(preset.ddpm)
+    _make_trainable(ddpm)
     betas = torch.linspace(1e-4, 0.02, 1000)
 
-    def loss(batch: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         return noise_prediction_loss(lambda x, t: ddpm(x, t).sample, batch[1], betas, generator, schedule)
 
     log = train("ddpm", dict(ddpm.named_parameters()), loss, crops, schedule, state)
-    _publish(ddpm, Path(preset.folder / preset.ddpm.source), log, schedule)
+    _publish(ddpm, preset.folder / preset.ddpm.source, log, schedule)
 
 
 def noise_prediction_loss(
-    predict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, betas: Tensor, generator: torch.Generator, schedule: Schedule
+    predict: Callable[[Tensor, Tensor], Tensor],
+    x0: Tensor,
+    betas: Tensor,
+    generator: torch.Generator,
+    schedule: Schedule,
 ) -> Tensor:
     """MSE(eps, predict(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t)) with t uniform (Ho et al. 2020, equation (14))."""
     t = torch.randint(0, len(betas), (len(x0),), generator=generator)
@@ -131,10 +135,23 @@ def noise_prediction_loss(
     return F.mse_loss(predicted.float(), eps)
 
 
-def _publish(model: nn.Module, folder: Path, log: list, schedule: Schedule) -> None:
+def _make_trainable(model: nn.Module) -> None:
+    cast(Any, model).to(memory_format=torch.channels_last).train()  # torch's annotations of `to` leave this form out
+
+
+def _posterior(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribution:
+    return cast(DiagonalGaussianDistribution, vae.encode(image, return_dict=False)[0])
+
+
+def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule) -> None:
+    """Replace what the folder holds, once its successor is whole."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.half().save_pretrained(temporary, safe_serialization=True)
+    record = {"schedule": vars(schedule), "log": log[:: max(1, len(log) // 20)]}
+    (temporary / "training.json").write_text(json.dumps(record) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
-    model.half().save_pretrained(folder, safe_serialization=True)
-    (folder / "training.json").write_text(json.dumps({"schedule": vars(schedule), "log": log[:: max(1, len(log) // 20)]}) + "\n")
+    temporary.rename(folder)
     print(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
 
 

@@ -13,59 +13,59 @@ distribution matching.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..checkpoint import METADATA, load_checkpoint, load_preset, read_metadata, save_checkpoint
-from ..config import Preset
+from ..base import load_base
+from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
+from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
-from ..model import DOD
-from .loop import Schedule, add_schedule_arguments, autocast, schedule_from, train
+from ..model import DOD, Encoder
+from ..tensors import fingerprint
+from .loop import Log, Schedule, autocast, schedule_from, train, training_parser
 
-DEFAULTS = {
-    "1": {"steps": 1000, "batch": 6, "crop": 128, "learning_rate": 1e-3},
+COMMANDS: dict[str, dict[str, Any]] = {
+    "1": {"steps": 1000, "batch": 6, "crop": 128, "learning_rate": 1e-3, "rec_weight": 1.0, "latent_weight": 0.0},
     "2": {"steps": 1600, "batch": 6, "crop": 128, "learning_rate": 1e-3},
     "calibrate": {"steps": 64, "batch": 1, "crop": 256},
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dod.training.stages", description=__doc__.splitlines()[0])
-    stages = parser.add_subparsers(dest="stage", required=True)
-    for stage, defaults in DEFAULTS.items():
-        command = stages.add_parser(stage)
-        command.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs")
-        command.add_argument("--preset", default="mini")
-        command.add_argument("--state", type=Path, default=Path("build/training"), help="where the run can be resumed from")
-        add_schedule_arguments(command, **defaults)
+    parser = training_parser("python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS)
     arguments = parser.parse_args(argv)
     preset, schedule = load_preset(arguments.preset), schedule_from(arguments)
     if preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
+    if arguments.command != "calibrate" and schedule.crop % preset.size_multiple:
+        raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
     folder = preset.folder / preset.checkpoint
-    model, facts = DOD.from_preset(preset), {"training": {}}
-    if (folder / METADATA).is_file():
-        facts["training"] = read_metadata(folder).get("training", {})
-        if arguments.stage != "1":
-            load_checkpoint(model, folder)
-    elif arguments.stage != "1":
+    if arguments.command != "1" and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     torch.manual_seed(schedule.seed)
-    if arguments.stage == "calibrate":
+    model = DOD.from_preset(preset)
+    training = {} if arguments.command == "1" else load_checkpoint(model, folder).get("training", {})
+    if arguments.command == "calibrate":
         calibrate(model, arguments.photographs, schedule)
     else:
-        stage = stage_1 if arguments.stage == "1" else stage_2
-        log = stage(model, crops(arguments.photographs, preset, schedule), schedule, arguments.state)
-        facts["training"][f"stage {arguments.stage}"] = {"schedule": vars(schedule), "log": log[:: max(1, len(log) // 20)]}
-        print(f"stage {arguments.stage}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
-    save_checkpoint(model, folder, torch.float16, **facts)
+        dataset = crops(arguments.photographs, preset, schedule)
+        if arguments.command == "1":
+            weights = arguments.rec_weight, arguments.latent_weight
+            log = stage_1(model, dataset, schedule, arguments.state, *weights)
+        else:
+            log = stage_2(model, dataset, schedule, arguments.state)
+        sample = log[:: max(1, len(log) // 20)]
+        training[f"stage {arguments.command}"] = {"schedule": vars(schedule), "log": sample}
+        print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
+    save_checkpoint(model, folder, torch.float16, training=training)
     return 0
 
 
@@ -76,32 +76,40 @@ def crops(photographs: Path, preset: Preset, schedule: Schedule, clean_fraction:
     )
 
 
-def stage_1(model: DOD, dataset: PhotographCrops, schedule: Schedule, state: Path) -> list[dict[str, float]]:
-    """Equation (8): the decoded restored latent against the clean picture, decoder frozen and without detail modules."""
-    parameters = model.adaptation_parameters()
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
+def stage_1(
+    model: DOD, dataset: Dataset, schedule: Schedule, state: Path, rec_weight: float = 1.0, latent_weight: float = 0.0
+) -> Log:
+    """Equation (8): the decoded restored latent against the clean picture; decoder frozen, without detail modules.
 
-    def loss(batch: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    latent_weight: of MSE(z0, the base encoder's latent of the clean picture). The closed form multiplies an error in
+    eps by 14.6; a base of short training starts so far off that the picture alone gives no useful gradient, the latent
+    does. With rec_weight 0 the decoder is not run.
+    """
+    parameters = _train_only(model, model.adaptation_parameters())
+    target = Encoder(load_base(model.preset).vae) if latent_weight else None
+
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         degraded, clean = _channels_last(batch)
+        total = degraded.new_zeros(())
         with autocast(schedule):
             _, modulation = model.modulation(degraded)
-            latent, _ = model.encode(degraded, modulation)
-            image = model.decoder(model.unet(latent, modulation))
-        return F.mse_loss(image, clean)
+            restored = model.unet(model.encode(degraded, modulation)[0], modulation)
+            if rec_weight:
+                total = total + rec_weight * F.mse_loss(model.decoder(restored), clean)
+            if target is not None:
+                with torch.no_grad():
+                    wanted, _ = target(clean)
+                total = total + latent_weight * F.mse_loss(restored, wanted)
+        return total
 
-    return train("stage-1", parameters, loss, dataset, schedule, state)
+    return train("stage-1", parameters, loss, dataset, schedule, state, model.base_sha256)
 
 
-def stage_2(model: DOD, dataset: PhotographCrops, schedule: Schedule, state: Path) -> list[dict[str, float]]:
+def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path) -> Log:
     """Equation (13)'s reconstruction term: the detail modules alone."""
-    parameters = model.detail_parameters()
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
+    parameters = _train_only(model, model.detail_parameters())
 
-    def loss(batch: Iterable[Tensor], generator: torch.Generator) -> Tensor:
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         degraded, clean = _channels_last(batch)
         with autocast(schedule):
             with torch.no_grad():
@@ -111,12 +119,13 @@ def stage_2(model: DOD, dataset: PhotographCrops, schedule: Schedule, state: Pat
             image = model.decoder(restored, skips)
         return F.mse_loss(image, clean)
 
-    return train("stage-2", parameters, loss, dataset, schedule, state)
+    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
+    return train("stage-2", parameters, loss, dataset, schedule, state, frozen)
 
 
 @torch.no_grad()
 def calibrate(model: DOD, photographs: Path, schedule: Schedule) -> None:
-    """Prototype of each condition: the mean c over `schedule.steps` crops of that degradation; and c's mean and deviation."""
+    """Each condition's prototype, the mean c over `schedule.steps` crops of it; c's mean and deviation over all."""
     per_condition = {}
     for name in tqdm(model.preset.conditions, desc="calibrate"):
         dataset = PhotographCrops(photographs, schedule.crop, schedule.seed, degradations=(name,), clean_fraction=0.0)
@@ -126,7 +135,14 @@ def calibrate(model: DOD, photographs: Path, schedule: Schedule) -> None:
     model.statistics = torch.stack([everything.mean(0), everything.std(0)])
 
 
-def _channels_last(batch: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def _train_only(model: DOD, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    model.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _channels_last(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     degraded, clean = batch[0], batch[1]
     return degraded.contiguous(memory_format=torch.channels_last), clean
 

@@ -1,0 +1,195 @@
+"""Latency: PyTorch eager beside every backend that can run here, with the proof that they compute the same.
+
+`python benchmarks/latency.py --bundle build/mini` prints one table and writes one JSON file. Each row is one model on
+one path (`auto`, or a condition whose UNet is merged): its components and the whole picture, warm, in milliseconds.
+Models take turns, run by run. A row that misses its parity budget shows no speed-up, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.latency_report import Setting, print_report
+from benchmarks.machine import facts
+from benchmarks.photographs import square
+from benchmarks.runners import Job
+from benchmarks.timing import Turns
+from dod.errors import DODError
+from runtime.backends import Options, kept_sessions, survey
+from runtime.bundle import Bundle
+from runtime.console import Parser, run_command
+from runtime.errors import BackendError, UsageError, unknown
+from runtime.restorer import Restorer
+
+if TYPE_CHECKING:
+    from benchmarks.comparison import Row
+    from benchmarks.reference import TorchModel
+
+BUNDLE = Path("build/mini")
+PICTURE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
+JSON = Path("build/latency.json")
+SIZES = (512,)
+TURNS = Turns(seconds=60, warmup=2, runs=None, least=5)
+NEEDS_TORCH = "the PyTorch reference cannot be loaded ({}): pip install -e '.[export]'"
+
+
+def parser() -> Parser:
+    """The arguments of the command."""
+    made = Parser(prog="python benchmarks/latency.py", description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
+    made.add_argument("--size", type=int, nargs="+", default=list(SIZES), help="sides of the square picture, in pixels")
+    made.add_argument("--batch", type=int, default=1, help="pictures restored together (default: %(default)s)")
+    made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
+    made.add_argument("--backends", nargs="+", help="default: all that can run here; CPU only where no GPU backend can")
+    made.add_argument("--precision", nargs="+", default=["auto"], help="auto (each backend's best), fp32, fp16")
+    made.add_argument("--torch", nargs="+", choices=("fp32", "fp16"), help="PyTorch rows (fp32; on a GPU fp16 too)")
+    made.add_argument("--checkpoint", help="the PyTorch reference, where not the one that the bundle names")
+    made.add_argument("--base", help="its frozen base, where it is not where the preset says")
+    made.add_argument("--ddpm", help="its frozen DDPM, likewise")
+    made.add_argument(
+        "--seconds", type=float, default=TURNS.seconds, help="to measure each size (default: %(default)s)"
+    )
+    made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
+    made.add_argument("--warmup", type=int, default=TURNS.warmup, help="rounds before it (default: %(default)s)")
+    made.add_argument("--threads", type=int, help="of the CPU, for PyTorch and backends (default: PyTorch's choice)")
+    made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
+    made.add_argument("--picture", type=Path, default=PICTURE, help="its middle square is resized (a sample of docs/)")
+    made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
+    made.add_argument("--markdown", type=Path, help="write the table as Markdown too")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command: 1 where a parity budget was missed."""
+    arguments = parser().parse_args(argv)
+    check_positive(arguments)
+    bundle = Bundle.open(arguments.bundle)
+    paths = chosen_paths(bundle, arguments.conditions)
+    pictures = [square(arguments.picture, size) for size in arguments.size]
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    turns = Turns(arguments.seconds, arguments.warmup, arguments.runs, TURNS.least)
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        threads = set_threads(arguments.threads)
+        restorers, not_run = open_backends(bundle, arguments, threads)
+        for restorer in restorers:
+            stack.callback(restorer.close)
+        for pixels in pictures:
+            restorers[0].prepare(pixels)  # refuses a size that the bundle does not take, before anything is loaded
+        models = torch_models(bundle, restorers, arguments)
+        from benchmarks.comparison import compare
+
+        for pixels in pictures:
+            jobs = [Job(pixels, arguments.batch, path) for path in paths]
+            rows += compare(restorers, models, jobs, turns, merged_at_once(bundle))
+    setting = Setting(facts(arguments.device), threads, str(arguments.picture), bundle, not_run)
+    print_report(rows, setting, arguments.json, arguments.markdown)
+    return 1 if any(row.passed is False for row in rows) else 0
+
+
+def check_positive(arguments: Namespace) -> None:
+    """Raises UsageError for a number that must be more than 0 and is not."""
+    for name in ("size", "batch", "runs", "threads", "seconds", "warmup"):
+        value = getattr(arguments, name)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None and not each > 0:
+                raise UsageError(f"--{name} must be more than 0, not {each:g}")
+
+
+def chosen_paths(bundle: Bundle, names: Sequence[str] | None) -> list[str]:
+    """The paths to measure, each once. Raises UsageError for one that the bundle does not have."""
+    valid = ("auto", *bundle.manifest.conditions)
+    for name in names or ():
+        if name not in valid:
+            raise unknown("condition", name, valid)
+    return list(dict.fromkeys(names or valid))
+
+
+def set_threads(asked: int | None) -> int:
+    """Gives PyTorch the threads of the CPU that the backends get too, and returns their number."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(NEEDS_TORCH.format(error)) from error
+    if asked:
+        torch.set_num_threads(asked)
+    return torch.get_num_threads()
+
+
+def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[list[Restorer], dict[str, str]]:
+    """Every backend that is asked for, in each precision, and why others are not run.
+
+    Raises BackendError where one that was named cannot run here, or where none can, and UsageError for a wrong name.
+    """
+    largest = bundle.manifest.profile.batch[2]
+    if arguments.batch > largest:
+        raise UsageError(
+            f"--batch {arguments.batch}: this bundle takes at most {largest}; rebuild it with a larger one"
+        )
+    if arguments.backends:
+        pairs = dict.fromkeys((name, precision) for precision in arguments.precision for name in arguments.backends)
+        return [Restorer(bundle, name, arguments.device, precision, threads) for name, precision in pairs], {}
+    restorers: list[Restorer] = []
+    not_run: dict[str, str] = {}
+    for precision in dict.fromkeys(arguments.precision):
+        if precision not in ("auto", *bundle.manifest.precisions):
+            raise unknown("precision", precision, ["auto", *bundle.manifest.precisions])
+        for name, reason in survey(bundle, Options(arguments.device, precision, threads)).items():
+            if reason is None and name.endswith("cpu") and any(on_gpu(each) for each in restorers):
+                reason = "a GPU backend can run here; to measure this one too, name both with --backends"
+            try:
+                if reason is None:
+                    restorers.append(Restorer(bundle, name, arguments.device, precision, threads))
+            except BackendError as error:
+                reason = str(error)
+            if reason is not None:
+                not_run[name if len(arguments.precision) == 1 else f"{name} {precision}"] = reason
+    if not restorers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
+        raise BackendError(f"no backend can run this bundle here: {reasons}")
+    return restorers, not_run
+
+
+def on_gpu(restorer: Restorer) -> bool:
+    """Whether a restorer computes on a GPU."""
+    return not restorer.backend.endswith("cpu")
+
+
+def torch_models(bundle: Bundle, restorers: Sequence[Restorer], arguments: Namespace) -> list[TorchModel]:
+    """PyTorch on each device that a backend runs on; the first is in float32, and the one that all are judged by."""
+    try:
+        import torch
+
+        from benchmarks.reference import TorchModel, load_reference
+    except ImportError as error:
+        raise UsageError(NEEDS_TORCH.format(error)) from error
+    devices = {"cuda" if on_gpu(each) and torch.cuda.is_available() else "cpu" for each in restorers}
+    if "cuda" in devices:
+        torch.cuda.set_device(arguments.device)
+    model = load_reference(bundle, arguments.checkpoint, arguments.base, arguments.ddpm)
+    half = bundle.manifest.precisions.get("fp16")
+    islands = half.fp32_islands if half else None
+    made = []
+    for device in sorted(devices):
+        wanted = arguments.torch or (("fp32",) if device == "cpu" else ("fp32", "fp16"))
+        made += [TorchModel(model, device, precision, islands) for precision in dict.fromkeys(("fp32", *wanted))]
+    return made
+
+
+def merged_at_once(bundle: Bundle) -> int:
+    """How many merged UNets a backend keeps loaded: with more, some would be loaded anew between two runs."""
+    manifest = bundle.manifest
+    sizes = [manifest.files[each.weights["unet_merged"]].bytes for each in manifest.precisions.values()]
+    return kept_sessions(max(sizes))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, also=(DODError,)))

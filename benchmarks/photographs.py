@@ -1,0 +1,57 @@
+"""Clean photographs to measure with: scikit-image's own, which no model here was trained on, or a folder's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dod.evaluate import pictures
+from runtime.errors import PictureError, UsageError
+from runtime.image import read
+
+__all__ = ["SCIKIT_IMAGE", "centre_crop", "photographs", "square"]
+
+SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
+"""Its colour photographs of everyday scenes; all come with its wheel, so that nothing is downloaded."""
+
+
+def photographs(folder: Path | None, limit: int | None = None) -> dict[str, np.ndarray]:
+    """Photographs by name: those of a folder and its subfolders, or scikit-image's; uint8 [H, W, 3].
+
+    Raises PictureError for a file that is no picture, UsageError where scikit-image is missing, and DataError for a
+    folder that is missing or has no pictures.
+    """
+    if folder is None:
+        return {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
+    return {name: np.asarray(_rgb(path)) for name, path in list(pictures(folder).items())[:limit]}
+
+
+def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The middle of a picture [H, W, C], at most `size` pixels on either side."""
+    top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
+
+
+def square(path: Path, size: int) -> np.ndarray:
+    """The middle square of a picture file, resized to `size`: uint8 [size, size, 3]. Raises PictureError."""
+    return np.asarray(ImageOps.fit(_rgb(path), (size, size), Image.Resampling.LANCZOS))
+
+
+def _rgb(path: Path) -> Image.Image:
+    picture = read(path)
+    image = picture.finish(picture.pixels)
+    if not isinstance(image, Image.Image):
+        raise PictureError(f"{path} was not read as an image")
+    return image.convert("RGB")
+
+
+def _of_scikit_image(name: str) -> np.ndarray:
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise UsageError(
+            f"the default photographs are scikit-image's ({error}): pip install -e '.[eval]', or name --photographs"
+        ) from error
+    return data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()

@@ -1,0 +1,87 @@
+"""What is measured: one model on one path, from a picture in memory to the restored one, with each part's seconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from runtime.restorer import Observer, Restorer
+
+__all__ = ["PARTS", "Job", "Runner"]
+
+PARTS = ("mfm", "encoder", "unet", "decoder")
+
+
+class Model(Protocol):
+    """What a `runtime.Restorer` and a `TorchModel` have in common."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+    def run_components(
+        self, images: np.ndarray, crops: np.ndarray | None, condition: str, observe: Observer | None = None
+    ) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """The work: a picture uint8 [H, W, 3], how many of it at once, and the path (`auto` or a condition)."""
+
+    pixels: np.ndarray
+    batch: int
+    condition: str
+
+
+@dataclass(eq=False)
+class Runner:
+    """One model at one job. `restorer` prepares and finishes the pictures of all, so that only the model differs.
+
+    output: what the model gave last, before it is rounded to a picture: float32 [B, 3, H, W], about [-1, 1].
+    """
+
+    model: Model
+    restorer: Restorer
+    job: Job
+    output: np.ndarray | None = None
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda`: where it computes."""
+        return "cpu" if self.model.backend.endswith("cpu") else "cuda"
+
+    def visit(self) -> dict[str, float]:
+        """Restores the job once. The seconds of each component, and of the `picture`: prepare, components, finish.
+
+        On a GPU the whole is measured by a run of its own, because each component's clock waits for the GPU.
+        """
+        seconds: dict[str, float] = {}
+
+        def observe(component: str, elapsed: float) -> None:
+            seconds[component.partition("_")[0]] = elapsed
+
+        start = time.perf_counter_ns()
+        self.restore(observe)
+        if self.device == "cuda":
+            start = time.perf_counter_ns()
+            self.restore()
+        return {**seconds, "picture": (time.perf_counter_ns() - start) / 1e9}
+
+    def restore(self, observe: Observer | None = None) -> np.ndarray:
+        """Restores the job and returns `output`."""
+        job = self.job
+        prepared = [self.restorer.prepare(job.pixels, job.condition) for _ in range(job.batch)]
+        crops = [each.crops for each in prepared if each.crops is not None]
+        images = np.stack([each.image for each in prepared])
+        output = self.model.run_components(images, np.stack(crops) if crops else None, job.condition, observe)
+        height, width = job.pixels.shape[:2]
+        for each, image in zip(prepared, output, strict=True):
+            each.picture.finish(image[:, :height, :width].transpose(1, 2, 0))
+        self.output = output
+        return output

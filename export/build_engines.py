@@ -1,0 +1,106 @@
+"""Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute what PyTorch computes.
+
+    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime tensorrt_rtx --precision fp32 fp16 \\
+           --conditions haze rain --min 256 --opt 512 --max 1024 --batch 1 4 --compute-capabilities 8.6 8.9 12.0
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from dod.errors import DODError
+from export.errors import ExportError
+from export.targets import TARGETS, validate_capabilities, why_not
+from runtime.console import Parser, run_command
+from runtime.errors import UsageError, unknown
+
+CAPABILITIES = ("8.6", "8.9", "12.0")
+TARGET_NAMES = ("onnxruntime", *TARGETS)
+PRECISIONS = ("fp32", "fp16")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the bundle; 0 where every figure met its budget, 1 where one did not (then no bundle is written)."""
+    arguments = parser().parse_args(argv)
+    targets, left_out = choose_targets(arguments.targets)
+    for name in arguments.precision:
+        if name not in PRECISIONS:
+            raise unknown("precision", name, PRECISIONS)
+    half = "fp16" in arguments.precision
+    capabilities = ()
+    if "tensorrt_rtx" in targets:
+        capabilities = validate_capabilities(arguments.compute_capabilities, half=half)
+    for name, reason in left_out.items():
+        print(f"target {name} is left out: {reason}")
+
+    from export.pipeline import Build, Options  # torch and diffusers take seconds: wrong arguments are told before
+
+    options = Options(
+        checkpoint=arguments.checkpoint,
+        base=arguments.base,
+        ddpm=arguments.ddpm,
+        out=arguments.out,
+        targets=targets,
+        precisions=tuple(name for name in PRECISIONS if name in arguments.precision),
+        conditions=arguments.conditions,
+        size=(arguments.min, arguments.opt, arguments.max),
+        batch=(1, *sorted(arguments.batch)),
+        capabilities=capabilities,
+        islands=arguments.fp32_islands,
+        samples=arguments.samples,
+        workers=arguments.workers,
+    )
+    build = Build(options)
+    if arguments.explain:
+        return build.explain()
+    return build.run()
+
+
+def parser() -> Parser:
+    """The command's options; every one has the shipped model's value as its default."""
+    parser = Parser(prog="export/build_engines.py", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", nargs="?", default="mini", help="checkpoint folder, or a preset's name or folder (default mini)")
+    add("--out", type=Path, default=Path("build/mini"), help="the bundle to write (default build/mini)")
+    add("--base", help="the frozen Stable Diffusion base, where it is not where the preset says")
+    add("--ddpm", help="the frozen DDPM, likewise")
+    add("--targets", nargs="+", metavar="TARGET", help=f"of {', '.join(TARGET_NAMES)}; default: those this machine can build")
+    add("--precision", nargs="+", default=list(PRECISIONS), help="fp32, fp16 or both (default); engines take the last")
+    add("--conditions", nargs="+", metavar="NAME", help="merged paths to build; default: all of the checkpoint")
+    add("--min", type=int, default=256, help="smallest side in pixels (256)")
+    add("--opt", type=int, default=512, help="side that engines are optimised for (512)")
+    add("--max", type=int, default=1024, help="largest side in pixels (1024)")
+    add("--batch", type=int, nargs=2, default=(1, 4), metavar=("OPT", "MAX"), help="usual and largest batch (1 4)")
+    add("--compute-capabilities", nargs="+", default=CAPABILITIES, metavar="X.Y", help="GPUs of tensorrt_rtx (8.6 8.9 12.0)")
+    add("--fp32-islands", nargs="*", metavar="MODULE", help="modules that stay in float32 in fp16; default: a measured set")
+    add("--samples", type=Path, default=None, help="photographs of the parity figures (default docs/samples)")
+    add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
+    add("--explain", action="store_true", help="say for each file why it is fresh or stale, and build nothing")
+    return parser
+
+
+def choose_targets(asked: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The targets to build, and those of the default that cannot be built here with the reason.
+
+    UsageError where one is unknown, or was asked for by name and cannot be built here.
+    """
+    for name in asked or ():
+        if name not in TARGET_NAMES:
+            raise unknown("target", name, TARGET_NAMES)
+    reasons = {name: why_not(TARGETS[name]) for name in asked or TARGET_NAMES if name in TARGETS}
+    if asked:
+        for name, reason in reasons.items():
+            if reason:
+                raise UsageError(f"target {name} cannot be built here: {reason}")
+        return tuple(dict.fromkeys(asked)), {}
+    left_out = {name: reason for name, reason in reasons.items() if reason}
+    return tuple(name for name in TARGET_NAMES if name not in left_out), left_out
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main, also=(ExportError, DODError)))

@@ -1,0 +1,408 @@
+"""The build itself: weights, graphs, conditions, engines, parity, bundle. Each file is made only where it is stale."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+import torch
+
+import dod
+from dod.checkpoint import load_model
+from dod.model import DOD
+from export import conditions, graphs, report
+from export.artefacts import Entry, Workshop, hash_sources
+from export.engines import EngineJob, build_engines
+from export.errors import ParityError
+from export.parity import Figure, load_sample, prove
+from export.precision import default_islands, half_copy
+from export.targets import TARGETS, gpu_here
+from export.tracing import Source, TraceJob, trace_all
+from runtime.bundle import Bundle
+from runtime.console import progress
+from runtime.errors import UsageError
+from runtime.manifest import Manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "docs" / "samples"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+MODEL_SOURCES = [*(ROOT / "dod").glob("*.py"), ROOT / "export" / "graphs.py", ROOT / "export" / "precision.py"]
+TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "polygraphy")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for. size: (min, opt, max) in pixels; batch likewise."""
+
+    checkpoint: str
+    base: str | None
+    ddpm: str | None
+    out: Path
+    targets: tuple[str, ...]
+    precisions: tuple[str, ...]
+    conditions: Sequence[str] | None
+    size: tuple[int, int, int]
+    batch: tuple[int, int, int]
+    capabilities: tuple[str, ...]
+    islands: Sequence[str] | None
+    samples: Path | None
+    workers: int
+
+
+class Build:
+    """One run of the command on one model."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.start = time.monotonic()
+        self.model = load_model(options.checkpoint, options.base, options.ddpm)
+        islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
+        self.source = Source(options.checkpoint, options.base, options.ddpm, islands)
+        if self.model.preset.lora.conditional == "unet+encoder":
+            raise UsageError("a conditional encoder (lora.conditional = unet+encoder) is for training only: export has no path for it")
+        check_sizes(options.size, options.batch, self.model.preset.size_multiple)
+        self.conditions = conditions.chosen_conditions(self.model, options.conditions)
+        self.samples = sample_paths(options.samples)
+        self.half: DOD | None = half_copy(self.model, islands) if "fp16" in options.precisions else None
+        self.trained = hash_model(self.model)
+        self.sources = hash_sources(MODEL_SOURCES)
+        check_room(options.out, self.model, len(options.precisions), len(options.targets))
+        self.shop = Workshop(options.out)
+        self.explaining = False
+
+    def explain(self) -> int:
+        """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
+        self.explaining = True
+        for step in (self.write_weights, self.trace_graphs, self.write_conditions, self.build_engines):
+            step()
+        for name, reason in self.shop.reasons.items():
+            print(f"{name}: {reason}")
+        return 0
+
+    def run(self) -> int:
+        """Build what is stale, prove it, write the bundle; returns the exit code."""
+        self.write_weights()
+        self.trace_graphs()
+        self.write_conditions()
+        self.build_engines()
+        figures, pictures = self.measure_parity()
+        print(report.parity_table(figures))
+        failed = [figure for figure in figures if not figure.passed]
+        if failed:
+            worst = failed[0]
+            raise ParityError(
+                f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} on "
+                f"{worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
+                f"budget {worst.budget}; no bundle is written"
+            )
+        manifest = self.manifest(figures)
+        report.write(self.shop, manifest, figures, pictures)
+        bundle = self.shop.finish(manifest)
+        size = sum(record.bytes for record in bundle.manifest.files.values())
+        print(
+            f"{bundle.folder}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, in {time.monotonic() - self.start:.0f} s, "
+            f"peak memory {report.peak_memory() / 1e9:.1f} GB"
+        )
+        return 0
+
+    def write_weights(self) -> None:
+        """One safetensors file for each component and precision; both UNet graphs share theirs."""
+        for precision in self.options.precisions:
+            model = self.half if precision == "fp16" and self.half is not None else self.model
+            for file in dict.fromkeys(graphs.GRAPHS.values()):
+                name = f"onnx/{precision}/{file}.safetensors"
+                if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
+                    self._made(name, self.shop.make(name, self._inputs(precision), _writer(model, file))[0])
+
+    def trace_graphs(self) -> None:
+        """Every graph of every precision, the slowest first, in worker processes."""
+        jobs = []
+        for graph in ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm"):
+            for precision in self.options.precisions:
+                name = f"onnx/{precision}/{graph}.onnx"
+                if not self.shop.fresh(name, self._graph_inputs(precision)):
+                    path = self.shop.path(name)
+                    weights = path.with_name(f"{graphs.GRAPHS[graph]}.safetensors")
+                    opset = graphs.OPSETS[precision]
+                    jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
+        if jobs and not self.explaining:
+            traced = trace_all(self.source, jobs, self.options.workers)
+            for job, seconds in progress(traced, len(jobs), "tracing"):
+                job.path.replace(self.shop.path(job.name))
+                self._made(job.name, self.shop.record(job.name, self._graph_inputs(job.precision), seconds))
+
+    def write_conditions(self) -> None:
+        """The modulation at each condition's prototype."""
+        for condition in self.conditions:
+            name, inputs = f"conditions/{condition}.safetensors", {"model": self.trained, "sources": self.sources}
+            if not self.shop.fresh(name, inputs) and not self.explaining:
+                entry, _ = self.shop.make(name, inputs, lambda path, c=condition: conditions.write_condition(self.model, c, path))
+                self._made(name, entry)
+
+    def build_engines(self) -> None:
+        """For each engine target: mfm, encoder, decoder, the dynamic UNet, and a merged UNet for each condition."""
+        precision = self.options.precisions[-1]
+        for target in (TARGETS[name] for name in self.options.targets if name in TARGETS):
+            jobs: dict[Path, tuple[str, dict]] = {}
+            planned = []
+            with tempfile.TemporaryDirectory(dir=self.shop.root) as scratch:
+                for engine, graph, condition in engine_list(self.conditions):
+                    name = f"engines/{target.name}/{engine}.engine"
+                    inputs = self._engine_inputs(target.name, precision, graph, condition)
+                    if self.shop.fresh(name, inputs) or self.explaining:
+                        continue
+                    job = EngineJob(
+                        self._engine_graph(precision, graph, condition, Path(scratch)),
+                        self.shop.path(name),
+                        target,
+                        self.profile(graph),
+                        () if target.built_on_gpu else self.options.capabilities,
+                    )
+                    planned.append(job)
+                    jobs[job.engine_path] = name, inputs
+                built = build_engines(planned, self.options.workers)
+                for job, record in progress(built, len(planned), f"{target.name} engines") if planned else ():
+                    name, inputs = jobs[job.engine_path]
+                    self._made(name, self.shop.record(name, inputs, record.seconds, asdict(record)))
+
+    def _engine_graph(self, precision: str, graph: str, condition: str | None, scratch: Path) -> Path:
+        onnx_path = self.shop.path(f"onnx/{precision}/{graph}.onnx")
+        if condition is None:
+            return onnx_path
+        folder = scratch / condition
+        folder.mkdir()
+        return conditions.write_merged_graph(
+            onnx_path,
+            onnx_path.with_name("unet.safetensors"),
+            conditions.merge_entries(self.model),
+            conditions.modulation_of(self.model, condition),
+            folder,
+        )
+
+    def profile(self, graph: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """Smallest, usual and largest shape of each input of a graph: both sides and the batch go together."""
+        shapes: dict[str, list[tuple[int, ...]]] = {}
+        for spec in self.components()[graph]["inputs"]:
+            for batch, side in zip(self.options.batch, self.options.size, strict=True):
+                known = {"batch": batch, "height": side, "width": side}
+                shapes.setdefault(spec["name"], []).append(tuple(_evaluate(size, known) for size in spec["shape"]))
+        return {name: tuple(three) for name, three in shapes.items()}
+
+    def components(self) -> dict[str, dict[str, list[dict]]]:
+        """The manifest's `components`, read off the graphs."""
+        found: dict[str, dict[str, list[dict]]] = {}
+        for precision in self.options.precisions:
+            for graph in graphs.GRAPHS:
+                model = onnx.load(self.shop.path(f"onnx/{precision}/{graph}.onnx"), load_external_data=False)
+                interface = {"inputs": _specs(model.graph.input), "outputs": _specs(model.graph.output)}
+                for part, specs in interface.items():
+                    for i, spec in enumerate(specs):
+                        kept = found.setdefault(graph, {}).setdefault(part, [])
+                        if i == len(kept):
+                            kept.append({**spec, "dtype": {}})
+                        kept[i]["dtype"][precision] = spec["dtype"]
+        return found
+
+    def measure_parity(self) -> tuple[list[Figure], dict[str, Path]]:
+        """The figures on each sample, and the restored samples as pictures."""
+        bundle = self._provisional_bundle()
+        name = "report/parity.json"
+        files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(("engines/", "report/"))}
+        sources = hash_sources((ROOT / "export").glob("parity.py"))
+        samples = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.samples}
+        inputs = {"files": files, "samples": samples, "sources": sources, "torch": torch.__version__}
+        pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
+        wanted = [name, *pictures.values()]
+        if not all([self.shop.fresh(each, inputs) for each in wanted]):
+            start = time.monotonic()
+            loaded = [load_sample(path, bundle, self.conditions) for path in self.samples]
+            rows: list[Figure] = []
+            proofs = prove(self.model, self.half, bundle, loaded)
+            for path, (figures, restored) in zip(self.samples, progress(proofs, len(loaded), "parity"), strict=True):
+                rows += figures
+                report.write_comparison(path, restored, self.shop.path(pictures[path.name]))
+                self.shop.record(pictures[path.name], inputs, 0)
+            report.write_figures(rows, self.shop.path(name))
+            self.shop.record(name, inputs, time.monotonic() - start)
+        return report.read_figures(self.shop.path(name)), {n: self.shop.path(p) for n, p in pictures.items()}
+
+    def _provisional_bundle(self) -> Bundle:
+        """The files made so far, as the runtime sees them: what is proven is what it will run."""
+        data = self.manifest([])
+        data["files"] = {n: {"bytes": e.bytes, "sha256": e.sha256} for n, e in self.shop.used.items()}
+        return Bundle(self.shop.folder, Manifest.parse(data))
+
+    def manifest(self, figures: Sequence[Figure]) -> dict:
+        """`bundle.json` without its files."""
+        preset, options = self.model.preset, self.options
+        precisions = {}
+        for precision in options.precisions:
+            folder = f"onnx/{precision}"
+            precisions[precision] = {
+                "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs.GRAPHS},
+                "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs.GRAPHS.items()},
+                "fp32_islands": list(self.source.islands) if precision == "fp16" else [],
+            }
+        return {
+            "schema": 1,
+            "name": preset.name,
+            "tools": {"dod-toolkit": dod.__version__, **{tool: _version(tool) for tool in TOOLS}},
+            "model": {
+                "preset": preset.name,
+                "checkpoint": str(options.checkpoint),
+                "base_sha256": self.model.base_sha256,
+                "checkpoint_sha256": self.trained,
+            },
+            "size_multiple": preset.size_multiple,
+            "profile": {"batch": list(options.batch), "size": list(options.size)},
+            "crops": {"count": preset.mfm.crops, "size": preset.mfm.crop_size},
+            "components": self.components(),
+            "precisions": precisions,
+            "merge": conditions.merge_entries(self.model),
+            "conditions": {name: f"conditions/{name}.safetensors" for name in self.conditions},
+            "targets": {name: self._target(name) for name in options.targets},
+            "files": {},
+            "parity": [asdict(figure) for figure in figures],
+        }
+
+    def _target(self, name: str) -> dict:
+        if name not in TARGETS:
+            return {"precisions": list(self.options.precisions), "version": _version(name)}
+        engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(self.conditions)}
+        facts = [self.shop.used[path].facts for path in engines.values()]
+        return {
+            "precision": self.options.precisions[-1],
+            "version": facts[0]["version"],
+            "gpu": facts[0]["gpu"] or "",
+            "compute_capabilities": list(facts[0]["compute_capabilities"]),
+            "engines": engines,
+        }
+
+    def _inputs(self, precision: str) -> dict[str, object]:
+        islands = list(self.source.islands) if precision == "fp16" else []
+        return {
+            "base": self.model.base_sha256,
+            "checkpoint": self.trained,
+            "precision": precision,
+            "fp32 islands": islands,
+            "sources": self.sources,
+        }
+
+    def _graph_inputs(self, precision: str) -> dict[str, object]:
+        return {**self._inputs(precision), "opset": graphs.OPSETS[precision], "torch": torch.__version__}
+
+    def _engine_inputs(self, target: str, precision: str, graph: str, condition: str | None) -> dict[str, object]:
+        gpu = gpu_here() if TARGETS[target].built_on_gpu else None
+        return {
+            "graph": self._hash(f"onnx/{precision}/{graph}.onnx"),
+            "weights": self._hash(f"onnx/{precision}/{graphs.GRAPHS[graph]}.safetensors"),
+            "condition": condition and self._hash(f"conditions/{condition}.safetensors"),
+            "batch": list(self.options.batch),
+            "size": list(self.options.size),
+            "compute capabilities": list(self.options.capabilities) if gpu is None else [],
+            "gpu": gpu and gpu.name,
+            "library": library_version(target),
+        }
+
+    def _hash(self, name: str) -> str | None:
+        entry = self.shop.used.get(name)
+        return entry and entry.sha256
+
+    def _made(self, name: str, entry: Entry) -> None:
+        print(f"{name:<44} {entry.bytes / 1e6:8.2f} MB {entry.seconds:7.1f} s", flush=True)
+
+
+def engine_list(condition_names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+    """(engine, graph, condition) of every engine of a target, the slowest first."""
+    yield "unet_dynamic", "unet_dynamic", None
+    for condition in condition_names:
+        yield f"unet_{condition}", "unet_merged", condition
+    for graph in ("decoder", "encoder", "mfm"):
+        yield graph, graph, None
+
+
+def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> None:
+    """UsageError where a side is no multiple of the model's, or an order is wrong; names the nearest legal sizes."""
+    for option, side in zip(("--min", "--opt", "--max"), size, strict=True):
+        if side < multiple or side % multiple:
+            below = max(multiple, side // multiple * multiple)
+            raise UsageError(f"{option} {side}: sides are multiples of {multiple} px; the nearest are {below} and {below + multiple}")
+    if not size[0] <= size[1] <= size[2]:
+        raise UsageError(f"sizes must be --min <= --opt <= --max, found {size[0]}, {size[1]}, {size[2]}")
+    if batch[1] < 1:
+        raise UsageError(f"--batch takes positive numbers, found {batch[1]}")
+
+
+def sample_paths(folder: Path | None) -> list[Path]:
+    """The photographs of the parity figures. UsageError where there are none."""
+    folder = folder or SAMPLES
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise UsageError(f"no photographs in {folder}: give a folder of pictures with --samples")
+    return paths
+
+
+def check_room(out: Path, model: DOD, precisions: int, targets: int) -> None:
+    """OSError before the work starts where the disk cannot hold the bundle, by a rough estimate from the parameters."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed = parameters * 4 * precisions + parameters * 2 * 8 * (targets - 1)
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(28, f"no room on the disk: the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", str(out))
+
+
+def hash_model(model: DOD) -> str:
+    """SHA-256 over what was trained and the prototypes, in float32."""
+    digest = hashlib.sha256()
+    tensors = {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
+    tensors |= {f"prototype.{name}": value for name, value in model.prototypes.items()}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def library_version(target: str) -> str:
+    """The version of the library that builds a target's engines."""
+    packages = importlib.metadata.packages_distributions().get(TARGETS[target].module, [])
+    return _version(packages[0]) if packages else "unknown"
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-gpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def _writer(model: DOD, file: str):
+    return lambda path: graphs.write_weights(model, file, path)
+
+
+def _specs(values: Sequence[onnx.ValueInfoProto]) -> list[dict]:
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        specs.append({"name": value.name, "dtype": dtype, "shape": shape})
+    return specs
+
+
+def _evaluate(size: int | str, known: dict[str, int]) -> int:
+    """A dimension of the manifest as a number: 4, "batch", "height", "height/8"."""
+    if isinstance(size, int):
+        return size
+    name, _, divisor = size.partition("/")
+    return known[name] // int(divisor or 1)

@@ -1,0 +1,114 @@
+"""What a build shows: the parity table, the pictures, and the bundle's report.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from export.artefacts import Workshop
+from export.parity import Figure
+from runtime.console import table
+
+HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "budget", "")
+
+
+def parity_table(figures: Sequence[Figure], markdown: bool = False) -> str:
+    """The worst figure over the pictures for each path, component and step, in the order they were measured."""
+    groups: dict[tuple[str, str, str], list[Figure]] = {}
+    for figure in figures:
+        groups.setdefault((figure.path, figure.component, figure.step), []).append(figure)
+    rows = []
+    for (path, component, step), members in groups.items():
+        psnr = [figure.psnr_db for figure in members if figure.psnr_db is not None]
+        rows.append(
+            (
+                path,
+                component,
+                step,
+                f"{max(figure.max_abs for figure in members):.2e}",
+                _decibel(min(figure.snr_db for figure in members)),
+                _decibel(min(psnr)) if psnr else "",
+                members[0].budget or "",
+                "ok" if all(figure.passed for figure in members) else "FAILED",
+            )
+        )
+    notes = [f"{step}: {witness}" for step, witness in dict((figure.step, figure.witness) for figure in figures).items()]
+    pictures = len({figure.picture for figure in figures})
+    head = f"Against PyTorch fp32, the worst of {pictures} photographs (components alone on the first):"
+    return "\n\n".join([head, table(HEADERS, rows, "lllrrrll", markdown=markdown), "\n".join(notes)])
+
+
+def write_figures(figures: Sequence[Figure], path: Path) -> None:
+    """All figures as JSON."""
+    path.write_text(json.dumps([_finite(asdict(figure)) for figure in figures], indent=1) + "\n")
+
+
+def read_figures(path: Path) -> list[Figure]:
+    """What `write_figures` wrote."""
+    rows = json.loads(path.read_text())
+    return [Figure(**{**row, "snr_db": math.inf if row["snr_db"] is None else row["snr_db"]}) for row in rows]
+
+
+def write_comparison(source: Path, restored: np.ndarray, path: Path) -> None:
+    """The degraded picture and the restored one side by side, as PNG. restored: float32 [1, 3, H, W] in [-1, 1]."""
+    with Image.open(source) as picture:
+        degraded = np.asarray(picture.convert("RGB"))
+    height, width = degraded.shape[:2]
+    pixels = np.clip(np.round((restored[0, :, :height, :width].transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
+    Image.fromarray(np.concatenate([degraded, pixels], axis=1)).save(path, optimize=True)
+
+
+def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure], pictures: Mapping[str, Path]) -> None:
+    """report.md: what was built, the proof, and the restored samples."""
+    targets = [
+        (name, target.get("version", ""), ", ".join(target.get("compute_capabilities", [])), len(target.get("engines", {})))
+        for name, target in manifest["targets"].items()
+    ]
+    files = [
+        (name, f"{entry.bytes / 1e6:.2f}", f"{entry.seconds:.1f}", entry.facts.get("layers"))
+        for name, entry in sorted(shop.used.items())
+        if not name.startswith("report/")
+    ]
+    model = manifest["model"]
+    sections = [
+        f"# Bundle `{manifest['name']}`",
+        f"Base `{model['base_sha256'][:16]}`, checkpoint `{model['checkpoint_sha256'][:16]}`; conditions: "
+        f"{', '.join(manifest['conditions']) or 'none'}; sides {manifest['profile']['size']} px, "
+        f"batch {manifest['profile']['batch']}.",
+        "## Targets",
+        table(("target", "version", "compute capabilities", "engines"), targets, markdown=True),
+        "Engines were built and their inputs and outputs recorded; none was run on a GPU by this command.",
+        "## Parity",
+        parity_table(figures, markdown=True),
+        f"Modules kept in float32 in fp16: {', '.join(manifest['precisions'].get('fp16', {}).get('fp32_islands', [])) or 'none'}.",
+        "## Photographs",
+        *(f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{path.name})" for name, path in pictures.items()),
+        "## Files",
+        table(("file", "MB", "seconds", "layers"), files, "lrrr", markdown=True),
+    ]
+    name = "report.md"
+    shop.path(name).write_text("\n\n".join(sections) + "\n")
+    shop.record(name, {"figures": len(figures)}, 0)
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process and of any single child so far, added up, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def _decibel(value: float) -> str:
+    return "exact" if math.isinf(value) else f"{value:.1f}"
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in row.items()}

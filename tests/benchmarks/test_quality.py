@@ -1,0 +1,113 @@
+"""`benchmarks/quality.py` on toy bundles: its figures are those of its pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from benchmarks.photographs import SCIKIT_IMAGE, centre_crop, photographs
+from benchmarks.quality import TASKS, main
+from dod.data.degradations import DEGRADATIONS, degrade, rng_for
+from dod.evaluate import evaluate, psnr
+from tests.benchmarks.commands import refused, run, run_here
+from tests.runtime.toy_bundle import write_toy_bundle
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that gives back every picture as it was."""
+    folder = tmp_path_factory.mktemp("identity") / "bundle"
+    return write_toy_bundle(folder, effect=0, precisions=["fp32"], conditions=DEGRADATIONS)
+
+
+@pytest.fixture(scope="module")
+def finished(identity: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What a run on two photographs prints, and its folder."""
+    where = tmp_path_factory.mktemp("quality")
+    done = run("quality", "--bundle", identity, "--size", 96, "--limit", 2, where=where)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, where / "build" / "quality"
+
+
+def test_pictures_and_figures_agree(finished: tuple[str, Path]) -> None:
+    printed, out = finished
+    figures = json.loads((out / "quality.json").read_text())
+    assert list(figures["tasks"]) == [task.name for task in TASKS]
+    for kind in ("input", "output"):
+        for each in evaluate(out / kind, out / "truth"):
+            task, _, name = each.name.partition("/")
+            stated = figures["tasks"][task]["pictures"][name][kind]
+            assert stated["psnr"] == (None if task == "clean" else each.psnr) and stated["ssim"] == each.ssim
+    mean = figures["tasks"]["noise-25"]["mean"]["input"]["psnr"]
+    assert 19 < mean < 22 and f"noise sigma 25: {mean:.2f} -> {mean:.2f} dB" in printed
+    assert "a clean photograph comes back at inf dB" in printed
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 6 * 96 and sheet.height > len(TASKS) * 96
+
+
+def test_inputs_are_the_degradations_of_the_seed(finished: tuple[str, Path]) -> None:
+    out = finished[1]
+    truth = centre_crop(data.chelsea(), 96)
+    with Image.open(out / "truth" / "haze" / "chelsea.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), truth)
+    hazy, parameters = degrade(truth.astype(np.float32) / np.float32(255), "haze", rng_for("chelsea", "haze", 0))
+    with Image.open(out / "input" / "haze" / "chelsea.png") as written:
+        np.testing.assert_array_equal(np.asarray(written), np.rint(hazy * 255).astype(np.uint8))
+    stated = json.loads((out / "quality.json").read_text())["tasks"]["haze"]["pictures"]["chelsea"]
+    assert stated["parameters"]["beta"] == parameters["beta"]
+    assert stated["input"]["psnr"] == pytest.approx(psnr(hazy, truth), abs=1e-6)
+
+
+def test_own_photographs_seed_and_matching_condition(tmp_path: Path) -> None:
+    toy = write_toy_bundle(tmp_path / "bundle", precisions=["fp32"], conditions=DEGRADATIONS)
+    folder = tmp_path / "photographs" / "cats"
+    folder.mkdir(parents=True)
+    Image.fromarray(data.chelsea()).convert("L").save(folder / "grey.jpg")
+    arguments = ("--bundle", toy, "--photographs", folder.parent, "--size", 64, "--seed", 5)
+    figures = []
+    for condition in ("matching", "matching", "haze"):
+        done = run("quality", *arguments, "--condition", condition, where=tmp_path)
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads((tmp_path / "build" / "quality" / "quality.json").read_text())["tasks"])
+    assert (tmp_path / "build" / "quality" / "output" / "rain" / "cats" / "grey.png").is_file()
+    assert not list(tmp_path.glob("build/.*")), "a staging folder was left behind"
+    assert figures[0] == figures[1]
+    same = [name for name in figures[0] if figures[0][name]["mean"]["output"] == figures[2][name]["mean"]["output"]]
+    assert same == ["haze"]
+
+
+def test_photographs_come_with_the_wheel() -> None:
+    found = photographs(None)
+    assert tuple(found) == SCIKIT_IMAGE
+    assert all(picture.dtype == np.uint8 and picture.shape[2] == 3 for picture in found.values())
+
+
+def test_bad_input(identity: Path, tmp_path: Path) -> None:
+    def attempt(*arguments: object, bundle: Path = identity) -> CompletedProcess[str]:
+        return run_here(main, "--bundle", bundle, "--out", tmp_path / "out", *arguments)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    shutil.copytree(tmp_path / "broken", tmp_path / "kept")
+    for arguments, words in (
+        (("--condition", "hase"), ("unknown condition 'hase'", "did you mean 'haze'")),
+        (("--backend", "onnx"), ("unknown backend 'onnx'",)),
+        (("--backend", "tensorrt"), ("without the target tensorrt",)),
+        (("--photographs", tmp_path / "nowhere"), ("no such folder", "nowhere")),
+        (("--photographs", tmp_path / "empty"), ("no pictures in",)),
+        (("--photographs", tmp_path / "broken"), ("not a picture", "a.png")),
+        (("--limit", 0), ("--limit must be at least 1",)),
+        (("--out", tmp_path / "kept"), ("kept", "choose another folder")),
+    ):
+        refused(attempt(*arguments), *words)
+    refused(run("quality", "--bundle", tmp_path / "nowhere", where=tmp_path), "no such bundle", "build_engines.py")
+    refused(attempt("--size", 512, "--limit", 1), "512x512", "--max 512")
+    assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "kept").iterdir()] == ["a.png"]

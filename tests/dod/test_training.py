@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from dod.base import load_base
+from dod.checkpoint import METADATA, load_model
+from dod.config import load_preset
+from dod.errors import CheckpointError, ConfigError, TrainingError, run_command
+from dod.model import DOD
+from dod.training import loop, pretrain, stages
+from dod.training.loop import Schedule, batches, train
+from tests.dod.small_model import SMALLER, image, normal, smaller
+
+QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """(noisy, clean) pictures; a run that asks for sample `stop` is interrupted."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        if i == self.stop:
+            raise KeyboardInterrupt
+        clean = image(1, 16, 16, seed=i)[0]
+        return (clean + 0.2 * normal(3, 16, 16, seed=i)).clamp(-1, 1), clean
+
+
+def toy() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+
+def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | None = None, **more: Any) -> loop.Log:
+    """Train a toy model; its loss draws noise from the step's generator, as the real ones may."""
+
+    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        noise = 0.01 * torch.randn(batch[0].shape, generator=generator)
+        return (model(batch[0] + noise) - batch[1]).square().mean()
+
+    return train("toy", dict(model.named_parameters()), loss, Pairs(stop), schedule, folder, **more)
+
+
+def values(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def test_a_few_steps_reduce_the_loss(tmp_path: Path) -> None:
+    log = run(toy(), tmp_path, replace(QUICK, steps=100, batch=4))
+    assert [entry["step"] for entry in log] == [50, 100]
+    assert log[1]["loss"] < 0.7 * log[0]["loss"]
+
+
+def test_2_steps_and_2_resumed_are_4_steps_to_the_bit(tmp_path: Path) -> None:
+    whole, halves = toy(), toy()
+    run(whole, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(halves, tmp_path / "halves", stop=2 * 2)
+    resumed = toy()
+    with torch.no_grad():
+        for parameter in resumed.parameters():
+            parameter.zero_()  # everything must come from the state
+    log = run(resumed, tmp_path / "halves")
+    assert log[-1]["step"] == 4
+    assert all(torch.equal(a, b) for a, b in zip(values(whole), values(resumed), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(values(whole), values(halves), strict=True))
+    assert [path.name for path in (tmp_path / "halves").iterdir()] == ["toy.state.safetensors"]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    model, again = toy(), toy()
+    log = run(model, tmp_path)
+    assert run(again, tmp_path, stop=0) == log
+    assert all(torch.equal(a, b) for a, b in zip(values(model), values(again), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("steps", 6), ("batch", 3), ("seed", 1), ("warmup", 2), ("clip", 0.5), ("precision", "bf16")]
+)
+def test_a_changed_schedule_is_refused_and_its_key_named(tmp_path: Path, key: str, value: Any) -> None:
+    run(toy(), tmp_path)
+    message = rf"toy.state.safetensors was written with {key} = {getattr(QUICK, key)}, this run has {value}"
+    with pytest.raises(TrainingError, match=message):
+        run(toy(), tmp_path, replace(QUICK, **{key: value}))
+
+
+def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) -> None:
+    run(toy(), tmp_path, identity="one base")
+    with pytest.raises(TrainingError, match="written on other frozen weights"):
+        run(toy(), tmp_path, identity="another base")
+    with pytest.raises(TrainingError, match="holds other parameters"):
+        run(nn.Conv2d(3, 3, 1), tmp_path, identity="one base")
+    (tmp_path / "toy.state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"toy.state.safetensors: not a readable safetensors file"):
+        run(toy(), tmp_path, identity="one base")
+
+
+def test_nan_stops_with_the_step_and_a_lower_rate_goes_on(tmp_path: Path) -> None:
+    model = toy()
+
+    def diverging(batch: Sequence[Tensor], _: torch.Generator) -> Tensor:
+        steps.append(1)
+        return (model(batch[0]) - batch[1]).square().mean() * (float("nan") if len(steps) == 4 else 1)
+
+    steps: list[int] = []
+    with pytest.raises(TrainingError, match=r"toy: step 3 gave loss nan, gradient norm nan; run again with a lower"):
+        train("toy", dict(model.named_parameters()), diverging, Pairs(), QUICK, tmp_path)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert run(model, tmp_path, replace(QUICK, learning_rate=1e-3))[-1]["step"] == 4
+
+
+def test_rate_warms_up_and_decays() -> None:
+    schedule = Schedule(steps=100, learning_rate=1.0, warmup=10)
+    rates = [schedule.rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert max(rates) == rates[10] == 1.0 and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.51) and 0.02 <= rates[-1] < 0.03
+
+
+def test_batches_start_where_the_run_stopped() -> None:
+    first = [batch[0] for batch in batches(Pairs(), QUICK, 0)]
+    assert len(first) == 4 and first[0].shape == (2, 3, 16, 16)
+    resumed = [batch[0] for batch in batches(Pairs(), QUICK, 3)]
+    assert len(resumed) == 1 and torch.equal(resumed[0], first[3])
+
+
+@pytest.mark.parametrize(("stage", "moves"), [(stages.stage_1, "adaptation"), (stages.stage_2, "detail")])
+def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, stage: Any, moves: str) -> None:
+    torch.manual_seed(0)
+    model = DOD.from_preset(smaller())
+    own = model.adaptation_parameters() if moves == "adaptation" else model.detail_parameters()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    log = stage(model, Pairs(), replace(QUICK, steps=60, learning_rate=3e-3), tmp_path)
+    ids = {id(p) for p in own.values()}
+    changed = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
+    assert changed == {name for name, p in model.named_parameters() if id(p) in ids}
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A preset of two levels whose weights are to be trained, and two photographs."""
+    preset = yaml.safe_load((load_preset("tiny").folder / "preset.yaml").read_text())
+    preset["base"] |= {
+        "source": "base",
+        "vae": {**preset["base"]["vae"], "block_out_channels": SMALLER["base.vae.block_out_channels"]},
+        "unet": {
+            **preset["base"]["unet"],
+            "block_out_channels": SMALLER["base.unet.block_out_channels"],
+            "attention_heads": SMALLER["base.unet.attention_heads"],
+        },
+    }
+    preset["ddpm"]["source"], preset["checkpoint"] = "ddpm", "dod"
+    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
+    (tmp_path / "photographs").mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        pixels = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photographs" / name)
+    return tmp_path
+
+
+def command(main: Any, name: str, folder: Path, *more: str) -> int:
+    argv = [
+        name,
+        "--photographs",
+        str(folder / "photographs"),
+        "--preset",
+        str(folder),
+        "--state",
+        str(folder / "state"),
+    ]
+    options = {"--steps": "2", "--batch": "2", "--crop": "32", "--workers": "0"}
+    return run_command(main, [*argv, *(word for pair in options.items() for word in pair), *more])
+
+
+def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(pretrain.main, "unet", folder) == 2
+    assert "run `python -m dod.training.pretrain vae` first" in capsys.readouterr().err
+    for part in ("vae", "unet", "ddpm"):
+        assert command(pretrain.main, part, folder) == 0
+    parts = load_base(load_preset(folder))
+    assert parts.vae.config["scaling_factor"] not in (0, 0.18215)
+    assert json.loads((folder / "base" / "scheduler" / "scheduler_config.json").read_text())["beta_end"] == 0.012
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt") or path.name.endswith(".partial")]
+
+    assert command(stages.main, "2", folder) == 2
+    assert "run stage 1 first" in capsys.readouterr().err
+    for stage in ("1", "2", "calibrate"):
+        assert command(stages.main, stage, folder) == 0
+    model = load_model(folder)
+    assert model.base_sha256 == parts.sha256
+    assert tuple(model.prototypes) == model.preset.conditions
+    c = torch.stack(list(model.prototypes.values()))
+    assert model.statistics is not None and torch.allclose(model.statistics[0], c.mean(0), atol=1e-5)
+    metadata = json.loads((folder / "dod" / METADATA).read_text())
+    assert metadata["training"].keys() == {"stage 1", "stage 2"}
+    assert metadata["training"]["stage 1"]["schedule"]["steps"] == 2
+
+    # The base is trained anew: the checkpoint and the state of stage 1 belong to the old one.
+    (folder / "state" / "ddpm.state.safetensors").unlink()
+    assert command(pretrain.main, "ddpm", folder, "--seed", "1") == 0
+    assert command(stages.main, "2", folder) == 2
+    assert "trained on another base model" in capsys.readouterr().err
+    assert command(stages.main, "1", folder) == 2
+    assert "written on other frozen weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "name", "preset", "more", "message"),
+    [
+        (pretrain.main, "vae", "tiny", (), "preset tiny has a random base: set base.source to the folder to write"),
+        (pretrain.main, "ddpm", "tiny", (), "preset tiny has a random ddpm: set ddpm.source"),
+        (stages.main, "1", "tiny", (), "preset tiny names no checkpoint"),
+        (stages.main, "1", "mini", ("--crop", "100"), "--crop 100: the model takes multiples of 64"),
+        (stages.main, "1", "mni", (), "did you mean 'mini'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line(
+    main: Any, name: str, preset: str, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(main, [name, "--photographs", "nowhere", "--preset", preset, *more]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ConfigError):
+        run_command(stages.main, ["1", "--photographs", "nowhere", "--preset", "tiny", "--debug"])
