@@ -27,6 +27,7 @@ from runtime.backends import Options, kept_sessions, survey
 from runtime.bundle import Bundle
 from runtime.console import Parser, run_command
 from runtime.errors import BackendError, UsageError, unknown
+from runtime.geometry import padded_size
 from runtime.restorer import Restorer
 
 if TYPE_CHECKING:
@@ -36,8 +37,7 @@ if TYPE_CHECKING:
 BUNDLE = Path("build/mini")
 PICTURE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
 JSON = Path("build/latency.json")
-SIZES = (512,)
-TURNS = Turns(seconds=60, warmup=2, runs=None, least=5)
+TURNS = Turns(seconds=60, warmup=1, runs=None, least=5)
 NEEDS_TORCH = "the PyTorch reference cannot be loaded ({}): pip install -e '.[export]'"
 
 
@@ -45,7 +45,9 @@ def parser() -> Parser:
     """The arguments of the command."""
     made = Parser(prog="python benchmarks/latency.py", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument("--size", type=int, nargs="+", default=list(SIZES), help="sides of the square picture, in pixels")
+    made.add_argument(
+        "--size", type=int, nargs="+", help="sides of the square picture (default: the bundle's usual one)"
+    )
     made.add_argument("--batch", type=int, default=1, help="pictures restored together (default: %(default)s)")
     made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
     made.add_argument("--backends", nargs="+", help="default: all that can run here; CPU only where no GPU backend can")
@@ -58,7 +60,7 @@ def parser() -> Parser:
         "--seconds", type=float, default=TURNS.seconds, help="to measure each size (default: %(default)s)"
     )
     made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
-    made.add_argument("--warmup", type=int, default=TURNS.warmup, help="rounds before it (default: %(default)s)")
+    made.add_argument("--warmup", type=float, default=TURNS.warmup, help="seconds before it (default: %(default)s)")
     made.add_argument("--threads", type=int, help="of the CPU, for PyTorch and backends (default: PyTorch's choice)")
     made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
     made.add_argument("--picture", type=Path, default=PICTURE, help="its middle square is resized (a sample of docs/)")
@@ -73,35 +75,42 @@ def main(argv: Sequence[str]) -> int:
     check_positive(arguments)
     bundle = Bundle.open(arguments.bundle)
     paths = chosen_paths(bundle, arguments.conditions)
-    pictures = [square(arguments.picture, size) for size in arguments.size]
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [square(arguments.picture, size) for size in chosen_sizes(bundle, arguments.size)]
     turns = Turns(arguments.seconds, arguments.warmup, arguments.runs, TURNS.least)
+    machine = facts(arguments.device)  # its load before this command adds to it
     rows: list[Row] = []
     with ExitStack() as stack:
         threads = set_threads(arguments.threads)
         restorers, not_run = open_backends(bundle, arguments, threads)
         for restorer in restorers:
             stack.callback(restorer.close)
-        for pixels in pictures:
-            restorers[0].prepare(pixels)  # refuses a size that the bundle does not take, before anything is loaded
         models = torch_models(bundle, restorers, arguments)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         from benchmarks.comparison import compare
 
         for pixels in pictures:
             jobs = [Job(pixels, arguments.batch, path) for path in paths]
             rows += compare(restorers, models, jobs, turns, merged_at_once(bundle))
-    setting = Setting(facts(arguments.device), threads, str(arguments.picture), bundle, not_run)
+    setting = Setting(machine, threads, str(arguments.picture), bundle, not_run)
     print_report(rows, setting, arguments.json, arguments.markdown)
     return 1 if any(row.passed is False for row in rows) else 0
 
 
 def check_positive(arguments: Namespace) -> None:
     """Raises UsageError for a number that must be more than 0 and is not."""
-    for name in ("size", "batch", "runs", "threads", "seconds", "warmup"):
+    for name in ("size", "batch", "runs", "threads", "seconds"):
         value = getattr(arguments, name)
         for each in value if isinstance(value, list) else [value]:
             if each is not None and not each > 0:
                 raise UsageError(f"--{name} must be more than 0, not {each:g}")
+
+
+def chosen_sizes(bundle: Bundle, sizes: Sequence[int] | None) -> list[int]:
+    """The sides of the picture, each once. Raises PictureError for one that the bundle does not take."""
+    least, usual, largest = bundle.manifest.profile.size
+    for size in sizes or ():
+        padded_size(size, bundle.manifest.size_multiple, least, largest)
+    return list(dict.fromkeys(sizes or [usual]))
 
 
 def chosen_paths(bundle: Bundle, names: Sequence[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +21,13 @@ MOST_ROUNDS = 1000
 
 @dataclass(frozen=True)
 class Turns:
-    """How long to measure. warmup: rounds before it. runs: rounds; None for what `seconds` hold, at least `least`."""
+    """How long to measure. seconds: of the rounds that count, at least `least` of them; runs: their number, if given.
+
+    warmup: seconds of rounds before. The first never counts; where a round takes longer than that, all others do.
+    """
 
     seconds: float = 60.0
-    warmup: int = 2
+    warmup: float = 1.0
     runs: int | None = None
     least: int = 5
 
@@ -32,7 +36,7 @@ class Turns:
 class Series:
     """What was measured of one runner: its first visit (files read, sessions made, kernels compiled), then the others.
 
-    parts: seconds by part; each list has one number for each round.
+    parts: seconds by part; each list has one number for each round that counts.
     """
 
     first: Mapping[str, float] = field(default_factory=dict)
@@ -44,22 +48,28 @@ class Series:
 
 
 def measure(visits: Sequence[Visit], turns: Turns, label: str) -> list[Series]:
-    """Visits all in turn, A B C A B C: the warm-up first, then the rounds that count."""
+    """Visits all in turn, A B C A B C, as long as `turns` says."""
     series = [Series() for _ in visits]
-    round_seconds = 0.0
-    warmup = [number for number in range(max(1, turns.warmup)) for _ in visits]
-    for step, number in enumerate(progress(warmup, label=f"{label}, warm-up")):
-        i = step % len(visits)
-        if i == 0:
-            round_seconds, start = 0.0, time.perf_counter_ns()
-        seconds = visits[i]()
-        round_seconds = (time.perf_counter_ns() - start) / 1e9
-        if number == 0:
-            series[i].first = seconds
-    rounds = turns.runs or int(np.clip(turns.seconds / max(round_seconds, 1e-6), turns.least, MOST_ROUNDS))
-    for step in progress(range(rounds * len(visits)), label=f"{label}, {rounds} rounds"):
-        i = step % len(visits)
-        series[i].add(visits[i]())
+
+    def run(rounds: int, what: str, counts: bool = True) -> float:
+        start = time.perf_counter_ns()
+        for step in progress(range(rounds * len(visits)), label=f"{label}, {what}"):
+            visit, each = visits[step % len(visits)], series[step % len(visits)]
+            seconds = visit()
+            each.first = each.first or seconds
+            if counts:
+                each.add(seconds)
+        return (time.perf_counter_ns() - start) / 1e9
+
+    run(1, "first round", counts=False)
+    one, done = run(1, "second round"), 1
+    if one < turns.warmup:
+        for each in series:
+            each.parts.clear()
+        rounds, done = math.ceil(turns.warmup / one), 0
+        one = run(rounds, "warm-up", counts=False) / rounds
+    total = turns.runs or int(np.clip(turns.seconds / one, turns.least, MOST_ROUNDS))
+    run(total - done, f"{total} rounds")
     return series
 
 

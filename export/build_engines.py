@@ -1,7 +1,8 @@
 """Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute what PyTorch computes.
 
-    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime tensorrt_rtx --precision fp32 fp16 \\
-           --conditions haze rain --min 256 --opt 512 --max 1024 --batch 1 4 --compute-capabilities 8.6 8.9 12.0
+    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime tensorrt_rtx \\
+           --precision fp32 fp16 --conditions haze rain --min 256 --opt 512 --max 1024 --batch 1 4 \\
+           --compute-capabilities 8.6 8.9 12.0
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         precisions=tuple(name for name in PRECISIONS if name in arguments.precision),
         conditions=arguments.conditions,
         size=(arguments.min, arguments.opt, arguments.max),
-        batch=(1, *sorted(arguments.batch)),
+        batch=(1, min(arguments.batch), max(arguments.batch)),
         capabilities=capabilities,
         islands=arguments.fp32_islands,
         samples=arguments.samples,
@@ -63,21 +64,28 @@ def main(argv: Sequence[str]) -> int:
 
 def parser() -> Parser:
     """The command's options; every one has the shipped model's value as its default."""
-    parser = Parser(prog="export/build_engines.py", description=__doc__.splitlines()[0])
+    about = "Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute the same."
+    parser = Parser(prog="export/build_engines.py", description=about)
     add = parser.add_argument
     add("checkpoint", nargs="?", default="mini", help="checkpoint folder, or a preset's name or folder (default mini)")
     add("--out", type=Path, default=Path("build/mini"), help="the bundle to write (default build/mini)")
     add("--base", help="the frozen Stable Diffusion base, where it is not where the preset says")
     add("--ddpm", help="the frozen DDPM, likewise")
-    add("--targets", nargs="+", metavar="TARGET", help=f"of {', '.join(TARGET_NAMES)}; default: those this machine can build")
+    add(
+        "--targets",
+        nargs="+",
+        metavar="TARGET",
+        help=f"of {', '.join(TARGET_NAMES)}; default: all that can be built here",
+    )
     add("--precision", nargs="+", default=list(PRECISIONS), help="fp32, fp16 or both (default); engines take the last")
     add("--conditions", nargs="+", metavar="NAME", help="merged paths to build; default: all of the checkpoint")
     add("--min", type=int, default=256, help="smallest side in pixels (256)")
     add("--opt", type=int, default=512, help="side that engines are optimised for (512)")
     add("--max", type=int, default=1024, help="largest side in pixels (1024)")
     add("--batch", type=int, nargs=2, default=(1, 4), metavar=("OPT", "MAX"), help="usual and largest batch (1 4)")
-    add("--compute-capabilities", nargs="+", default=CAPABILITIES, metavar="X.Y", help="GPUs of tensorrt_rtx (8.6 8.9 12.0)")
-    add("--fp32-islands", nargs="*", metavar="MODULE", help="modules that stay in float32 in fp16; default: a measured set")
+    gpus = f"GPUs of tensorrt_rtx ({' '.join(CAPABILITIES)})"
+    add("--compute-capabilities", nargs="+", default=CAPABILITIES, metavar="X.Y", help=gpus)
+    add("--fp32-islands", nargs="*", metavar="MODULE", help="modules kept in float32 in fp16; default: a measured set")
     add("--samples", type=Path, default=None, help="photographs of the parity figures (default docs/samples)")
     add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
     add("--explain", action="store_true", help="say for each file why it is fresh or stale, and build nothing")

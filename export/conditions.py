@@ -26,8 +26,10 @@ def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...
     known = tuple(model.prototypes)
     for name in names or ():
         if name not in known:
-            raise unknown("condition", name, known) if known else UsageError(
-                f"unknown condition {name!r}: the checkpoint has no prototypes; calibrate it first"
+            raise (
+                unknown("condition", name, known)
+                if known
+                else UsageError(f"unknown condition {name!r}: the checkpoint has no prototypes; calibrate it first")
             )
     return tuple(dict.fromkeys(names)) if names else known
 

@@ -72,6 +72,8 @@ class _FlatDecoder(_Skips):
 class _Weightless(nn.Module):
     """Calls a module with weights that are given with the call; it has none of its own."""
 
+    _module: nn.Module
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "_module", module)
@@ -164,7 +166,7 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
             name: {axis: _dimension(label, planned.multiple) for axis, label in axes.items()}
             for name, axes in planned.axes.items()
         },
-        "weights": {name: None for name in weights},
+        "weights": dict.fromkeys(weights),
     }
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     quiet = io.StringIO()

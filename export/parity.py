@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ WITNESS = {
     "merged": "PyTorch fp32: merged weights against the low-rank branches, at the prototype",
     "onnx fp32": "ONNX Runtime on CPU",
     "half": "PyTorch on CPU in true half arithmetic, with the fp32 islands",
-    "onnx fp16": "ONNX Runtime on CPU: graph and half weights only, it computes them in fp32 and cannot show an overflow",
+    "onnx fp16": "ONNX Runtime on CPU: graph and half weights only; it computes in fp32 and cannot show an overflow",
 }
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
@@ -146,9 +147,7 @@ def prove(
         yield figures, restored
 
 
-def figure(
-    picture: str, path: str, component: str, step: str, reference: np.ndarray, value: np.ndarray
-) -> Figure:
+def figure(picture: str, path: str, component: str, step: str, reference: np.ndarray, value: np.ndarray) -> Figure:
     """Compare a value with its reference and hold it against its budget."""
     max_abs = float(np.abs(value.astype(np.float64) - reference).max())
     snr = snr_db(reference, value)
@@ -160,12 +159,18 @@ def figure(
 
 
 def _run(
-    subject: TorchChain | Backend, components: Sequence[str], start: Values, path: str, bundle: Bundle, precision: str = "fp32"
+    subject: TorchChain | Backend,
+    components: Sequence[str],
+    start: Values,
+    path: str,
+    bundle: Bundle,
+    precision: str = "fp32",
 ) -> dict[str, np.ndarray]:
     """Every value along the chain, by name. The restored picture replaces the degraded one under `image`."""
     values = {**start, "degraded": start["image"]}
+    condition = None if path == "auto" else path
     for component in components:
-        values |= subject.run(component, _inputs(component, values, bundle, precision), None if path == "auto" else path)
+        values |= subject.run(component, _inputs(component, values, bundle, precision), condition)
     return values
 
 
@@ -194,12 +199,12 @@ def _inputs(component: str, values: Values, bundle: Bundle, precision: str) -> d
 
 @torch.no_grad()
 def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> list[Figure]:
-    """The merged path against the low-rank branches at the prototype's modulation: chain, and the worst single layer."""
+    """The merged path against the low-rank branches at the prototype: the chain, and the worst single layer."""
     modulation = torch.from_numpy(modulation_of(model, sample.condition))[None]
     image = torch.from_numpy(sample.values["image"])
     worst: list[tuple[float, np.ndarray, np.ndarray]] = []
     hooks = []
-    for name, layer in clora.conditional_layers(model.unet.unet) if layers else ():
+    for _, layer in clora.conditional_layers(model.unet.unet) if layers else ():
         hooks.append(layer.register_forward_hook(_layer_hook(layer, modulation[0], worst)))
     try:
         latent, skips = model.encoder(image)
@@ -214,17 +219,13 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
     return figures
 
 
-def _layer_hook(layer: nn.Module, modulation: Tensor, worst: list) -> object:
+def _layer_hook(
+    layer: clora.CLoRALinear | clora.CLoRAConv2d, modulation: Tensor, worst: list
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     """Compares one layer's branched output with its merged weights on the same input; keeps the worst."""
-    base = layer.get_base_layer()
-    weight, bias = clora.merge(
-        base.weight,
-        base.bias,
-        layer.lora_A[clora.ADAPTER].weight,
-        layer.lora_B[clora.ADAPTER].weight,
-        layer.scaling[clora.ADAPTER],
-        *modulation[layer.index].unbind(0),
-    )
+    base = cast(nn.Conv2d, layer.get_base_layer())
+    scale, (gamma, beta) = layer.scaling[clora.ADAPTER], modulation[layer.index]
+    weight, bias = clora.merge(base.weight, base.bias, *clora.factors(layer), scale, gamma, beta)
 
     def compare(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0]
@@ -240,10 +241,16 @@ def _layer_hook(layer: nn.Module, modulation: Tensor, worst: list) -> object:
 
 
 def snr_db(reference: np.ndarray, value: np.ndarray) -> float:
-    """Signal-to-noise ratio in dB, in float64: 10 log10(sum ref^2 / sum (value - ref)^2). Infinite where equal."""
+    """Signal-to-noise ratio in dB, in float64: 10 log10(sum ref^2 / sum (value - ref)^2). Infinite where equal.
+
+    -inf where the value has infinities or nothing is to be reached, NaN where it has NaNs: neither meets a budget.
+    """
     reference, value = reference.astype(np.float64), value.astype(np.float64)
     error = np.square(value - reference).sum()
-    return math.inf if error == 0 else 10 * math.log10(np.square(reference).sum() / error)
+    if error == 0:
+        return math.inf
+    with np.errstate(divide="ignore"):
+        return float(10 * np.log10(np.square(reference).sum() / error))
 
 
 def psnr_db(reference: np.ndarray, value: np.ndarray) -> float:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -20,7 +21,7 @@ from dod.checkpoint import load_model
 from dod.model import DOD
 from export import conditions, graphs, report
 from export.artefacts import Entry, Workshop, hash_sources
-from export.engines import EngineJob, build_engines
+from export.engines import EngineJob, Profile, build_engines
 from export.errors import ParityError
 from export.parity import Figure, load_sample, prove
 from export.precision import default_islands, half_copy
@@ -67,7 +68,9 @@ class Build:
         islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
         self.source = Source(options.checkpoint, options.base, options.ddpm, islands)
         if self.model.preset.lora.conditional == "unet+encoder":
-            raise UsageError("a conditional encoder (lora.conditional = unet+encoder) is for training only: export has no path for it")
+            raise UsageError(
+                "lora.conditional = unet+encoder is for training only: export has no path for a conditional encoder"
+            )
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.samples = sample_paths(options.samples)
@@ -99,8 +102,8 @@ class Build:
         if failed:
             worst = failed[0]
             raise ParityError(
-                f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} on "
-                f"{worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
+                f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} "
+                f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
                 f"budget {worst.budget}; no bundle is written"
             )
         manifest = self.manifest(figures)
@@ -108,8 +111,8 @@ class Build:
         bundle = self.shop.finish(manifest)
         size = sum(record.bytes for record in bundle.manifest.files.values())
         print(
-            f"{bundle.folder}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, in {time.monotonic() - self.start:.0f} s, "
-            f"peak memory {report.peak_memory() / 1e9:.1f} GB"
+            f"{bundle.folder}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, "
+            f"in {time.monotonic() - self.start:.0f} s, peak memory {report.peak_memory() / 1e9:.1f} GB"
         )
         return 0
 
@@ -120,7 +123,10 @@ class Build:
             for file in dict.fromkeys(graphs.GRAPHS.values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
-                    self._made(name, self.shop.make(name, self._inputs(precision), _writer(model, file))[0])
+                    self._made(
+                        name,
+                        self.shop.make(name, self._inputs(precision), partial(graphs.write_weights, model, file))[0],
+                    )
 
     def trace_graphs(self) -> None:
         """Every graph of every precision, the slowest first, in worker processes."""
@@ -144,8 +150,8 @@ class Build:
         for condition in self.conditions:
             name, inputs = f"conditions/{condition}.safetensors", {"model": self.trained, "sources": self.sources}
             if not self.shop.fresh(name, inputs) and not self.explaining:
-                entry, _ = self.shop.make(name, inputs, lambda path, c=condition: conditions.write_condition(self.model, c, path))
-                self._made(name, entry)
+                maker = partial(conditions.write_condition, self.model, condition)
+                self._made(name, self.shop.make(name, inputs, maker)[0])
 
     def build_engines(self) -> None:
         """For each engine target: mfm, encoder, decoder, the dynamic UNet, and a merged UNet for each condition."""
@@ -187,14 +193,14 @@ class Build:
             folder,
         )
 
-    def profile(self, graph: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+    def profile(self, graph: str) -> Profile:
         """Smallest, usual and largest shape of each input of a graph: both sides and the batch go together."""
         shapes: dict[str, list[tuple[int, ...]]] = {}
         for spec in self.components()[graph]["inputs"]:
             for batch, side in zip(self.options.batch, self.options.size, strict=True):
                 known = {"batch": batch, "height": side, "width": side}
                 shapes.setdefault(spec["name"], []).append(tuple(_evaluate(size, known) for size in spec["shape"]))
-        return {name: tuple(three) for name, three in shapes.items()}
+        return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
 
     def components(self) -> dict[str, dict[str, list[dict]]]:
         """The manifest's `components`, read off the graphs."""
@@ -215,13 +221,17 @@ class Build:
         """The figures on each sample, and the restored samples as pictures."""
         bundle = self._provisional_bundle()
         name = "report/parity.json"
-        files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(("engines/", "report/"))}
+        apart = ("engines/", "report/")
+        files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
         sources = hash_sources((ROOT / "export").glob("parity.py"))
         samples = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.samples}
         inputs = {"files": files, "samples": samples, "sources": sources, "torch": torch.__version__}
         pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
         wanted = [name, *pictures.values()]
-        if not all([self.shop.fresh(each, inputs) for each in wanted]):
+        stale = [each for each in wanted if not self.shop.fresh(each, inputs)]  # all are asked, so that all are used
+        if stale:
+            for each in wanted:  # one that is taken over may be a link to the file of the bundle before
+                self.shop.path(each).unlink(missing_ok=True)
             start = time.monotonic()
             loaded = [load_sample(path, bundle, self.conditions) for path in self.samples]
             rows: list[Figure] = []
@@ -270,7 +280,7 @@ class Build:
             "conditions": {name: f"conditions/{name}.safetensors" for name in self.conditions},
             "targets": {name: self._target(name) for name in options.targets},
             "files": {},
-            "parity": [asdict(figure) for figure in figures],
+            "parity": report.rows(figures),
         }
 
     def _target(self, name: str) -> dict:
@@ -334,7 +344,9 @@ def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> Non
     for option, side in zip(("--min", "--opt", "--max"), size, strict=True):
         if side < multiple or side % multiple:
             below = max(multiple, side // multiple * multiple)
-            raise UsageError(f"{option} {side}: sides are multiples of {multiple} px; the nearest are {below} and {below + multiple}")
+            raise UsageError(
+                f"{option} {side}: sides are multiples of {multiple} px; the nearest are {below} and {below + multiple}"
+            )
     if not size[0] <= size[1] <= size[2]:
         raise UsageError(f"sizes must be --min <= --opt <= --max, found {size[0]}, {size[1]}, {size[2]}")
     if batch[1] < 1:
@@ -357,7 +369,8 @@ def check_room(out: Path, model: DOD, precisions: int, targets: int) -> None:
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise OSError(28, f"no room on the disk: the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", str(out))
+        room = f"the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, f"no room on the disk: {room}", str(out))
 
 
 def hash_model(model: DOD) -> str:
@@ -384,10 +397,6 @@ def _version(package: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "not installed"
-
-
-def _writer(model: DOD, file: str):
-    return lambda path: graphs.write_weights(model, file, path)
 
 
 def _specs(values: Sequence[onnx.ValueInfoProto]) -> list[dict]:

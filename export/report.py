@@ -41,7 +41,8 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False) -> str:
                 "ok" if all(figure.passed for figure in members) else "FAILED",
             )
         )
-    notes = [f"{step}: {witness}" for step, witness in dict((figure.step, figure.witness) for figure in figures).items()]
+    witnesses = {figure.step: figure.witness for figure in figures}
+    notes = [f"{step}: {witness}" for step, witness in witnesses.items()]
     pictures = len({figure.picture for figure in figures})
     head = f"Against PyTorch fp32, the worst of {pictures} photographs (components alone on the first):"
     return "\n\n".join([head, table(HEADERS, rows, "lllrrrll", markdown=markdown), "\n".join(notes)])
@@ -49,13 +50,22 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False) -> str:
 
 def write_figures(figures: Sequence[Figure], path: Path) -> None:
     """All figures as JSON."""
-    path.write_text(json.dumps([_finite(asdict(figure)) for figure in figures], indent=1) + "\n")
+    path.write_text(json.dumps(rows(figures), indent=1) + "\n")
+
+
+def rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """The figures for JSON, which has no infinity: where nothing differs, the decibels are null."""
+    return [{k: None if v == math.inf and k != "max_abs" else v for k, v in asdict(each).items()} for each in figures]
 
 
 def read_figures(path: Path) -> list[Figure]:
     """What `write_figures` wrote."""
-    rows = json.loads(path.read_text())
-    return [Figure(**{**row, "snr_db": math.inf if row["snr_db"] is None else row["snr_db"]}) for row in rows]
+    figures = []
+    for row in json.loads(path.read_text()):
+        for key in ("snr_db", "psnr_db") if row["component"] == "chain" else ("snr_db",):
+            row[key] = math.inf if row[key] is None else row[key]
+        figures.append(Figure(**row))
+    return figures
 
 
 def write_comparison(source: Path, restored: np.ndarray, path: Path) -> None:
@@ -63,22 +73,23 @@ def write_comparison(source: Path, restored: np.ndarray, path: Path) -> None:
     with Image.open(source) as picture:
         degraded = np.asarray(picture.convert("RGB"))
     height, width = degraded.shape[:2]
-    pixels = np.clip(np.round((restored[0, :, :height, :width].transpose(1, 2, 0) + 1) * 127.5), 0, 255).astype(np.uint8)
+    cropped = restored[0, :, :height, :width].transpose(1, 2, 0)
+    pixels = np.clip(np.round((cropped + 1) * 127.5), 0, 255).astype(np.uint8)
     Image.fromarray(np.concatenate([degraded, pixels], axis=1)).save(path, optimize=True)
 
 
 def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure], pictures: Mapping[str, Path]) -> None:
     """report.md: what was built, the proof, and the restored samples."""
     targets = [
-        (name, target.get("version", ""), ", ".join(target.get("compute_capabilities", [])), len(target.get("engines", {})))
-        for name, target in manifest["targets"].items()
+        (name, each.get("version", ""), ", ".join(each.get("compute_capabilities", [])), len(each.get("engines", {})))
+        for name, each in manifest["targets"].items()
     ]
     files = [
         (name, f"{entry.bytes / 1e6:.2f}", f"{entry.seconds:.1f}", entry.facts.get("layers"))
         for name, entry in sorted(shop.used.items())
         if not name.startswith("report/")
     ]
-    model = manifest["model"]
+    model, islands = manifest["model"], manifest["precisions"].get("fp16", {}).get("fp32_islands", [])
     sections = [
         f"# Bundle `{manifest['name']}`",
         f"Base `{model['base_sha256'][:16]}`, checkpoint `{model['checkpoint_sha256'][:16]}`; conditions: "
@@ -89,9 +100,12 @@ def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure]
         "Engines were built and their inputs and outputs recorded; none was run on a GPU by this command.",
         "## Parity",
         parity_table(figures, markdown=True),
-        f"Modules kept in float32 in fp16: {', '.join(manifest['precisions'].get('fp16', {}).get('fp32_islands', [])) or 'none'}.",
+        f"Modules kept in float32 in fp16: {', '.join(islands) or 'none'}.",
         "## Photographs",
-        *(f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{path.name})" for name, path in pictures.items()),
+        *(
+            f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{p.name})"
+            for name, p in pictures.items()
+        ),
         "## Files",
         table(("file", "MB", "seconds", "layers"), files, "lrrr", markdown=True),
     ]
@@ -107,8 +121,4 @@ def peak_memory() -> int:
 
 
 def _decibel(value: float) -> str:
-    return "exact" if math.isinf(value) else f"{value:.1f}"
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in row.items()}
+    return "exact" if value == math.inf else f"{value:.1f}"

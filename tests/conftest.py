@@ -1,12 +1,21 @@
-"""Marks: `gpu` tests run where there is an NVIDIA GPU; elsewhere they are skipped, and the report's header says so."""
+"""What all tests share: the `gpu` mark, and one real bundle of the `tiny` preset, built once by the real command."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from export.targets import why_no_gpu
 
 NO_GPU = why_no_gpu()
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "docs" / "samples"
+SIZES = ("--min", "64", "--opt", "128", "--max", "256")
+CONDITIONS = ("noise", "haze")
 
 
 def pytest_report_header() -> str:
@@ -17,3 +26,56 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if NO_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the `tiny` preset whose adaptation, detail modules and prototypes are random, but matter."""
+    import torch
+
+    from dod.checkpoint import save_checkpoint
+    from dod.model import DOD
+    from tests.dod.small_model import randomise, tiny
+
+    model = randomise(DOD.from_preset(tiny()), strength=0.02)
+    generator = torch.Generator().manual_seed(1)
+    channels = model.mfm.h_space.channels
+    model.prototypes = {name: torch.randn(channels, generator=generator) for name in model.preset.conditions}
+    model.statistics = torch.stack([torch.zeros(channels), torch.ones(channels)])
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_checkpoint(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of the sample photographs, small enough for the tiny bundle."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("noise.png", "haze.png"):
+        with Image.open(SAMPLES / name) as picture:
+            picture.crop((100, 60, 100 + 200, 60 + 136)).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_build(
+    tiny_checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str], list[str]]:
+    """(bundle, the finished command, its arguments): fp32 and fp16, two conditions, ONNX Runtime and TensorRT-RTX."""
+    out = tmp_path_factory.mktemp("bundles") / "tiny"
+    arguments = [str(tiny_checkpoint), "--out", str(out), "--targets", "onnxruntime", "tensorrt_rtx", *SIZES]
+    arguments += ["--conditions", *CONDITIONS, "--samples", str(photographs)]
+    done = build_engines(*arguments, where=out.parent)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    return out, done, arguments
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_build: tuple[Path, subprocess.CompletedProcess[str], list[str]]) -> Path:
+    return tiny_build[0]
+
+
+def build_engines(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
+    """The export command as a user runs it, in another folder than the checkout's."""
+    command = [sys.executable, str(ROOT / "export" / "build_engines.py"), *arguments]
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=900)

@@ -108,15 +108,22 @@ def train(
     schedule: Schedule,
     state_folder: Path,
     identity: str = "",
+    fast: tuple[Callable[[str], bool], float] = (lambda name: False, 1.0),
 ) -> Log:
     """Minimise `loss(batch, generator)` over `parameters`; returns the log, one entry for every LOG_EVERY steps.
+
+    fast: which parameters, by name, learn at a multiple of the rate, and the multiple.
 
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps; a run with the
     same schedule found there goes on where it stopped. identity: a hash of the frozen weights that the run stands on.
     TrainingError on a loss or gradient that is not finite, or when the state found belongs to another schedule (the key
     is named), other frozen weights or other parameters.
     """
-    optimizer = AdamW(parameters.values(), betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
+    groups = [
+        {"params": [p for key, p in parameters.items() if fast[0](key) is chosen], "multiple": multiple}
+        for chosen, multiple in ((False, 1.0), (True, fast[1]))
+    ]
+    optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
     start, log = _resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [])
@@ -125,7 +132,7 @@ def train(
     began = time.monotonic()
     for step, batch in enumerate(progress, start):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = schedule.rate(step) * group["multiple"]
         value = loss(batch, torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
         optimizer.zero_grad(set_to_none=True)
         value.backward()

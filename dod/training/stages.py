@@ -34,7 +34,7 @@ from .loop import Log, Schedule, autocast, schedule_from, train, training_parser
 
 COMMANDS: dict[str, dict[str, Any]] = {
     "1": {"steps": 1000, "batch": 6, "crop": 128, "learning_rate": 1e-3, "rec_weight": 1.0, "latent_weight": 0.0},
-    "2": {"steps": 1600, "batch": 6, "crop": 128, "learning_rate": 1e-3},
+    "2": {"steps": 1600, "batch": 8, "crop": 64, "learning_rate": 2e-3, "gate_rate": 30.0},
     "calibrate": {"steps": 64, "batch": 1, "crop": 256},
 }
 
@@ -57,13 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibrate(model, arguments.photographs, schedule)
     else:
         dataset = crops(arguments.photographs, preset, schedule)
-        if arguments.command == "1":
-            weights = arguments.rec_weight, arguments.latent_weight
-            log = stage_1(model, dataset, schedule, arguments.state, *weights)
-        else:
-            log = stage_2(model, dataset, schedule, arguments.state)
+        stage = stage_1 if arguments.command == "1" else stage_2
+        options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
+        log = stage(model, dataset, schedule, arguments.state, **options)
         sample = log[:: max(1, len(log) // 20)]
-        training[f"stage {arguments.command}"] = {"schedule": vars(schedule), "log": sample}
+        training[f"stage {arguments.command}"] = {"schedule": vars(schedule), "options": options, "log": sample}
         print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
     save_checkpoint(model, folder, torch.float16, training=training)
     return 0
@@ -102,11 +100,17 @@ def stage_1(
                 total = total + latent_weight * F.mse_loss(restored, wanted)
         return total
 
-    return train("stage-1", parameters, loss, dataset, schedule, state, model.base_sha256)
+    identity = f"{model.base_sha256} {rec_weight} {latent_weight}"
+    return train("stage-1", parameters, loss, dataset, schedule, state, identity)
 
 
-def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path) -> Log:
-    """Equation (13)'s reconstruction term: the detail modules alone."""
+def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path, gate_rate: float = 1.0) -> Log:
+    """Equation (13)'s reconstruction term: the detail modules alone.
+
+    gate_rate: how many times faster the modules' w learn. Each starts at 0 and gates its whole module, which learns
+    nothing to speak of while w is small. The norm of equation (8) is taken for each picture, as it is printed there: its
+    square would leave the gradient to low light and haze, whose errors are the largest.
+    """
     parameters = _train_only(model, model.detail_parameters())
 
     def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -117,10 +121,11 @@ def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path) -> Lo
                 latent, skips = model.encode(degraded, modulation)
                 restored = model.unet(latent, modulation)
             image = model.decoder(restored, skips)
-        return F.mse_loss(image, clean)
+        return F.mse_loss(image, clean, reduction="none").mean(dim=(1, 2, 3)).sqrt().mean()
 
-    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    return train("stage-2", parameters, loss, dataset, schedule, state, frozen)
+    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())} {gate_rate}"
+    gates = {name for name, parameter in parameters.items() if parameter.ndim == 0}
+    return train("stage-2", parameters, loss, dataset, schedule, state, frozen, (gates.__contains__, gate_rate))
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"lora__alpha": 8}, "another alpha: it states alpha 4.0, this model has 8.0"),
         ({"lora__conditional": "none"}, "another conditional: it states conditional 'unet', this model has 'none'"),
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
-        ({"lora__unet_targets": ["to_q"]}, "its 164 conditional layers are not this model's 20"),
+        ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -140,16 +141,22 @@ def test_batches_start_where_the_run_stopped() -> None:
     assert len(resumed) == 1 and torch.equal(resumed[0], first[3])
 
 
-@pytest.mark.parametrize(("stage", "moves"), [(stages.stage_1, "adaptation"), (stages.stage_2, "detail")])
-def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, stage: Any, moves: str) -> None:
+@pytest.mark.parametrize("stage", ["1", "1, at the latent", "2"])
+def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 10)
     torch.manual_seed(0)
     model = DOD.from_preset(smaller())
-    own = model.adaptation_parameters() if moves == "adaptation" else model.detail_parameters()
+    own = model.detail_parameters() if stage == "2" else model.adaptation_parameters()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    log = stage(model, Pairs(), replace(QUICK, steps=60, learning_rate=3e-3), tmp_path)
+    schedule = replace(QUICK, steps=30, learning_rate=3e-3, weight_decay=0.0)
+    if stage == "2":
+        log = stages.stage_2(model, Pairs(), schedule, tmp_path)
+    else:
+        log = stages.stage_1(model, Pairs(), schedule, tmp_path, *((0.0, 1.0) if "latent" in stage else ()))
     ids = {id(p) for p in own.values()}
-    changed = {name for name, p in model.named_parameters() if not torch.equal(before[name], p)}
-    assert changed == {name for name, p in model.named_parameters() if id(p) in ids}
+    mine = {name for name, p in model.named_parameters() if id(p) in ids}
+    assert {name for name, p in model.named_parameters() if not torch.equal(before[name], p)} == mine
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == mine
     assert log[-1]["loss"] < log[0]["loss"]
 
 
@@ -193,7 +200,15 @@ def command(main: Any, name: str, folder: Path, *more: str) -> int:
 def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(pretrain.main, "unet", folder) == 2
     assert "run `python -m dod.training.pretrain vae` first" in capsys.readouterr().err
-    for part in ("vae", "unet", "ddpm"):
+    assert command(pretrain.main, "vae", folder) == 0
+    weights = folder / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    hidden = weights.rename(folder / "hidden")
+    torch.save(load_file(hidden), weights.with_suffix(".bin"))
+    assert command(pretrain.main, "unet", folder) == 2
+    assert "no AutoencoderKL in diffusers layout" in capsys.readouterr().err, "a pickle is never read"
+    hidden.rename(weights)
+    weights.with_suffix(".bin").unlink()
+    for part in ("unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0
     parts = load_base(load_preset(folder))
     assert parts.vae.config["scaling_factor"] not in (0, 0.18215)

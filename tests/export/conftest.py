@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dod.model import DOD
+from tests.dod.small_model import normal, randomise, smaller
 from tests.export.small_graphs import export_block
 
 
@@ -13,3 +15,12 @@ from tests.export.small_graphs import export_block
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """block.onnx: convolution, group normalisation and attention, in half."""
     return export_block(tmp_path_factory.mktemp("graph") / "block.onnx")
+
+
+@pytest.fixture(scope="session")
+def model() -> DOD:
+    """Two levels, random adaptation, and the prototypes of two conditions. No test changes it."""
+    model = randomise(DOD.from_preset(smaller()), strength=0.05)
+    channels = model.mfm.h_space.channels
+    model.prototypes = {name: normal(channels, seed=seed) for seed, name in enumerate(("rain", "haze"))}
+    return model

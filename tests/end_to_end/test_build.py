@@ -1,0 +1,171 @@
+"""From a checkpoint to a restored photograph with the real commands, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Bundle, Restorer
+from tests.conftest import CONDITIONS, ROOT, build_engines
+
+Build = tuple[Path, subprocess.CompletedProcess[str], list[str]]
+GRAPHS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
+ENGINES = {"mfm", "encoder", "decoder", "unet_dynamic", *(f"unet_{name}" for name in CONDITIONS)}
+
+
+@pytest.fixture
+def copy(tiny_build: Build, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A bundle of one's own, and the arguments that build it."""
+    bundle, _, arguments = tiny_build
+    mine = tmp_path / "tiny"
+    shutil.copytree(bundle, mine)
+    return mine, [str(mine) if argument == str(bundle) else argument for argument in arguments]
+
+
+def restore(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runtime", *map(str, arguments)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300, env=environment)
+
+
+def test_the_bundle_is_complete(tiny_build: Build) -> None:
+    folder, done, _ = tiny_build
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    assert set(bundle.manifest.conditions) == set(CONDITIONS)
+    rtx = bundle.manifest.targets["tensorrt_rtx"]
+    assert set(rtx.engines) == ENGINES and rtx.compute_capabilities == ("8.6", "8.9", "12.0")
+    for precision in ("fp32", "fp16"):
+        weights = set(bundle.manifest.precisions[precision].weights.values())
+        assert len(weights) == 4, "both UNet graphs share one weights file"
+    assert (folder / "report.md").is_file() and not list(folder.parent.glob("*.partial"))
+    for name in (*(f"onnx/fp16/{graph}.onnx" for graph in GRAPHS), "engines/tensorrt_rtx/unet_noise.engine"):
+        assert name in done.stdout, "one line for each artefact"
+
+
+def test_every_figure_is_there_and_in_budget(tiny_build: Build) -> None:
+    figures = json.loads((tiny_build[0] / "bundle.json").read_text())["parity"]
+    chain = {(row["path"], row["step"]) for row in figures if row["component"] == "chain"}
+    steps = {"onnx fp32", "half", "onnx fp16"}
+    assert chain >= {("auto", step) for step in steps} | {("noise", step) for step in steps | {"merged"}}
+    assert {row["component"] for row in figures} >= set(GRAPHS) | {"chain", "layer"}
+    assert all(row["passed"] for row in figures)
+    assert all("fp32" in row["witness"] for row in figures if row["step"] == "onnx fp16")
+
+
+def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
+    shapes = {
+        "mfm": ["crops:[2,4,3,32,32]"],
+        "encoder": ["image:[2,3,96,64]"],
+        "unet_dynamic": ["latent:[2,4,12,8]", "modulation:[2,72,2,4]"],
+        "unet_merged": ["latent:[2,4,12,8]"],
+        "decoder": ["latent_restored:[2,4,12,8]", "skip_0:[2,8,96,64]", "skip_1:[2,8,48,32]"]
+        + ["skip_2:[2,8,24,16]", "skip_3:[2,16,12,8]"],
+    }
+    polygraphy = str(Path(sys.executable).with_name("polygraphy"))
+    calls = []
+    for precision in ("fp32", "fp16"):
+        for graph in GRAPHS:
+            path = str(tiny_bundle / "onnx" / precision / f"{graph}.onnx")
+            calls.append([polygraphy, "inspect", "model", path])
+            if precision == "fp32" or graph == "unet_merged":
+                calls.append([polygraphy, "run", path, "--onnxrt", "--input-shapes", *shapes[graph]])
+    with ThreadPoolExecutor(2) as pool:
+        for call, done in zip(calls, pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), calls), strict=True):
+            assert done.returncode == 0, f"{call}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
+
+
+@pytest.mark.parametrize("condition", ["auto", "noise"])
+def test_a_photograph_is_restored(tiny_bundle: Path, photographs: Path, tmp_path: Path, condition: str) -> None:
+    done = restore(
+        photographs / "noise.png", tmp_path / "out.png", "--bundle", tiny_bundle, "--condition", condition, where=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as restored, Image.open(photographs / "noise.png") as degraded:
+        assert restored.size == degraded.size
+        assert np.any(np.asarray(restored) != np.asarray(degraded))
+
+
+def test_switching_conditions_is_idempotent(tiny_bundle: Path, photographs: Path) -> None:
+    with Restorer(tiny_bundle, backend="onnxruntime_cpu") as restorer:
+        first, other, again = (np.asarray(restorer.restore(photographs / "haze.png", c)) for c in ("noise", "haze", "noise"))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_a_second_build_makes_nothing(copy: tuple[Path, list[str]], tmp_path: Path) -> None:
+    bundle, arguments = copy
+    before = {path: path.read_bytes() for path in bundle.rglob("*.onnx")}
+    explained = build_engines(*arguments, "--explain", where=tmp_path)
+    assert explained.returncode == 0 and "stale" not in explained.stdout and "fresh" in explained.stdout
+    done = build_engines(*arguments, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ".onnx " not in done.stdout and ".engine " not in done.stdout
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_changed_byte_is_refused_and_mended(copy: tuple[Path, list[str]], photographs: Path, tmp_path: Path) -> None:
+    bundle, arguments = copy
+    file = bundle / "conditions" / "noise.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    call = (photographs / "noise.png", tmp_path / "out.png", "--bundle", bundle, "--condition", "noise")
+    refused = restore(*call, where=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.count("\n") <= 2 and "build_engines.py" in refused.stderr
+    assert not (tmp_path / "out.png").exists()
+    assert build_engines(*arguments, where=tmp_path).returncode == 0
+    assert restore(*call, where=tmp_path).returncode == 0
+
+
+def test_an_interrupted_build_resumes(tiny_build: Build, tmp_path: Path) -> None:
+    _, _, arguments = tiny_build
+    arguments = [*arguments, "--out", str(tmp_path / "other"), "--conditions", "noise"]
+    command = [sys.executable, "-u", str(ROOT / "export" / "build_engines.py"), *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and errors.strip().endswith("interrupted")
+    assert not (tmp_path / "other").exists()
+    explained = build_engines(*arguments, "--explain", where=tmp_path)
+    assert f"{line.split()[0]}: fresh" in explained.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--targets", "tensorrt_rxt"], ["tensorrt_rxt", "did you mean", "tensorrt_rtx"]),
+        (["--conditions", "rian"], ["rian", "did you mean", "rain"]),
+        (["--max", "250"], ["--max 250", "240", "256"]),
+        (["--min", "256", "--opt", "128"], ["--min <= --opt <= --max"]),
+        (["--compute-capabilities", "9.9"], ["9.9", "8.9"]),
+        (["--fp32-islands", "unet.nothing"], ["unet.nothing", "unet.unet.conv_out"]),
+    ],
+)
+def test_wrong_arguments(tiny_build: Build, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    done = build_engines(*tiny_build[2], "--out", str(tmp_path / "x"), *arguments, where=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
+
+
+def test_a_checkpoint_for_another_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    metadata = json.loads((other / "dod.json").read_text())
+    (other / "dod.json").write_text(json.dumps({**metadata, "base_sha256": "0" * 64}))
+    done = build_engines(str(other), "--out", str(tmp_path / "x"), where=tmp_path)
+    assert done.returncode == 2 and "another base" in done.stderr and "Traceback" not in done.stderr

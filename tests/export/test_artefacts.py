@@ -1,0 +1,175 @@
+"""A build resumes: what it keeps, what it makes again and why, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from export.artefacts import Entry, Workshop, hash_sources, key_of
+from runtime.bundle import MANIFEST
+
+INPUTS = {"base": "abc", "size": (256, 512)}
+NAME = "onnx/fp32/mfm.onnx"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "mini"
+
+
+def make(shop: Workshop, inputs: dict | None = None, text: str = "graph", name: str = NAME) -> bool:
+    """Whether the file was made, rather than kept."""
+
+    def maker(path: Path) -> dict[str, int]:
+        path.write_text(text)
+        return {"layers": 3}
+
+    return shop.make(name, INPUTS if inputs is None else inputs, maker)[1]
+
+
+def bundle_of_before(out: Path, text: str = "graph") -> None:
+    """What an earlier build left at `out`, as far as a workshop looks at it."""
+    shop = Workshop(out)
+    make(shop, text=text)
+    (out / NAME).parent.mkdir(parents=True)
+    (shop.folder / NAME).replace(out / NAME)
+    (out / MANIFEST).write_text(json.dumps({"build": {name: asdict(entry) for name, entry in shop.used.items()}}))
+    (shop.root / "ledger.json").unlink()
+
+
+def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
+    shop = Workshop(out)
+    assert make(shop) and shop.reasons[NAME] == "stale: not built yet"
+    assert not make(shop, text="never written")
+    again = Workshop(out)
+    assert not make(again, text="never written")
+    assert again.reasons[NAME] == "fresh: same inputs (base, size)"
+    assert (
+        again.path(NAME).read_text() == "graph"
+        and again.path(NAME).parent == out.parent / "mini.partial/files/onnx/fp32"
+    )
+    entry = again.used[NAME]
+    assert entry.facts == {"layers": 3} and entry.bytes == 5 and entry == shop.used[NAME]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        ({**INPUTS, "base": "abd"}, 'stale: base was "abc", is "abd"'),
+        ({**INPUTS, "size": (256, 1024)}, "stale: size was [256, 512], is [256, 1024]"),
+        ({**INPUTS, "opset": 20}, "stale: opset was null, is 20"),
+        ({"base": "abc"}, "stale: size was [256, 512], is null"),
+        ({**INPUTS, "base": "c" * 64}, f'stale: base was "abc", is "{"c" * 17}...{"c" * 17}"'),
+    ],
+)
+def test_a_change_of_inputs_makes_it_again_and_is_named(out: Path, inputs: dict, reason: str) -> None:
+    make(Workshop(out))
+    shop = Workshop(out)
+    assert make(shop, inputs, "other")
+    assert shop.reasons[NAME] == reason and shop.path(NAME).read_text() == "other"
+    assert not make(Workshop(out), inputs)
+
+
+@pytest.mark.parametrize("damage", ["grapH", "graph and more", None])
+def test_a_damaged_file_is_made_again(out: Path, damage: str | None) -> None:
+    make(Workshop(out))
+    shop = Workshop(out)
+    shop.path(NAME).unlink() if damage is None else shop.path(NAME).write_text(damage)
+    assert make(shop) and shop.reasons[NAME] == "stale: the file is missing or was changed"
+    assert shop.path(NAME).read_text() == "graph" and not make(Workshop(out))
+
+
+def test_taken_over_from_the_bundle_of_before(out: Path) -> None:
+    bundle_of_before(out)
+    shop = Workshop(out)
+    assert not make(shop, text="never written") and shop.reasons[NAME].startswith("fresh")
+    assert shop.path(NAME).read_text() == "graph" == (out / NAME).read_text()
+
+
+def test_what_was_taken_over_can_be_made_again_without_touching_the_bundle(out: Path) -> None:
+    bundle_of_before(out)
+    shop = Workshop(out)
+    make(shop)
+    assert make(shop, {"base": "new"}, "other")
+    assert shop.path(NAME).read_text() == "other" and (out / NAME).read_text() == "graph"
+
+
+def test_a_damaged_bundle_of_before_is_not_taken_over(out: Path) -> None:
+    bundle_of_before(out)
+    (out / NAME).write_text("grapH")
+    shop = Workshop(out)
+    assert make(shop) and shop.path(NAME).read_text() == "graph" and (out / NAME).read_text() == "grapH"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_maker_leaves_no_half_file(out: Path, error: BaseException) -> None:
+    def maker(path: Path) -> None:
+        path.write_text("gra")
+        raise error
+
+    shop = Workshop(out)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        shop.make(NAME, INPUTS, maker)
+    assert not [path for path in shop.folder.rglob("*") if path.is_file()]
+    assert NAME not in shop.used and make(Workshop(out))
+
+
+def test_an_interrupted_maker_leaves_the_file_of_before(out: Path) -> None:
+    make(Workshop(out))
+    shop = Workshop(out)
+
+    def maker(path: Path) -> None:
+        path.write_text("oth")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shop.make(NAME, {"base": "new"}, maker)
+    assert [path.name for path in shop.path(NAME).parent.iterdir()] == ["mfm.onnx"]
+    assert not make(Workshop(out))
+
+
+@pytest.mark.parametrize("ledger", ["", "{", "[]", '{"a": 1}', '{"onnx/fp32/mfm.onnx": {"bytes": 5}}', "null"])
+def test_a_damaged_ledger_keeps_nothing(out: Path, ledger: str) -> None:
+    make(Workshop(out))
+    (out.parent / "mini.partial/ledger.json").write_text(ledger)
+    shop = Workshop(out)
+    assert make(shop) and shop.reasons[NAME] == "stale: not built yet"
+
+
+def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(Workshop(out), name="old/left over.onnx")
+    shop = Workshop(out)
+    make(shop)
+    written = {}
+
+    def write_bundle(manifest: dict, staging: Path, destination: Path) -> str:
+        files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*"))
+        written.update(manifest=manifest, files=files, destination=destination)
+        return "the bundle"
+
+    monkeypatch.setattr("export.artefacts.write_bundle", write_bundle)
+    assert shop.finish({"name": "mini"}) == "the bundle"
+    assert written["destination"] == out and written["files"] == ["onnx", "onnx/fp32", NAME]
+    key = key_of(json.loads(json.dumps(INPUTS)))
+    assert written["manifest"]["files"] == {NAME: {"key": key}} and written["manifest"]["name"] == "mini"
+    assert Entry(**written["manifest"]["build"][NAME]) == shop.used[NAME]
+    assert not shop.root.exists()
+
+
+def test_key_of() -> None:
+    assert re.fullmatch("[0-9a-f]{16}", key_of(INPUTS))
+    assert key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1}) != key_of({"a": 1, "b": 3})
+
+
+def test_hash_sources(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.py", tmp_path / "b.py"
+    first.write_text("x = 1")
+    second.write_text("y = 2")
+    before = hash_sources([first, second])
+    assert before == hash_sources([second, first]) != hash_sources([first])
+    second.write_text("y = 3")
+    assert hash_sources([first, second]) != before

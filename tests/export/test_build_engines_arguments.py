@@ -1,0 +1,137 @@
+"""Wrong arguments of the export command: one line that says what and what instead, exit code 2, nothing left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dod.errors import DODError
+from export import targets
+from export.build_engines import TARGET_NAMES, choose_targets, main, parser
+from export.errors import ExportError
+from runtime.console import run_command
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> str:
+    """The one line on stderr of a command that must refuse its arguments before it writes anything."""
+    code = run_command(main, [*arguments, "--out", str(out)], also=(ExportError, DODError))
+    errors = capsys.readouterr().err
+    assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+    assert not out.exists() and not out.with_name(f"{out.name}.partial").exists()
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--targets", "onnxruntime", "tensorrt_rxt"], "unknown target 'tensorrt_rxt' (did you mean 'tensorrt_rtx'?)"),
+        (["--targets"], "--targets: expected at least one argument"),
+        (["--precision", "fp61"], "unknown precision 'fp61' (did you mean 'fp16'?)"),
+        (["--min", "wide"], "--min: invalid int value: 'wide'"),
+        (["--batch", "1"], "--batch: expected 2 arguments"),
+        (["--tar", "onnxruntime"], "unrecognized arguments: --tar"),
+    ],
+)
+def test_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    assert words in refused(capsys, tmp_path / "x", "no checkpoint", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "words"),
+    [
+        (["8.6", "12.9"], ["unknown compute capability '12.9'", "did you mean '12."]),
+        (["7.5"], ["7.5 does not build with fp16", "export fp32"]),
+    ],
+)
+def test_compute_capabilities(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, capabilities: list[str], words: list[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    asked = ["--targets", "tensorrt_rtx", "--compute-capabilities", *capabilities]
+    errors = refused(capsys, tmp_path / "x", "no checkpoint", *asked)
+    assert all(word in errors for word in words), errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--conditions", "haze", "rian"], ["unknown condition 'rian' (did you mean 'rain'?)"]),
+        (["--max", "250"], ["--max 250", "multiples of 16 px", "240 and 256"]),
+        (["--min", "8"], ["--min 8", "16 and 32"]),
+        (["--opt", "-64"], ["--opt -64", "16 and 32"]),
+        (["--min", "256", "--opt", "128"], ["--min <= --opt <= --max, found 256, 128, 1024"]),
+        (["--opt", "512", "--max", "256"], ["--min <= --opt <= --max, found 256, 512, 256"]),
+        (["--batch", "0", "4"], ["--batch takes positive numbers, found 0"]),
+        (["--fp32-islands", "unet.nothing"], ["no module 'unet.nothing'", "unet.unet.conv_out"]),
+    ],
+)
+def test_what_does_not_fit_the_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, arguments: list[str], words: list[str]
+) -> None:
+    errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime", *arguments)
+    assert all(word in errors for word in words), errors
+
+
+def test_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = str(tmp_path / "absent")
+    assert missing in refused(capsys, tmp_path / "x", missing, "--targets", "onnxruntime")
+    (tmp_path / "empty").mkdir()
+    errors = refused(capsys, tmp_path / "x", str(tmp_path / "empty"), "--targets", "onnxruntime")
+    assert "neither a checkpoint (dod.json) nor a preset (preset.yaml)" in errors
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_samples_without_pictures(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, exists: bool
+) -> None:
+    folder = tmp_path / "samples"
+    if exists:
+        folder.mkdir()
+        (folder / "notes.txt").write_text("no picture")
+    arguments = [str(tiny_checkpoint), "--targets", "onnxruntime", "--samples", str(folder)]
+    assert f"no photographs in {folder}: give a folder of pictures" in refused(capsys, tmp_path / "x", *arguments)
+
+
+def test_a_disk_without_room(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("export.pipeline.shutil.disk_usage", lambda _: usage)
+    errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
+    assert "no room on the disk: the build needs about" in errors and str(tmp_path / "x") in errors
+
+
+def test_a_target_that_cannot_be_built_here(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: None)
+    errors = refused(capsys, tmp_path / "x", "--targets", "onnxruntime", "tensorrt_rtx")
+    assert "target tensorrt_rtx cannot be built here: tensorrt_rtx is not installed: pip install" in errors
+    chosen, left_out = choose_targets(None)
+    assert chosen == ("onnxruntime",) and left_out.keys() == {"tensorrt_rtx", "tensorrt"}
+
+
+def test_a_target_that_needs_a_gpu(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: True)
+    monkeypatch.setattr(targets, "why_no_gpu", lambda: "no NVIDIA driver")
+    errors = refused(capsys, tmp_path / "x", "--targets", "tensorrt")
+    assert "target tensorrt cannot be built here: no NVIDIA driver" in errors
+    assert choose_targets(None) == (("onnxruntime", "tensorrt_rtx"), {"tensorrt": "no NVIDIA driver"})
+
+
+def test_targets_that_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "find_spec", lambda name: True)
+    monkeypatch.setattr(targets, "why_no_gpu", lambda: None)
+    assert choose_targets(None) == (TARGET_NAMES, {})
+    assert choose_targets(["tensorrt_rtx", "onnxruntime", "tensorrt_rtx"]) == (("tensorrt_rtx", "onnxruntime"), {})
+
+
+def test_defaults() -> None:
+    arguments = parser().parse_args([])
+    assert arguments.checkpoint == "mini" and arguments.out == Path("build/mini") and not arguments.explain
+    assert (arguments.min, arguments.opt, arguments.max, arguments.batch) == (256, 512, 1024, (1, 4))

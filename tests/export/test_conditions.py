@@ -1,0 +1,76 @@
+"""Condition paths: which are chosen, what their files hold, and that the merge they feed is the model's own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from dod import clora
+from dod.model import DOD
+from export.conditions import chosen_conditions, merge_entries, modulation_of, write_condition, write_merged_graph
+from export.graphs import write_weights
+from runtime.errors import UsageError
+from runtime.tensors import tensor_spans
+
+
+def test_chosen_conditions(model: DOD) -> None:
+    assert chosen_conditions(model, None) == chosen_conditions(model, []) == ("rain", "haze")
+    assert chosen_conditions(model, ["haze", "rain", "haze"]) == ("haze", "rain")
+    with pytest.raises(UsageError, match=r"unknown condition 'rian' \(did you mean 'rain'\?\)"):
+        chosen_conditions(model, ["haze", "rian"])
+
+
+def test_a_checkpoint_without_prototypes(model: DOD) -> None:
+    bare = copy.copy(model)
+    bare.prototypes = {}
+    assert chosen_conditions(bare, None) == ()
+    with pytest.raises(UsageError, match="'rain': the checkpoint has no prototypes; calibrate it first"):
+        chosen_conditions(bare, ["rain"])
+
+
+def test_the_file_of_a_condition(model: DOD, tmp_path: Path) -> None:
+    write_condition(model, "rain", tmp_path / "rain.safetensors")
+    stored = load_file(tmp_path / "rain.safetensors")
+    assert stored.keys() == {"modulation", "prototype"}
+    assert stored["modulation"].dtype == stored["prototype"].dtype == np.float32
+    assert stored["modulation"].shape == (len(model.layers), 2, model.preset.lora.rank)
+    assert np.array_equal(stored["prototype"], model.prototypes["rain"].numpy())
+    with torch.no_grad():
+        expected = model.mfm.network(model.prototypes["rain"][None])[0].numpy()
+    assert np.array_equal(stored["modulation"], expected)
+    assert not np.allclose(expected, modulation_of(model, "haze"))
+
+
+def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -> None:
+    write_weights(model, "unet", tmp_path / "unet.safetensors")
+    spans = tensor_spans(tmp_path / "unet.safetensors")
+    entries = merge_entries(model)
+    assert [entry["index"] for entry in entries] == list(range(len(model.layers)))
+    assert [f"unet.{entry['layer']}" for entry in entries] == model.layers
+    rank = model.preset.lora.rank
+    for entry in entries:
+        weight, bias, a, b = (spans[str(entry[key])] for key in ("weight", "bias", "A", "B"))
+        assert a.shape[0] == b.shape[1] == rank and weight.shape[0] == bias.shape[0] == b.shape[0]
+        assert a.shape[1:] == weight.shape[1:] and entry["scale"] == model.preset.lora.alpha / rank
+
+
+def test_the_merged_weights_are_the_models_own(model: DOD, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "unet_merged.onnx").write_bytes(b"the graph")
+    write_weights(model, "unet", tmp_path / "unet.safetensors")
+    modulation = modulation_of(model, "haze")
+    arguments = tmp_path / "unet_merged.onnx", tmp_path / "unet.safetensors", merge_entries(model), modulation
+    path = write_merged_graph(*arguments, tmp_path / "out")
+    assert path == tmp_path / "out" / "unet_merged.onnx" and path.read_bytes() == b"the graph"
+    assert tensor_spans(path.with_name("unet.safetensors")) == tensor_spans(tmp_path / "unet.safetensors")
+    expected = clora.merged_copy(model.unet.unet, torch.from_numpy(modulation)).state_dict()
+    merged, plain = load_file(path.with_name("unet.safetensors")), load_file(tmp_path / "unet.safetensors")
+    for name, value in expected.items():
+        np.testing.assert_allclose(merged[name], value.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+    changed = {name for name in plain if not np.array_equal(plain[name], merged[name])}
+    assert changed == {str(entry[key]) for entry in merge_entries(model) for key in ("weight", "bias")}
