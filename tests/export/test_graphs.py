@@ -1,4 +1,4 @@
-"""Two small components traced for real: names, dimensions, weights by reference, and the same numbers at other sizes."""
+"""Two components traced for real: names, dimensions, weights by reference, the same numbers at other sizes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,276 @@
+"""The figures: right by hand, strict at their budget, and a wrong weight fails them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dod.model import DOD
+from export import parity
+from export.parity import BUDGETS, Figure, Sample, TorchChain, figure, load_sample, prove, psnr_db, snr_db
+from export.precision import half_copy
+from export.report import parity_table, read_figures, rows, write_comparison, write_figures
+from runtime.backends import Options
+from runtime.bundle import Bundle
+from runtime.manifest import Component, Crops, Manifest, Precision, Profile, TensorSpec
+from tests.dod.small_model import image
+
+Change = Callable[[DOD], torch.Tensor]
+Substitute = Callable[..., None]
+
+
+def bundle(precisions: tuple[str, ...] = ("fp32",)) -> Bundle:
+    """As much of a bundle as a proof looks at; the graphs are stood in for by a model (see `substitute`)."""
+    latent, modulation = TensorSpec("latent", "float32", ()), TensorSpec("modulation", "float32", ())
+    skips = tuple(TensorSpec(f"skip_{i}", {"fp32": "float32", "fp16": "float16"}, ()) for i in range(2))
+    inputs = {
+        "mfm": (TensorSpec("crops", "float32", ()),),
+        "encoder": (TensorSpec("image", "float32", ()),),
+        "unet_dynamic": (latent, modulation),
+        "unet_merged": (latent,),
+        "decoder": (TensorSpec("latent_restored", "float32", ()), *skips),
+    }
+    manifest = Manifest(
+        name="smaller",
+        size_multiple=4,
+        profile=Profile((1, 1, 1), (16, 32, 64)),
+        crops=Crops(4, 32),
+        components={name: Component(specs, ()) for name, specs in inputs.items()},
+        precisions={name: Precision({}, {}) for name in precisions},
+        merge=(),
+        conditions={},
+        targets={},
+        files={},
+    )
+    return Bundle(Path("nowhere"), manifest)
+
+
+@pytest.fixture
+def sample() -> Sample:
+    return Sample("rain.png", "rain", {"image": image(1, 16, 24).numpy(), "crops": image(4, 32, 32)[None].numpy()})
+
+
+@pytest.fixture
+def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
+    """Makes one model stand in for the fp32 graphs of a bundle, another for the fp16 ones."""
+
+    def replace(single: DOD, half: DOD | None = None) -> None:
+        def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[TorchChain, list[str]]:
+            assert name == "onnxruntime_cpu"
+            return TorchChain(half if options.precision == "fp16" and half is not None else single), []
+
+        monkeypatch.setattr(parity, "open_backend", open_backend)
+
+    return replace
+
+
+def figures_of(model: DOD, half: DOD | None, proven: Bundle, *samples: Sample) -> list[Figure]:
+    return [each for figures, _ in prove(model, half, proven, samples) for each in figures]
+
+
+def test_snr_and_psnr_by_hand() -> None:
+    reference, value = np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32)
+    assert snr_db(reference, value) == pytest.approx(10 * math.log10(25 / 0.25)) == pytest.approx(20)
+    picture = np.zeros((1, 3, 2, 2), np.float32)
+    assert psnr_db(picture, picture + 0.02) == pytest.approx(40, abs=1e-4)  # 20 log10(2 / 0.02)
+    assert psnr_db(picture + 1, picture + 7) == math.inf, "clipped to the range of a picture"
+    assert snr_db(reference, reference) == psnr_db(picture, picture) == math.inf
+
+
+def test_snr_is_computed_in_float64() -> None:
+    reference = np.full(10, 1000, np.float16)  # squared, beyond what half can hold
+    assert snr_db(reference, reference + np.float16(1)) == pytest.approx(60)
+
+
+def test_snr_against_numpy() -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(2, 3, 4))
+    value = reference + 0.01 * generator.normal(size=reference.shape)
+    noise = np.linalg.norm(value - reference)
+    assert snr_db(reference, value) == pytest.approx(20 * np.log10(np.linalg.norm(reference) / noise))
+    assert psnr_db(reference / 9, value / 9) == pytest.approx(20 * np.log10(2 * math.sqrt(24) / (noise / 9)))
+
+
+def of_snr(snr: float) -> tuple[np.ndarray, np.ndarray]:
+    reference = np.ones((1, 3, 8, 8))
+    return reference, reference * (1 + 10 ** (-snr / 20))
+
+
+def of_psnr(psnr: float) -> tuple[np.ndarray, np.ndarray]:
+    reference = np.zeros((1, 3, 8, 8))
+    return reference, reference + 2 * 10 ** (-psnr / 20)
+
+
+@pytest.mark.parametrize(("component", "step"), BUDGETS)
+def test_figures_at_the_edge_of_their_budget(component: str, step: str) -> None:
+    kind, least = BUDGETS[component, step]
+    make = of_snr if kind == "snr_db" else of_psnr
+    above = figure("a.png", "auto", component, step, *make(least + 0.01))
+    below = figure("a.png", "auto", component, step, *make(least - 0.01))
+    assert above.passed and not below.passed
+    assert above.budget == below.budget == f"{kind[:-3].upper()} >= {least:g} dB"
+    assert getattr(below, kind) == pytest.approx(least - 0.01, abs=1e-3)
+    assert (above.psnr_db is None) == (component != "chain")
+
+
+def test_a_component_without_a_budget_is_only_shown() -> None:
+    shown = figure("a.png", "auto", "decoder", "onnx fp16", *of_snr(3))
+    assert shown.passed and shown.budget is None and shown.psnr_db is None
+    assert shown.snr_db == pytest.approx(3) and shown.max_abs == pytest.approx(10**-0.15)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("step", ["onnx fp32", "half"])
+def test_what_is_not_finite_fails(wrong: float, step: str) -> None:
+    value = np.zeros((1, 3, 4, 4), np.float16)
+    value[0, 0] = wrong
+    found = figure("a.png", "auto", "chain", step, np.full(value.shape, 0.5, np.float32), value)
+    assert not found.passed and not found.snr_db > 0
+
+
+def test_the_same_model_passes(model: DOD, sample: Sample, substitute: Substitute) -> None:
+    substitute(copy.deepcopy(model))
+    figures = figures_of(model, None, bundle(), sample)
+    assert all(each.passed for each in figures)
+    found = {(each.path, each.component, each.step) for each in figures}
+    dynamic, merged = ("mfm", "encoder", "unet_dynamic", "decoder"), ("encoder", "unet_merged", "decoder")
+    assert found == {
+        *(("auto", component, "onnx fp32") for component in ("chain", *dynamic)),
+        *(("rain", component, "onnx fp32") for component in ("chain", *merged)),
+        ("rain", "chain", "merged"),
+        ("rain", "layer", "merged"),
+    }
+    assert all(each.max_abs == 0 for each in figures if each.step == "onnx fp32")
+    merged_figures = [each for each in figures if each.step == "merged"]
+    assert all(each.max_abs > 0 for each in merged_figures), "two ways of computing, not one compared with itself"
+
+
+def wrong_weight(model: DOD, change: Change) -> DOD:
+    planted = copy.deepcopy(model)
+    with torch.no_grad():
+        change(planted)
+    return planted
+
+
+@pytest.mark.parametrize(
+    ("change", "component"),
+    [
+        (lambda m: m.unet.unet.conv_in.weight.view(-1)[5].add_(0.05), "unet_dynamic"),
+        (lambda m: m.decoder.decoder.conv_out.weight.view(-1)[3].add_(0.05), "decoder"),
+        (lambda m: m.encoder.encoder.conv_in.bias[0].add_(0.05), "encoder"),
+        (lambda m: next(m.mfm.network.parameters()).mul_(1.05), "mfm"),
+    ],
+)
+def test_one_wrong_weight_fails_the_chain_and_shows_where(
+    model: DOD, sample: Sample, substitute: Substitute, change: Change, component: str
+) -> None:
+    substitute(wrong_weight(model, change))
+    figures = {(each.path, each.component): each for each in figures_of(model, None, bundle(), sample)}
+    assert not figures["auto", "chain"].passed
+    parts = {name: each.max_abs for (path, name), each in figures.items() if path == "auto" and name != "chain"}
+    assert {name for name, max_abs in parts.items() if max_abs > 0} == {component}, "each has the reference's inputs"
+
+
+def test_a_wrong_merge_fails(
+    model: DOD, sample: Sample, substitute: Substitute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = parity.clora.merge
+
+    def without_beta(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return merge(*arguments[:-1], torch.zeros_like(arguments[-1]))
+
+    monkeypatch.setattr(parity.clora, "merge", without_beta)
+    substitute(model)
+    figures = {(each.component, each.step): each for each in figures_of(model, None, bundle(), sample)}
+    assert not figures["layer", "merged"].passed and not figures["chain", "merged"].passed
+
+
+def test_half_and_its_witness(model: DOD, sample: Sample, substitute: Substitute) -> None:
+    half = half_copy(model)
+    substitute(model, half)
+    figures = figures_of(model, half, bundle(("fp32", "fp16")), sample)
+    chains = {each.step: each for each in figures if each.component == "chain" and each.path == "auto"}
+    assert chains.keys() == {"onnx fp32", "half", "onnx fp16"}
+    assert chains["onnx fp32"].max_abs == 0 and chains["onnx fp16"].max_abs == chains["half"].max_abs
+    assert "true half arithmetic" in chains["half"].witness and "cannot show an overflow" in chains["onnx fp16"].witness
+    assert 0 < chains["half"].max_abs < 0.2
+
+
+def test_overflow_in_half_fails(model: DOD, sample: Sample, substitute: Substitute) -> None:
+    loud = wrong_weight(model, lambda m: m.unet.unet.conv_in.weight.fill_(6e4))  # finite, but their sums not
+    half = half_copy(loud)
+    assert all(parameter.isfinite().all() for parameter in half.parameters())
+    substitute(loud, half)
+    figures = figures_of(loud, half, bundle(("fp16",)), sample)
+    chain = next(each for each in figures if (each.component, each.step, each.path) == ("chain", "half", "auto"))
+    assert not chain.passed and not math.isfinite(chain.snr_db)
+
+
+def test_components_alone_only_on_the_first_sample(model: DOD, sample: Sample, substitute: Substitute) -> None:
+    substitute(model)
+    second = Sample("clean.png", "", {**sample.values, "image": image(1, 32, 16, seed=2).numpy()})
+    (first, _), (figures, restored) = prove(model, None, bundle(), [sample, second])
+    assert len(first) == 11 and [(each.path, each.component) for each in figures] == [("auto", "chain")]
+    with torch.no_grad():
+        crops = torch.from_numpy(second.values["crops"])
+        expected = model(torch.from_numpy(second.values["image"]), model.mfm(crops)[1])
+    assert np.array_equal(restored, expected.numpy())
+
+
+def test_load_sample(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (21, 18, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "haze_1.png")
+    loaded = load_sample(tmp_path / "haze_1.png", bundle(), ("rain", "haze"))
+    assert (loaded.name, loaded.condition) == ("haze_1.png", "haze")
+    picture = loaded.values["image"]
+    assert picture.shape == (1, 3, 24, 20) and picture.dtype == np.float32 and picture.flags.c_contiguous
+    np.testing.assert_allclose(picture[0, :, :21, :18], pixels.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert loaded.values["crops"].shape == (1, 4, 3, 32, 32)
+    (tmp_path / "haze_1.png").rename(tmp_path / "other.png")
+    assert load_sample(tmp_path / "other.png", bundle(), ("rain", "haze")).condition == "rain"
+    assert load_sample(tmp_path / "other.png", bundle(), ()).condition == ""
+
+
+def test_figures_survive_the_file(tmp_path: Path) -> None:
+    reference, value = of_psnr(50)
+    figures = [
+        figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5),
+        figure("a.png", "auto", "chain", "onnx fp32", reference, reference),
+        figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
+        figure("b.png", "auto", "chain", "half", reference, value * np.inf),
+    ]
+    write_figures(figures, tmp_path / "parity.json")
+    assert read_figures(tmp_path / "parity.json") == figures
+    json.dumps(rows(figures[:3]), allow_nan=False)
+
+
+def test_the_table_shows_the_worst() -> None:
+    reference, value = of_psnr(50)
+    good = figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5)
+    exact = figure("b.png", "auto", "chain", "half", reference, reference)
+    assert "50.0" in parity_table([exact, good]) and "FAILED" not in parity_table([exact, good])
+    assert "exact" in parity_table([exact])
+    bad = figure("c.png", "auto", "chain", "half", *of_psnr(44))
+    text = parity_table([good, bad, exact])
+    assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
+    lost = figure("c.png", "auto", "chain", "half", reference + 0.5, value * np.inf)
+    assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
+
+
+def test_the_comparison_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (18, 21), (10, 20, 30)).save(tmp_path / "a.png")
+    restored = np.zeros((1, 3, 24, 20), np.float32)
+    restored[0, 0] = 2  # beyond the range
+    write_comparison(tmp_path / "a.png", restored, tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png"))
+    assert pixels.shape == (21, 36, 3)
+    assert (pixels[:, :18] == (10, 20, 30)).all() and (pixels[:, 18:] == (255, 128, 128)).all()
