@@ -40,6 +40,7 @@ class Workshop:
         self.destination = destination
         self.root = destination.with_name(f"{destination.name}.partial")
         self.folder = self.root / "files"
+        self.resumed = self.root.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ledger = self.root / "ledger.json"
         self._entries = _read(self._ledger, None)
@@ -100,6 +101,11 @@ class Workshop:
         finally:
             temporary.unlink(missing_ok=True)
         return self.record(name, inputs, time.monotonic() - start, facts), True
+
+    def leave(self) -> None:
+        """Leave the disk as it was found: for a run that only looked."""
+        if not self.resumed:
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def finish(self, manifest: Mapping[str, Any]) -> Bundle:
         """Turn what was used or recorded in this run into the bundle, atomically; the rest is thrown away."""

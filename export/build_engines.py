@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "fp16")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Build the bundle; 0 where every figure met its budget, 1 where one did not (then no bundle is written)."""
+    """Build the bundle and return 0. ParityError where a figure missed its budget: then no bundle is written."""
     arguments = parser().parse_args(argv)
     targets, left_out = choose_targets(arguments.targets)
     for name in arguments.precision:

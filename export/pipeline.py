@@ -27,7 +27,7 @@ from export.parity import Figure, load_sample, prove
 from export.precision import default_islands, half_copy
 from export.targets import TARGETS, gpu_here
 from export.tracing import Source, TraceJob, trace_all
-from runtime.bundle import Bundle
+from runtime.bundle import MANIFEST, Bundle
 from runtime.console import progress
 from runtime.errors import UsageError
 from runtime.manifest import Manifest
@@ -78,6 +78,12 @@ class Build:
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), len(options.targets))
+        if (
+            options.out.exists()
+            and not (options.out / MANIFEST).is_file()
+            and (options.out.is_file() or any(options.out.iterdir()))
+        ):
+            raise UsageError(f"--out {options.out} holds other files than a bundle's: choose another folder")
         self.shop = Workshop(options.out)
         self.explaining = False
 
@@ -88,6 +94,7 @@ class Build:
             step()
         for name, reason in self.shop.reasons.items():
             print(f"{name}: {reason}")
+        self.shop.leave()
         return 0
 
     def run(self) -> int:

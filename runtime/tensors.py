@@ -68,9 +68,7 @@ def tensor_spans(path: str | PathLike[str]) -> dict[str, Span]:
     start = 8 + length
     spans = {name: _span(path, name, entry, size - start) for name, entry in header.items() if name != "__metadata__"}
     _check_cover(path, [(span.begin, span.end) for span in spans.values()], size - start)
-    return {
-        name: span._replace(begin=start + span.begin, end=start + span.end) for name, span in spans.items()
-    }
+    return {name: span._replace(begin=start + span.begin, end=start + span.end) for name, span in spans.items()}
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path, gate_
     """Equation (13)'s reconstruction term: the detail modules alone.
 
     gate_rate: how many times faster the modules' w learn. Each starts at 0 and gates its whole module, which learns
-    nothing to speak of while w is small. The norm of equation (8) is taken for each picture, as it is printed there: its
-    square would leave the gradient to low light and haze, whose errors are the largest.
+    nothing to speak of while w is small. The norm of equation (8) is taken for each picture, as it is printed there;
+    its square would leave the gradient to low light and haze, whose errors are the largest.
     """
     parameters = _train_only(model, model.detail_parameters())
 

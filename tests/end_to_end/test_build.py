@@ -69,8 +69,10 @@ def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
         "encoder": ["image:[2,3,96,64]"],
         "unet_dynamic": ["latent:[2,4,12,8]", "modulation:[2,72,2,4]"],
         "unet_merged": ["latent:[2,4,12,8]"],
-        "decoder": ["latent_restored:[2,4,12,8]", "skip_0:[2,8,96,64]", "skip_1:[2,8,48,32]"]
-        + ["skip_2:[2,8,24,16]", "skip_3:[2,16,12,8]"],
+        "decoder": [
+            *("latent_restored:[2,4,12,8]", "skip_0:[2,8,96,64]", "skip_1:[2,8,48,32]"),
+            *("skip_2:[2,8,24,16]", "skip_3:[2,16,12,8]"),
+        ],
     }
     polygraphy = str(Path(sys.executable).with_name("polygraphy"))
     calls = []
@@ -81,14 +83,22 @@ def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
             if precision == "fp32" or graph == "unet_merged":
                 calls.append([polygraphy, "run", path, "--onnxrt", "--input-shapes", *shapes[graph]])
     with ThreadPoolExecutor(2) as pool:
-        for call, done in zip(calls, pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), calls), strict=True):
+        for call, done in zip(
+            calls, pool.map(lambda c: subprocess.run(c, capture_output=True, text=True), calls), strict=True
+        ):
             assert done.returncode == 0, f"{call}: {done.stdout[-1500:]}{done.stderr[-1500:]}"
 
 
 @pytest.mark.parametrize("condition", ["auto", "noise"])
 def test_a_photograph_is_restored(tiny_bundle: Path, photographs: Path, tmp_path: Path, condition: str) -> None:
     done = restore(
-        photographs / "noise.png", tmp_path / "out.png", "--bundle", tiny_bundle, "--condition", condition, where=tmp_path
+        photographs / "noise.png",
+        tmp_path / "out.png",
+        "--bundle",
+        tiny_bundle,
+        "--condition",
+        condition,
+        where=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "out.png") as restored, Image.open(photographs / "noise.png") as degraded:
@@ -98,7 +108,9 @@ def test_a_photograph_is_restored(tiny_bundle: Path, photographs: Path, tmp_path
 
 def test_switching_conditions_is_idempotent(tiny_bundle: Path, photographs: Path) -> None:
     with Restorer(tiny_bundle, backend="onnxruntime_cpu") as restorer:
-        first, other, again = (np.asarray(restorer.restore(photographs / "haze.png", c)) for c in ("noise", "haze", "noise"))
+        first, other, again = (
+            np.asarray(restorer.restore(photographs / "haze.png", c)) for c in ("noise", "haze", "noise")
+        )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
