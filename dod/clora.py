@@ -81,7 +81,7 @@ class ConditionalLoRA:
         return branch if self.scaling[ADAPTER] == 1 else branch * self.scaling[ADAPTER]
 
     def merge(self, *args: object, **kwargs: object) -> None:
-        raise RuntimeError("a conditional LoRA layer merges for a given condition only: use clora.merged_state_dict")
+        raise RuntimeError("a conditional LoRA layer merges for a given condition only: use clora.merged_copy")
 
 
 class CLoRALinear(ConditionalLoRA, LoRALinear):

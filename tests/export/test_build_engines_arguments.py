@@ -99,7 +99,7 @@ def test_a_disk_without_room(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("export.pipeline.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("export.checks.shutil.disk_usage", lambda _: usage)
     errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
     assert "no room on the disk: the build needs about" in errors and str(tmp_path / "x") in errors
 

@@ -1,0 +1,60 @@
+"""What a build is checked for before it starts, and the identity of its model."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dod.model import DOD
+from runtime.errors import UsageError
+
+SAMPLES = Path(__file__).resolve().parent.parent / "docs" / "samples"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> None:
+    """UsageError where a side is no multiple of the model's, or an order is wrong; names the nearest legal sizes."""
+    for option, side in zip(("--min", "--opt", "--max"), size, strict=True):
+        if side < multiple or side % multiple:
+            below = max(multiple, side // multiple * multiple)
+            raise UsageError(
+                f"{option} {side}: sides are multiples of {multiple} px; the nearest are {below} and {below + multiple}"
+            )
+    if not size[0] <= size[1] <= size[2]:
+        raise UsageError(f"sizes must be --min <= --opt <= --max, found {size[0]}, {size[1]}, {size[2]}")
+    if batch[1] < 1:
+        raise UsageError(f"--batch takes positive numbers, found {batch[1]}")
+
+
+def sample_paths(folder: Path | None) -> list[Path]:
+    """The photographs of the parity figures. UsageError where there are none."""
+    folder = folder or SAMPLES
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    if not paths:
+        raise UsageError(f"no photographs in {folder}: give a folder of pictures with --samples")
+    return paths
+
+
+def check_room(out: Path, model: DOD, precisions: int, targets: int) -> None:
+    """OSError before the work starts where the disk cannot hold the bundle, by a rough estimate from the parameters."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    needed = parameters * 4 * precisions + parameters * 2 * 8 * (targets - 1)
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        room = f"the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOSPC, f"no room on the disk: {room}", str(out))
+
+
+def hash_model(model: DOD) -> str:
+    """SHA-256 over what was trained and the prototypes, in float32."""
+    digest = hashlib.sha256()
+    tensors = {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
+    tensors |= {f"prototype.{name}": value for name, value in model.prototypes.items()}
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().contiguous().numpy().data)
+    return digest.hexdigest()
