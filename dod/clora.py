@@ -176,14 +176,9 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
     return model
 
 
-def merged_state_dict(model: nn.Module, modulation: Tensor | None = None) -> dict[str, Tensor]:
-    """The weights of `merged_copy`, by their plain names."""
-    return merged_copy(model, modulation).state_dict()
-
-
-def add_missing_biases(model: nn.Module, names: Sequence[str]) -> None:
-    """Give the named linear and convolutional layers a zero bias where they have none, in place (a merge needs it)."""
-    for name in names:
-        layer = cast(nn.Linear, model.get_submodule(name))
-        if layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(layer.weight.shape[0]), requires_grad=False)
+def base_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model as it was before `inject`."""
+    model = copy.deepcopy(model)
+    for name, layer in list(adapted_layers(model)):
+        model.set_submodule(name, layer.get_base_layer())
+    return model

@@ -1,4 +1,4 @@
-"""What a build is checked for before it starts, and the identity of its model."""
+"""What a build is asked for, what it is checked for before it starts, and the identity of its model."""
 
 from __future__ import annotations
 
@@ -6,13 +6,49 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from dod.model import DOD
+from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "docs" / "samples"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for. size: (min, opt, max) in pixels; batch likewise."""
+
+    checkpoint: str
+    base: str | None
+    ddpm: str | None
+    out: Path
+    targets: tuple[str, ...]
+    precisions: tuple[str, ...]
+    conditions: Sequence[str] | None
+    size: tuple[int, int, int]
+    batch: tuple[int, int, int]
+    capabilities: tuple[str, ...]
+    islands: Sequence[str] | None
+    samples: Path | None
+    workers: int
+
+
+def check_exportable(model: DOD) -> None:
+    """UsageError where the checkpoint is that of an ablation for which there is no path."""
+    if model.preset.lora.conditional == "unet+encoder":
+        raise UsageError(
+            "lora.conditional = unet+encoder is for training only: export has no path for a conditional encoder"
+        )
+
+
+def check_out(out: Path) -> None:
+    """UsageError where `out` holds something else than a bundle."""
+    if out.is_file() or (out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir())):
+        raise UsageError(f"--out {out} holds other files than a bundle's: choose another folder")
 
 
 def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> None:
@@ -30,11 +66,14 @@ def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> Non
 
 
 def sample_paths(folder: Path | None) -> list[Path]:
-    """The photographs of the parity figures. UsageError where there are none."""
+    """The photographs of the parity figures. UsageError where there are none, or two whose report has one name."""
     folder = folder or SAMPLES
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
     if not paths:
         raise UsageError(f"no photographs in {folder}: give a folder of pictures with --samples")
+    for first, second in pairwise(paths):
+        if first.stem == second.stem:
+            raise UsageError(f"two samples are called {first.stem}, {first.name} and {second.name}: rename one")
     return paths
 
 

@@ -233,9 +233,11 @@ def _externalise(graph: ir.Graph, inputs: list[str], weights: list[str], weights
         raise GraphError(f"{len(weights)} weights were traced as {len(values)} inputs")
     del graph.inputs[len(inputs) :]
     for name, value in zip((_plain(name) for name in weights), values, strict=True):
-        span = stored[name]
         if not list(value.uses()):
             continue
+        if name not in stored:
+            raise GraphError(f"{weights_path} holds no weight {name} of the traced graph: build the bundle anew")
+        span = stored[name]
         value.name = name
         value.const_value = ir.ExternalTensor(
             weights_path.name,

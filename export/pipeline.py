@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import onnx
 import torch
 
 import dod
@@ -19,40 +17,21 @@ from dod.checkpoint import load_model
 from dod.model import DOD
 from export import conditions, graphs, report
 from export.artefacts import Entry, Workshop, hash_sources
-from export.checks import check_room, check_sizes, hash_model, sample_paths
-from export.engines import EngineJob, Profile, build_engines
+from export.checks import Options, check_exportable, check_out, check_room, check_sizes, hash_model, sample_paths
+from export.engines import EngineJob, build_engines
 from export.errors import ParityError
+from export.interface import Component, engine_list, library_version, profile, read_components, version
 from export.parity import Figure, load_sample, prove
 from export.precision import default_islands, half_copy
 from export.targets import TARGETS, gpu_here
 from export.tracing import Source, TraceJob, trace_all
-from runtime.bundle import MANIFEST, Bundle
+from runtime.bundle import Bundle
 from runtime.console import progress
-from runtime.errors import UsageError
 from runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_SOURCES = [*(ROOT / "dod").glob("*.py"), ROOT / "export" / "graphs.py", ROOT / "export" / "precision.py"]
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "polygraphy")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command was asked for. size: (min, opt, max) in pixels; batch likewise."""
-
-    checkpoint: str
-    base: str | None
-    ddpm: str | None
-    out: Path
-    targets: tuple[str, ...]
-    precisions: tuple[str, ...]
-    conditions: Sequence[str] | None
-    size: tuple[int, int, int]
-    batch: tuple[int, int, int]
-    capabilities: tuple[str, ...]
-    islands: Sequence[str] | None
-    samples: Path | None
-    workers: int
 
 
 class Build:
@@ -64,10 +43,7 @@ class Build:
         self.model = load_model(options.checkpoint, options.base, options.ddpm)
         islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
         self.source = Source(options.checkpoint, options.base, options.ddpm, islands)
-        if self.model.preset.lora.conditional == "unet+encoder":
-            raise UsageError(
-                "lora.conditional = unet+encoder is for training only: export has no path for a conditional encoder"
-            )
+        check_exportable(self.model)
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.samples = sample_paths(options.samples)
@@ -75,12 +51,7 @@ class Build:
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), len(options.targets))
-        if (
-            options.out.exists()
-            and not (options.out / MANIFEST).is_file()
-            and (options.out.is_file() or any(options.out.iterdir()))
-        ):
-            raise UsageError(f"--out {options.out} holds other files than a bundle's: choose another folder")
+        check_out(options.out)
         self.shop = Workshop(options.out)
         self.explaining = False
 
@@ -173,7 +144,7 @@ class Build:
                         self._engine_graph(precision, graph, condition, Path(scratch)),
                         self.shop.path(name),
                         target,
-                        self.profile(graph),
+                        profile(self.components()[graph], self.options.batch, self.options.size),
                         () if target.built_on_gpu else self.options.capabilities,
                     )
                     planned.append(job)
@@ -197,29 +168,10 @@ class Build:
             folder,
         )
 
-    def profile(self, graph: str) -> Profile:
-        """Smallest, usual and largest shape of each input of a graph: both sides and the batch go together."""
-        shapes: dict[str, list[tuple[int, ...]]] = {}
-        for spec in self.components()[graph]["inputs"]:
-            for batch, side in zip(self.options.batch, self.options.size, strict=True):
-                known = {"batch": batch, "height": side, "width": side}
-                shapes.setdefault(spec["name"], []).append(tuple(_evaluate(size, known) for size in spec["shape"]))
-        return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
-
-    def components(self) -> dict[str, dict[str, list[dict]]]:
+    def components(self) -> dict[str, Component]:
         """The manifest's `components`, read off the graphs."""
-        found: dict[str, dict[str, list[dict]]] = {}
-        for precision in self.options.precisions:
-            for graph in graphs.GRAPHS:
-                model = onnx.load(self.shop.path(f"onnx/{precision}/{graph}.onnx"), load_external_data=False)
-                interface = {"inputs": _specs(model.graph.input), "outputs": _specs(model.graph.output)}
-                for part, specs in interface.items():
-                    for i, spec in enumerate(specs):
-                        kept = found.setdefault(graph, {}).setdefault(part, [])
-                        if i == len(kept):
-                            kept.append({**spec, "dtype": {}})
-                        kept[i]["dtype"][precision] = spec["dtype"]
-        return found
+        paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in graphs.GRAPHS} for p in self.options.precisions}
+        return read_components(paths)
 
     def measure_parity(self) -> tuple[list[Figure], dict[str, Path]]:
         """The figures on each sample, and the restored samples as pictures."""
@@ -268,7 +220,7 @@ class Build:
         return {
             "schema": 1,
             "name": preset.name,
-            "tools": {"dod-toolkit": dod.__version__, **{tool: _version(tool) for tool in TOOLS}},
+            "tools": {"dod-toolkit": dod.__version__, **{tool: version(tool) for tool in TOOLS}},
             "model": {
                 "preset": preset.name,
                 "checkpoint": str(options.checkpoint),
@@ -289,7 +241,7 @@ class Build:
 
     def _target(self, name: str) -> dict:
         if name not in TARGETS:
-            return {"precisions": list(self.options.precisions), "version": _version(name)}
+            return {"precisions": list(self.options.precisions), "version": version(name)}
         engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(self.conditions)}
         facts = [self.shop.used[path].facts for path in engines.values()]
         return {
@@ -332,45 +284,3 @@ class Build:
 
     def _made(self, name: str, entry: Entry) -> None:
         print(f"{name:<44} {entry.bytes / 1e6:8.2f} MB {entry.seconds:7.1f} s", flush=True)
-
-
-def engine_list(condition_names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """(engine, graph, condition) of every engine of a target, the slowest first."""
-    yield "unet_dynamic", "unet_dynamic", None
-    for condition in condition_names:
-        yield f"unet_{condition}", "unet_merged", condition
-    for graph in ("decoder", "encoder", "mfm"):
-        yield graph, graph, None
-
-
-def library_version(target: str) -> str:
-    """The version of the library that builds a target's engines."""
-    packages = importlib.metadata.packages_distributions().get(TARGETS[target].module, [])
-    return _version(packages[0]) if packages else "unknown"
-
-
-def _version(package: str) -> str:
-    for name in (package, f"{package}-gpu"):
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "not installed"
-
-
-def _specs(values: Sequence[onnx.ValueInfoProto]) -> list[dict]:
-    specs = []
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        specs.append({"name": value.name, "dtype": dtype, "shape": shape})
-    return specs
-
-
-def _evaluate(size: int | str, known: dict[str, int]) -> int:
-    """A dimension of the manifest as a number: 4, "batch", "height", "height/8"."""
-    if isinstance(size, int):
-        return size
-    name, _, divisor = size.partition("/")
-    return known[name] // int(divisor or 1)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import TrainingError
-from ..tensors import read_safetensors, write_safetensors
+from ..tensors import fingerprint, read_safetensors, write_safetensors
 
 LOG_EVERY = 50
 MAY_CHANGE = ("learning_rate", "workers", "save_every")
@@ -71,6 +71,9 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
         command.add_argument(
             "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
         )
+        command.add_argument(
+            "--continue", dest="go_on", action="store_true", help="start from the weights that the preset names"
+        )
         for field, value in {**asdict(Schedule()), **defaults}.items():
             option = f"--{field.replace('_', '-')}"
             command.add_argument(option, type=type(value), default=value, help=f"default {value}")
@@ -80,6 +83,11 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
 def schedule_from(arguments: Namespace) -> Schedule:
     """The schedule that the arguments of a `training_parser` describe."""
     return Schedule(**{name: getattr(arguments, name) for name in asdict(Schedule())})
+
+
+def training_record(schedule: Schedule, log: Log, **options: object) -> dict[str, object]:
+    """What is kept of a run beside the weights that it made: its schedule, its options, some 20 entries of its log."""
+    return {"schedule": vars(schedule), "options": options, "log": log[:: max(1, len(log) // 20)]}
 
 
 def autocast(schedule: Schedule, device: torch.device | str = "cpu") -> torch.autocast:
@@ -117,8 +125,9 @@ def train(
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps; a run with the
     same schedule found there goes on where it stopped. identity: a hash of the frozen weights that the run stands on.
     TrainingError on a loss or gradient that is not finite, or when the state found belongs to another schedule (the key
-    is named), other frozen weights or other parameters.
+    is named), to other frozen weights or a start from other weights, or to other parameters.
     """
+    identity = f"{identity} {fingerprint(parameters)}"
     groups = [
         {"params": [p for key, p in parameters.items() if fast[0](key) is chosen], "multiple": multiple}
         for chosen, multiple in ((False, 1.0), (True, fast[1]))
@@ -183,11 +192,14 @@ def _resume(
             raise TrainingError(
                 f"{file} was written with {key} = {found.get(key)}, this run has {value}; give the same value, {anew}"
             )
-    if state.get("identity") != identity:
-        raise TrainingError(f"{file} was written on other frozen weights than this run's; give those, {anew}")
     stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
     if stored != {key: p.shape for key, p in parameters.items()}:
         raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
+    if state.get("identity") != identity:
+        raise TrainingError(
+            f"{file} belongs to a run on other frozen weights, or one that started from other weights; give those, "
+            f"{anew}"
+        )
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"parameter.{key}"])

@@ -4,7 +4,8 @@
     python -m dod.training.pretrain unet --photographs photographs/train --preset mini
     python -m dod.training.pretrain ddpm --photographs photographs/train --preset mini
 
-Each writes its part, in half precision and in diffusers' layout, into the folders that the preset names.
+Each writes its part, in half precision and in diffusers' layout, into the folders that the preset names, with a record
+of its runs; `--continue` starts from the part that is there instead of from random weights.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, ModelMixin
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import FloatTensor, Tensor, nn
 
-from ..base import PROMPT_FILE, load_part, new_ddpm, new_unet, new_vae, random_prompt
+from ..base import PROMPT_FILE, Model, load_part, new_ddpm, new_unet, new_vae, random_prompt
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
-from .loop import Log, Schedule, autocast, schedule_from, train, training_parser
+from .loop import Log, Schedule, autocast, schedule_from, train, training_parser, training_record
 
 KL_WEIGHT = 1e-6
+RECORD = "training.json"
 COMMANDS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
     "unet": {"steps": 1200, "batch": 12, "crop": 128, "learning_rate": 5e-4},
@@ -46,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     crops = PhotographCrops(arguments.photographs, schedule.crop, schedule.seed, degradations=(), clean_fraction=1.0)
     torch.manual_seed(schedule.seed)
     pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
-    pretrain(preset, crops, schedule, arguments.state)
+    pretrain(preset, crops, schedule, arguments.state, arguments.go_on)
     return 0
 
 
-def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
+def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Autoencoder: L1 + a small KL term. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
-    vae = new_vae(preset.base.vae)
+    folder = preset.folder / preset.base.source / "vae"
+    vae = _part(AutoencoderKL, folder) if go_on else new_vae(preset.base.vae)
     _make_trainable(vae)
 
     def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
@@ -68,17 +71,16 @@ def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, sta
         sample = torch.stack([crops[i][1] for i in range(64)])
         deviation = _posterior(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    _publish(vae, preset.folder / preset.base.source / "vae", log, schedule)
+    _publish(vae, folder, log, schedule, go_on)
 
 
-def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
+def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
-    if not (folder / "vae" / "config.json").is_file():
-        raise CheckpointError(f"no autoencoder at {folder / 'vae'}: run `python -m dod.training.pretrain vae` first")
-    vae = load_part(AutoencoderKL, str(folder), "vae")
+    vae = _part(AutoencoderKL, folder / "vae")
     scaling_factor = vae.config["scaling_factor"]
-    unet = new_unet(preset.base.unet, preset.base.vae.latent_channels)
+    latent_channels = preset.base.vae.latent_channels
+    unet = _part(UNet2DConditionModel, folder / "unet") if go_on else new_unet(preset.base.unet, latent_channels)
     _make_trainable(unet)
     prompt = random_prompt(preset.base)
     step = preset.step
@@ -91,7 +93,7 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
         return noise_prediction_loss(lambda x, t: unet(x, t, text).sample, latent, betas, generator, schedule)
 
     log = train("unet", dict(unet.named_parameters()), loss, crops, schedule, state, fingerprint(vae.state_dict()))
-    _publish(unet, folder / "unet", log, schedule)
+    _publish(unet, folder / "unet", log, schedule, go_on)
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
         "_class_name": "DDIMScheduler",
@@ -105,9 +107,10 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
 
 
-def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path) -> None:
+def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Pixel DDPM (Ho et al. 2020): the epsilon objective on linear betas 1e-4 to 0.02."""
-    ddpm = new_ddpm(preset.ddpm)
+    folder = preset.folder / preset.ddpm.source
+    ddpm = _part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
     _make_trainable(ddpm)
     betas = torch.linspace(1e-4, 0.02, 1000)
 
@@ -115,7 +118,7 @@ def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
         return noise_prediction_loss(lambda x, t: ddpm(x, t).sample, batch[1], betas, generator, schedule)
 
     log = train("ddpm", dict(ddpm.named_parameters()), loss, crops, schedule, state)
-    _publish(ddpm, preset.folder / preset.ddpm.source, log, schedule)
+    _publish(ddpm, folder, log, schedule, go_on)
 
 
 def noise_prediction_loss(
@@ -135,6 +138,14 @@ def noise_prediction_loss(
     return F.mse_loss(predicted.float(), eps)
 
 
+def _part(kind: type[Model], folder: Path) -> Model:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"no {folder.name} at {folder}: run `python -m dod.training.pretrain {folder.name}` first"
+        )
+    return load_part(kind, str(folder))
+
+
 def _make_trainable(model: nn.Module) -> None:
     cast(Any, model).to(memory_format=torch.channels_last).train()  # torch's annotations of `to` leave this form out
 
@@ -143,13 +154,13 @@ def _posterior(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistributio
     return cast(DiagonalGaussianDistribution, vae.encode(image, return_dict=False)[0])
 
 
-def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule) -> None:
-    """Replace what the folder holds, once its successor is whole."""
+def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_on: bool) -> None:
+    """Replace what the folder holds, once its successor is whole. training.json lists the runs that made it."""
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.half().save_pretrained(temporary, safe_serialization=True)
-    record = {"schedule": vars(schedule), "log": log[:: max(1, len(log) // 20)]}
-    (temporary / "training.json").write_text(json.dumps(record) + "\n")
+    runs = json.loads((folder / RECORD).read_text()) if go_on and (folder / RECORD).is_file() else []
+    (temporary / RECORD).write_text(json.dumps([*runs, training_record(schedule, log)]) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     print(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")

@@ -5,7 +5,8 @@
     python -m dod.training.stages calibrate --photographs photographs/train --preset mini
 
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
-the detail modules alone. Each reads and writes the checkpoint that the preset names.
+the detail modules alone. Each reads and writes the checkpoint that the preset names; stage 1 starts anew but for
+`--continue`, stage 2 goes on from what is there.
 
 This first form uses the reconstruction terms, equations (8) and (13), without perceptual distance and without
 distribution matching.
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..base import load_base
+from .. import clora
 from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
-from ..model import DOD, Encoder
+from ..model import DOD
 from ..tensors import fingerprint
-from .loop import Log, Schedule, autocast, schedule_from, train, training_parser
+from .loop import Log, Schedule, autocast, schedule_from, train, training_parser, training_record
 
 COMMANDS: dict[str, dict[str, Any]] = {
     "1": {"steps": 1000, "batch": 6, "crop": 128, "learning_rate": 1e-3, "rec_weight": 1.0, "latent_weight": 0.0},
@@ -48,11 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command != "calibrate" and schedule.crop % preset.size_multiple:
         raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
     folder = preset.folder / preset.checkpoint
-    if arguments.command != "1" and not (folder / METADATA).is_file():
+    anew = arguments.command == "1" and not arguments.go_on
+    if not anew and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
-    training = {} if arguments.command == "1" else load_checkpoint(model, folder).get("training", {})
+    training = [] if anew else load_checkpoint(model, folder).get("training", [])
     if arguments.command == "calibrate":
         calibrate(model, arguments.photographs, schedule)
     else:
@@ -60,8 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage = stage_1 if arguments.command == "1" else stage_2
         options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
         log = stage(model, dataset, schedule, arguments.state, **options)
-        sample = log[:: max(1, len(log) // 20)]
-        training[f"stage {arguments.command}"] = {"schedule": vars(schedule), "options": options, "log": sample}
+        training.append({"stage": int(arguments.command), **training_record(schedule, log, **options)})
         print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
     save_checkpoint(model, folder, torch.float16, training=training)
     return 0
@@ -84,7 +85,7 @@ def stage_1(
     does. With rec_weight 0 the decoder is not run.
     """
     parameters = _train_only(model, model.adaptation_parameters())
-    target = Encoder(load_base(model.preset).vae) if latent_weight else None
+    target = clora.base_copy(model.encoder) if latent_weight else None
 
     def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         degraded, clean = _channels_last(batch)

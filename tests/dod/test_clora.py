@@ -13,9 +13,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dod import clora
-from dod.base import new_unet
+from dod.base import load_base, new_unet
 from dod.config import UNET_TARGETS
-from dod.model import DOD, OneStepUNet
+from dod.model import DOD, Encoder, OneStepUNet
 from tests.dod.small_model import image, normal, snr_db
 
 Array = NDArray[np.float64]
@@ -130,8 +130,11 @@ def at_prototype(model: DOD) -> tuple[Tensor, Tensor, Tensor]:
 def test_merged_unet_in_plain_diffusers(model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]) -> None:
     latent, modulation, dynamic = at_prototype
     plain = new_unet(model.preset.base.unet).eval()
-    clora.add_missing_biases(plain, [name for name, _ in clora.adapted_layers(model.unet.unet)])
-    state = clora.merged_state_dict(model.unet.unet, modulation)
+    for name, _ in clora.adapted_layers(model.unet.unet):
+        layer = plain.get_submodule(name)
+        if layer.bias is None:  # a merge gives every adapted layer one
+            layer.bias = nn.Parameter(torch.zeros(layer.weight.shape[0]))
+    state = clora.merged_copy(model.unet.unet, modulation).state_dict()
     assert all(tensor.dtype == torch.float32 for tensor in state.values())
     plain.load_state_dict(state, strict=True)
     restored = OneStepUNet(plain, model.unet.prompt, model.preset.step)
@@ -143,9 +146,9 @@ def test_merged_unet_in_plain_diffusers(model: DOD, at_prototype: tuple[Tensor, 
 
 def test_merging_leaves_the_model_as_it_was(model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]) -> None:
     latent, modulation, dynamic = at_prototype
-    first = clora.merged_state_dict(model.unet.unet, modulation)
-    clora.merged_state_dict(model.unet.unet, modulation * 2)
-    again = clora.merged_state_dict(model.unet.unet, modulation)
+    first = clora.merged_copy(model.unet.unet, modulation).state_dict()
+    clora.merged_copy(model.unet.unet, modulation * 2)
+    again = clora.merged_copy(model.unet.unet, modulation).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     with torch.no_grad():
         assert torch.equal(model.unet(latent, modulation[None]), dynamic)
@@ -160,9 +163,16 @@ def test_plain_lora_of_the_encoder_merges(model: DOD) -> None:
     assert all(snr_db(a, b) >= 80 for a, b in zip(skips, merged_skips, strict=True))
 
 
+def test_the_base_is_found_again_under_trained_lora(model: DOD) -> None:
+    base = Encoder(load_base(model.preset).vae)
+    with torch.no_grad():
+        wanted, found = base(image())[0], clora.base_copy(model.encoder)(image())[0]
+        assert torch.equal(wanted, found) and not torch.allclose(model.encoder(image())[0], wanted)
+
+
 def test_merging_a_conditional_layer_needs_a_condition(model: DOD) -> None:
     with pytest.raises(ValueError, match=r"layer down_blocks.*needs a modulation"):
-        clora.merged_state_dict(model.unet.unet)
+        clora.merged_copy(model.unet.unet)
     _, layer = next(clora.conditional_layers(model.unet.unet))
     with pytest.raises(RuntimeError, match="for a given condition only"):
         layer.merge()

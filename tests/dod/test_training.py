@@ -74,9 +74,6 @@ def test_2_steps_and_2_resumed_are_4_steps_to_the_bit(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(halves, tmp_path / "halves", stop=2 * 2)
     resumed = toy()
-    with torch.no_grad():
-        for parameter in resumed.parameters():
-            parameter.zero_()  # everything must come from the state
     log = run(resumed, tmp_path / "halves")
     assert log[-1]["step"] == 4
     assert all(torch.equal(a, b) for a, b in zip(values(whole), values(resumed), strict=True))
@@ -103,8 +100,13 @@ def test_a_changed_schedule_is_refused_and_its_key_named(tmp_path: Path, key: st
 
 def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) -> None:
     run(toy(), tmp_path, identity="one base")
-    with pytest.raises(TrainingError, match="written on other frozen weights"):
+    with pytest.raises(TrainingError, match="on other frozen weights"):
         run(toy(), tmp_path, identity="another base")
+    other = toy()
+    with torch.no_grad():
+        other[0].bias.add_(1)
+    with pytest.raises(TrainingError, match="started from other weights"):
+        run(other, tmp_path, identity="one base")
     with pytest.raises(TrainingError, match="holds other parameters"):
         run(nn.Conv2d(3, 3, 1), tmp_path, identity="one base")
     (tmp_path / "toy.state.safetensors").write_bytes(b"nothing")
@@ -123,7 +125,7 @@ def test_nan_stops_with_the_step_and_a_lower_rate_goes_on(tmp_path: Path) -> Non
     with pytest.raises(TrainingError, match=r"toy: step 3 gave loss nan, gradient norm nan; run again with a lower"):
         train("toy", dict(model.named_parameters()), diverging, Pairs(), QUICK, tmp_path)
     assert all(p.isfinite().all() for p in model.parameters())
-    assert run(model, tmp_path, replace(QUICK, learning_rate=1e-3))[-1]["step"] == 4
+    assert run(toy(), tmp_path, replace(QUICK, learning_rate=1e-3))[-1]["step"] == 4
 
 
 def test_rate_warms_up_and_decays() -> None:
@@ -225,8 +227,16 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     c = torch.stack(list(model.prototypes.values()))
     assert model.statistics is not None and torch.allclose(model.statistics[0], c.mean(0), atol=1e-5)
     metadata = json.loads((folder / "dod" / METADATA).read_text())
-    assert metadata["training"].keys() == {"stage 1", "stage 2"}
-    assert metadata["training"]["stage 1"]["schedule"]["steps"] == 2
+    assert [run["stage"] for run in metadata["training"]] == [1, 2]
+    assert metadata["training"][0]["schedule"]["steps"] == 2
+
+    # A second run of a stage starts from the first's weights, so its state is no state of the first.
+    assert command(stages.main, "2", folder) == 2
+    assert "started from other weights" in capsys.readouterr().err
+    assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 0
+    assert command(pretrain.main, "ddpm", folder, "--continue", "--state", str(folder / "second")) == 0
+    runs = json.loads((folder / "ddpm" / "training.json").read_text())
+    assert [run["schedule"]["steps"] for run in runs] == [2, 2]
 
     # The base is trained anew: the checkpoint and the state of stage 1 belong to the old one.
     (folder / "state" / "ddpm.state.safetensors").unlink()
@@ -234,7 +244,7 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert command(stages.main, "2", folder) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder) == 2
-    assert "written on other frozen weights" in capsys.readouterr().err
+    assert "on other frozen weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,14 @@ def test_samples_without_pictures(
     assert f"no photographs in {folder}: give a folder of pictures" in refused(capsys, tmp_path / "x", *arguments)
 
 
+def test_samples_of_one_name(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("street.png", "street.jpg"):
+        (tmp_path / name).touch()
+    arguments = [str(tiny_checkpoint), "--targets", "onnxruntime", "--samples", str(tmp_path)]
+    assert build_engines.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "two samples are called street, street.jpg and street.png: rename one" in capsys.readouterr().err
+
+
 def test_a_disk_without_room(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
