@@ -99,8 +99,8 @@ def test_samples_of_one_name(tiny_checkpoint: Path, tmp_path: Path, capsys: pyte
     for name in ("street.png", "street.jpg"):
         (tmp_path / name).touch()
     arguments = [str(tiny_checkpoint), "--targets", "onnxruntime", "--samples", str(tmp_path)]
-    assert build_engines.main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    assert "two samples are called street, street.jpg and street.png: rename one" in capsys.readouterr().err
+    message = refused(capsys, tmp_path / "x", *arguments)
+    assert "two samples are called street, street.jpg and street.png: rename one" in message
 
 
 def test_a_disk_without_room(
