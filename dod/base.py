@@ -5,7 +5,6 @@ Read from a diffusers folder or hub id, from an ADM state dict, or made at rando
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from .adm import ADMEncoder
 from .config import BaseConfig, DDPMConfig, Preset, UNetConfig, VAEConfig
 from .errors import CheckpointError
 from .modulation import DiffusersHSpace
-from .tensors import fingerprint, read_safetensors
+from .tensors import fingerprint, read_safetensors, read_state
 
 PROMPT_FILE = "prompt.safetensors"
 
@@ -193,16 +192,7 @@ def load_adm(path: Path) -> ADMEncoder:
     """The encoder half of an ADM state dict under OpenAI's key names (.safetensors, or .pt read with weights_only)."""
     if not path.is_file():
         raise CheckpointError(f"no ADM checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        state = read_safetensors(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            state = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        except Exception as error:
-            raise CheckpointError(
-                f"{path}: not a plain state dict (nothing else is read): {_first_line(error)}"
-            ) from None
+    state = read_state(path)
     with torch.device("meta"):
         encoder = ADMEncoder()
     wanted = encoder.state_dict()

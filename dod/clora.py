@@ -177,8 +177,9 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
 
 
 def base_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model as it was before `inject`."""
-    model = copy.deepcopy(model)
+    """The model as it was before `inject`: its structure copied, its frozen weights shared."""
+    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, layer in list(adapted_layers(model)):
         model.set_submodule(name, layer.get_base_layer())
+    vars(model).pop("peft_config", None)  # what peft leaves on a model that it has adapted
     return model

@@ -15,12 +15,17 @@ from .detail import Decoder
 from .modulation import MFM, ModulationNetwork, native_crops
 
 
-def alpha_bar(step: StepConfig) -> float:
-    """Cumulative product of 1 - beta up to the step's timestep, scaled-linear betas. SD at t = 999: 0.0046601."""
+def alpha_bars(step: StepConfig) -> Tensor:
+    """[T] float64: the cumulative products of 1 - beta for every timestep, scaled-linear betas."""
     roots = torch.linspace(
         step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps, dtype=torch.float64, device="cpu"
     )
-    return float(torch.cumprod(1 - roots**2, dim=0)[step.timestep])
+    return torch.cumprod(1 - roots**2, dim=0)
+
+
+def alpha_bar(step: StepConfig) -> float:
+    """The cumulative product at the step's timestep. SD at t = 999: 0.0046601."""
+    return float(alpha_bars(step)[step.timestep])
 
 
 def one_step(latent: Tensor, eps: Tensor, abar: float) -> Tensor:

@@ -1,18 +1,22 @@
-"""The optimisation loop that every training command shares: AdamW, warm-up and cosine decay, clipping, resuming."""
+"""The optimisation loop that every training command shares: accelerate, AdamW, warm-up and cosine decay, resuming."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import resource
+import signal
 import time
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -21,12 +25,14 @@ from tqdm import tqdm
 
 from ..errors import TrainingError
 from ..tensors import fingerprint, read_safetensors, write_safetensors
+from .board import Board
 
 LOG_EVERY = 50
 MAY_CHANGE = ("learning_rate", "workers", "save_every")
 """What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
+NAMED = 8  # so many samples of a batch stand in an error
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
-Loss = Callable[[Sequence[Tensor], torch.Generator], Tensor]
 Log = list[dict[str, float]]
 
 
@@ -34,7 +40,8 @@ Log = list[dict[str, float]]
 class Schedule:
     """How long and how fast to train. crop in pixels; clip is the gradient's norm; workers load data.
 
-    precision: "fp32", or "bf16" for autocast (slower than fp32 on a CPU at few channels: measure).
+    A step takes `batch` samples on each process, `accumulation` times. precision: "fp32", "bf16" or "fp16" of the
+    networks (bf16 is slower than fp32 on a CPU at few channels: measure).
     """
 
     steps: int = 1000
@@ -47,6 +54,7 @@ class Schedule:
     seed: int = 0
     workers: int = 1
     save_every: int = 200
+    accumulation: int = 1
     precision: str = "fp32"
 
     def rate(self, step: int) -> float:
@@ -57,32 +65,21 @@ class Schedule:
         return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
-    """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
+class Objective(nn.Module):
+    """What a run minimises: a module of everything that it needs, trained or frozen.
 
-    commands: the defaults of each command where they are not those of `Schedule`.
+    `forward(batch, generator)` returns the weighted loss terms by name; their sum is minimised. batch: what the data
+    set gives, on this process's device; generator: a CPU generator that belongs to the step.
     """
-    parser = ArgumentParser(prog=prog, description=description)
-    parsers = parser.add_subparsers(dest="command", required=True)
-    for name, defaults in commands.items():
-        command = parsers.add_parser(name)
-        command.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs")
-        command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
-        command.add_argument(
-            "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
-        )
-        command.add_argument(
-            "--continue", dest="go_on", action="store_true", help="start from the weights that the preset names"
-        )
-        for field, value in {**asdict(Schedule()), **defaults}.items():
-            option = f"--{field.replace('_', '-')}"
-            command.add_argument(option, type=type(value), default=value, help=f"default {value}")
-    return parser
 
+    def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
+        """What is trained: (multiple of the learning rate, parameters by name), each group with a gradient norm of its
+        own to be clipped."""
+        return [(1.0, {name: p for name, p in self.named_parameters() if p.requires_grad})]
 
-def schedule_from(arguments: Namespace) -> Schedule:
-    """The schedule that the arguments of a `training_parser` describe."""
-    return Schedule(**{name: getattr(arguments, name) for name in asdict(Schedule())})
+    def preview(self) -> dict[str, Tensor]:
+        """Pictures [3, H, W] in [-1, 1] that show how far the run is, for TensorBoard."""
+        return {}
 
 
 def training_record(schedule: Schedule, log: Log, **options: object) -> dict[str, object]:
@@ -90,14 +87,19 @@ def training_record(schedule: Schedule, log: Log, **options: object) -> dict[str
     return {"schedule": vars(schedule), "options": options, "log": log[:: max(1, len(log) // 20)]}
 
 
-def autocast(schedule: Schedule, device: torch.device | str = "cpu") -> torch.autocast:
-    """The schedule's precision where a network runs; losses and the closed form stay in float32."""
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=schedule.precision == "bf16")
+def batches(
+    dataset: Dataset, schedule: Schedule, start: int, process: int = 0, processes: int = 1
+) -> Iterator[Sequence[Tensor]]:
+    """The batches of steps start, start + 1, ... of one process, `accumulation` of them for each step.
 
-
-def batches(dataset: Dataset, schedule: Schedule, start: int) -> Iterator[Sequence[Tensor]]:
-    """The batches of steps start, start + 1, ...: the run's sample i is dataset[i], so a resumed run sees the same."""
-    indices = range(start * schedule.batch, schedule.steps * schedule.batch)
+    The run's sample i is dataset[i], so a resumed run sees the same.
+    """
+    span = schedule.batch * schedule.accumulation * processes
+    indices = [
+        first + offset
+        for first in range(start * span, schedule.steps * span, schedule.batch * processes)
+        for offset in range(process * schedule.batch, (process + 1) * schedule.batch)
+    ]
     loader = DataLoader(
         dataset,
         batch_size=schedule.batch,
@@ -110,61 +112,141 @@ def batches(dataset: Dataset, schedule: Schedule, start: int) -> Iterator[Sequen
 
 def train(
     name: str,
-    parameters: dict[str, nn.Parameter],
-    loss: Loss,
+    objective: Objective,
     dataset: Dataset,
     schedule: Schedule,
     state_folder: Path,
     identity: str = "",
-    fast: tuple[Callable[[str], bool], float] = (lambda name: False, 1.0),
 ) -> Log:
-    """Minimise `loss(batch, generator)` over `parameters`; returns the log, one entry for every LOG_EVERY steps.
+    """Minimise an objective; returns the log, one entry for every LOG_EVERY steps (mean terms, pictures per second).
 
-    fast: which parameters, by name, learn at a multiple of the rate, and the multiple.
+    The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps and on SIGTERM; a
+    run with the same schedule found there goes on where it stopped, to the bit. TensorBoard's scalars and pictures go
+    beside it. identity: a hash of the frozen weights that the run stands on.
 
-    The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps; a run with the
-    same schedule found there goes on where it stopped. identity: a hash of the frozen weights that the run stands on.
-    TrainingError on a loss or gradient that is not finite, or when the state found belongs to another schedule (the key
-    is named), to other frozen weights or a start from other weights, or to other parameters.
+    TrainingError on a loss or gradient that is not finite (with the step, the samples and the last good state), or when
+    the state found belongs to another schedule (the key is named), to other frozen weights or a start from other
+    weights, or to other parameters. SystemExit(143) after SIGTERM, once the state is saved.
     """
+    groups = objective.groups()
+    parameters = {key: parameter for _, members in groups for key, parameter in members.items()}
     identity = f"{identity} {fingerprint(parameters)}"
-    groups = [
-        {"params": [p for key, p in parameters.items() if fast[0](key) is chosen], "multiple": multiple}
-        for chosen, multiple in ((False, 1.0), (True, fast[1]))
-    ]
-    optimizer = AdamW(groups, betas=(0.9, 0.999), weight_decay=schedule.weight_decay)
+    optimizer = AdamW(
+        [{"params": list(members.values()), "multiple": multiple} for multiple, members in groups],
+        betas=(0.9, 0.999),
+        weight_decay=schedule.weight_decay,
+    )
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
-    start, log = _resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [])
-    progress = tqdm(batches(dataset, schedule, start), total=schedule.steps, initial=start, desc=name, mininterval=10)
-    recent: list[float] = []
-    began = time.monotonic()
-    for step, batch in enumerate(progress, start):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step) * group["multiple"]
-        value = loss(batch, torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
-        optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        norm = nn.utils.clip_grad_norm_(list(parameters.values()), schedule.clip)
-        if not (torch.isfinite(value) and torch.isfinite(norm)):
-            raise TrainingError(
-                f"{name}: step {step} gave loss {value.item()}, gradient norm {norm.item()}; run again with a lower "
-                f"--learning-rate: it goes on from the last state in {state_folder}"
-            )
-        optimizer.step()
-        recent.append(value.item())
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == schedule.steps:
-            rate = schedule.batch * len(recent) / (time.monotonic() - began)
-            log.append({"step": step + 1, "loss": sum(recent) / len(recent), "pictures_per_second": round(rate, 2)})
-            progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} pictures/s")
-            recent, began = [], time.monotonic()
-        if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            state = {"step": step + 1, "schedule": asdict(schedule), "log": log, "identity": identity}
-            _save(file, parameters, optimizer, state)
+    start, log, scale = _resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [], None)
+    accelerator = Accelerator(
+        mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
+    )
+    scaler = accelerator.scaler
+    if scaler and scale:
+        scaler.load_state_dict(scale)
+    prepared, stepper = accelerator.prepare(objective, optimizer)
+    main, processes = accelerator.is_main_process, accelerator.num_processes
+    loaded = batches(dataset, schedule, start, accelerator.process_index, processes)
+    progress = tqdm(range(start, schedule.steps), total=schedule.steps, initial=start, desc=name, mininterval=10)
+    progress.disable = not main
+    terms: dict[str, float] = {}
+    recent, began = 0, time.monotonic()
+    with _sigterm() as terminated, Board(state_folder / "tensorboard" / name, main) as board:
+        for step in progress:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(step) * group["multiple"]
+            for part in range(schedule.accumulation):
+                batch = [each.to(accelerator.device) for each in next(loaded)]
+                seed = (schedule.seed * 1_000_003 + step) * schedule.accumulation + part
+                generator = torch.Generator().manual_seed(seed * processes + accelerator.process_index)
+                with accelerator.accumulate(prepared):
+                    losses = prepared(batch, generator)
+                    total = torch.stack(list(losses.values())).sum()
+                    accelerator.backward(total)
+                    norm = total.new_zeros(())
+                    if accelerator.sync_gradients:
+                        norm = sum((_clip(accelerator, members, schedule.clip) for _, members in groups), norm)
+                    # A step whose loss scale overflowed is skipped by the scaler: its gradients are no failure.
+                    if not total.isfinite() or not (norm.isfinite() or scaler):
+                        samples = _samples(dataset, step, part, schedule, accelerator)
+                        raise TrainingError(
+                            f"{name}: step {step} gave loss {total.item()}, gradient norm {norm.item()} on {samples}; "
+                            f"run again with a lower --learning-rate: it goes on from the last state in {state_folder}"
+                        )
+                    stepper.step()
+                    stepper.zero_grad()
+                for key, value in losses.items():
+                    terms[key] = terms.get(key, 0.0) + value.item()
+                recent += 1
+            last = step + 1 == schedule.steps
+            if (step + 1) % LOG_EVERY == 0 or last:
+                means = {key: _mean(accelerator, value / recent) for key, value in terms.items()}
+                rate = schedule.batch * recent * processes / (time.monotonic() - began)
+                log.append({"step": step + 1, "loss": sum(means.values()), "pictures_per_second": round(rate, 2)})
+                log[-1] |= means if len(means) > 1 else {}
+                progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} pictures/s")
+                board.scalars(step + 1, {**log[-1], "learning_rate": schedule.rate(step), "gradient_norm": norm.item()})
+                terms, recent, began = {}, 0, time.monotonic()
+            if (step + 1) % schedule.save_every == 0 or last or terminated:
+                if main:
+                    state = {"step": step + 1, "schedule": asdict(schedule), "log": log, "identity": identity}
+                    _save(file, parameters, optimizer, scaler, state)
+                    board.pictures(step + 1, objective.preview)
+                if terminated and not last:
+                    tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
+                    raise SystemExit(128 + signal.SIGTERM)
     return log
 
 
-def _save(file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, state: dict[str, object]) -> None:
+def cost(log: Log) -> str:
+    """What a step of a run cost: pictures per second (the median of the log's) and the process's peak memory."""
+    speeds = sorted(entry["pictures_per_second"] for entry in log)
+    text = f"{speeds[len(speeds) // 2]:.1f} pictures/s, peak memory"
+    text += f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
+    if torch.cuda.is_available():
+        text += f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    return text
+
+
+@contextmanager
+def _sigterm() -> Iterator[list[int]]:
+    """A list that SIGTERM fills, instead of ending the process."""
+    received: list[int] = []
+    if current_thread() is not main_thread():  # only the main thread may set a handler
+        yield received
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _clip(accelerator: Accelerator, members: dict[str, nn.Parameter], limit: float) -> Tensor:
+    norm = accelerator.clip_grad_norm_(list(members.values()), limit)
+    assert norm is not None  # it is None under FSDP's XLA path alone
+    return norm
+
+
+def _mean(accelerator: Accelerator, value: float) -> float:
+    if accelerator.num_processes == 1:
+        return value
+    gathered: Any = accelerator.gather(torch.tensor([value], device=accelerator.device))
+    return float(gathered.mean())
+
+
+def _samples(dataset: Dataset, step: int, part: int, schedule: Schedule, accelerator: Accelerator) -> str:
+    first = (step * schedule.accumulation + part) * accelerator.num_processes + accelerator.process_index
+    indices = range(first * schedule.batch, (first + 1) * schedule.batch)
+    describe: Callable[[int], str] = getattr(dataset, "describe", lambda i: f"sample {i}")
+    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+    return ", ".join(describe(i) for i in indices[:NAMED]) + more
+
+
+def _save(
+    file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, scaler: Any, state: dict[str, object]
+) -> None:
     tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
     for key, p in parameters.items():
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -172,6 +254,7 @@ def _save(file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, sta
                 tensors[f"{moment}.{key}"] = optimizer.state[p][moment]
     temporary = file.with_name(f".{file.name}")
     try:
+        state = {**state, "scaler": scaler.state_dict() if scaler else None}
         metadata = {key: json.dumps(value) for key, value in state.items()}
         write_safetensors({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
         os.replace(temporary, file)
@@ -180,8 +263,12 @@ def _save(file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, sta
 
 
 def _resume(
-    file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, schedule: Schedule, identity: str
-) -> tuple[int, Log]:
+    file: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: AdamW,
+    schedule: Schedule,
+    identity: str,
+) -> tuple[int, Log, Any]:
     anew = "or remove the file to start anew"
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
@@ -209,4 +296,4 @@ def _resume(
                     "exp_avg": tensors[f"exp_avg.{key}"],
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
                 }
-    return state["step"], state["log"]
+    return state["step"], state["log"], state.get("scaler")

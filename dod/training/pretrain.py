@@ -12,24 +12,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import FloatTensor, Tensor, nn
 
 from ..base import PROMPT_FILE, Model, load_part, new_ddpm, new_unet, new_vae, random_prompt
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
-from .loop import Log, Schedule, autocast, schedule_from, train, training_parser, training_record
+from .arguments import schedule_from, training_parser
+from .loop import Log, Schedule, cost, train, training_record
+from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 
-KL_WEIGHT = 1e-6
 RECORD = "training.json"
 COMMANDS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
@@ -53,23 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
-    """Autoencoder: L1 + a small KL term. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
+    """Autoencoder. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
     folder = preset.folder / preset.base.source / "vae"
     vae = _part(AutoencoderKL, folder) if go_on else new_vae(preset.base.vae)
-    _make_trainable(vae)
-
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        clean = batch[1].contiguous(memory_format=torch.channels_last)
-        with autocast(schedule):
-            posterior = _posterior(vae, clean)
-            image = vae.decode(cast(FloatTensor, posterior.sample(generator)), return_dict=False)[0]
-        return F.l1_loss(image.float(), clean) + KL_WEIGHT * posterior.kl().mean()
-
-    log = train("vae", dict(vae.named_parameters()), loss, crops, schedule, state)
+    log = train("vae", Autoencoder(vae), crops, schedule, state)
     vae.eval()
     with torch.no_grad():
-        sample = torch.stack([crops[i][1] for i in range(64)])
-        deviation = _posterior(vae, sample).mode().std().item()
+        sample = torch.stack([crops[i][1] for i in range(64)]).to(vae.device)
+        deviation = posterior_of(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
     _publish(vae, folder, log, schedule, go_on)
 
@@ -78,21 +67,11 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
     vae = _part(AutoencoderKL, folder / "vae")
-    scaling_factor = vae.config["scaling_factor"]
     latent_channels = preset.base.vae.latent_channels
     unet = _part(UNet2DConditionModel, folder / "unet") if go_on else new_unet(preset.base.unet, latent_channels)
-    _make_trainable(unet)
-    prompt = random_prompt(preset.base)
-    step = preset.step
-    betas = torch.linspace(step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps) ** 2
-
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        with torch.no_grad(), autocast(schedule):
-            latent = _posterior(vae, batch[1]).mode().float() * scaling_factor
-        text = prompt.expand(len(latent), -1, -1)
-        return noise_prediction_loss(lambda x, t: unet(x, t, text).sample, latent, betas, generator, schedule)
-
-    log = train("unet", dict(unet.named_parameters()), loss, crops, schedule, state, fingerprint(vae.state_dict()))
+    prompt, step = random_prompt(preset.base), preset.step
+    objective = LatentNoise(unet, vae, prompt, step)
+    log = train("unet", objective, crops, schedule, state, fingerprint(vae.state_dict()))
     _publish(unet, folder / "unet", log, schedule, go_on)
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
@@ -108,34 +87,11 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
 
 
 def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
-    """Pixel DDPM (Ho et al. 2020): the epsilon objective on linear betas 1e-4 to 0.02."""
+    """Pixel DDPM, of which the encoder and middle block become the MFM's eyes."""
     folder = preset.folder / preset.ddpm.source
     ddpm = _part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
-    _make_trainable(ddpm)
-    betas = torch.linspace(1e-4, 0.02, 1000)
-
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        return noise_prediction_loss(lambda x, t: ddpm(x, t).sample, batch[1], betas, generator, schedule)
-
-    log = train("ddpm", dict(ddpm.named_parameters()), loss, crops, schedule, state)
+    log = train("ddpm", PixelNoise(ddpm), crops, schedule, state)
     _publish(ddpm, folder, log, schedule, go_on)
-
-
-def noise_prediction_loss(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    x0: Tensor,
-    betas: Tensor,
-    generator: torch.Generator,
-    schedule: Schedule,
-) -> Tensor:
-    """MSE(eps, predict(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t)) with t uniform (Ho et al. 2020, equation (14))."""
-    t = torch.randint(0, len(betas), (len(x0),), generator=generator)
-    eps = torch.randn(x0.shape, generator=generator)
-    abar = torch.cumprod(1 - betas, dim=0)[t][:, None, None, None]
-    noisy = (abar.sqrt() * x0 + (1 - abar).sqrt() * eps).contiguous(memory_format=torch.channels_last)
-    with autocast(schedule):
-        predicted = predict(noisy, t)
-    return F.mse_loss(predicted.float(), eps)
 
 
 def _part(kind: type[Model], folder: Path) -> Model:
@@ -144,14 +100,6 @@ def _part(kind: type[Model], folder: Path) -> Model:
             f"no {folder.name} at {folder}: run `python -m dod.training.pretrain {folder.name}` first"
         )
     return load_part(kind, str(folder))
-
-
-def _make_trainable(model: nn.Module) -> None:
-    cast(Any, model).to(memory_format=torch.channels_last).train()  # torch's annotations of `to` leave this form out
-
-
-def _posterior(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribution:
-    return cast(DiagonalGaussianDistribution, vae.encode(image, return_dict=False)[0])
 
 
 def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_on: bool) -> None:
@@ -163,7 +111,7 @@ def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_o
     (temporary / RECORD).write_text(json.dumps([*runs, training_record(schedule, log)]) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    print(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
+    print(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
 
 
 if __name__ == "__main__":

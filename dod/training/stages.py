@@ -7,9 +7,6 @@
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
 the detail modules alone. Each reads and writes the checkpoint that the preset names; stage 1 starts anew but for
 `--continue`, stage 2 goes on from what is there.
-
-This first form uses the reconstruction terms, equations (8) and (13), without perceptual distance and without
-distribution matching.
 """
 
 from __future__ import annotations
@@ -19,25 +16,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .. import clora
 from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
+from ..losses import VGG
 from ..model import DOD
 from ..tensors import fingerprint
-from .loop import Log, Schedule, autocast, schedule_from, train, training_parser, training_record
+from .arguments import schedule_from, training_parser
+from .loop import Log, Schedule, cost, train, training_record
+from .objectives import Adaptation, Detail
 
 COMMANDS: dict[str, dict[str, Any]] = {
-    "1": {"steps": 1000, "batch": 6, "crop": 128, "learning_rate": 1e-3, "rec_weight": 1.0, "latent_weight": 0.0},
-    "2": {"steps": 1600, "batch": 8, "crop": 64, "learning_rate": 2e-3, "gate_rate": 30.0},
+    "1": {
+        "steps": 1000,
+        "batch": 6,
+        "crop": 128,
+        "learning_rate": 1e-3,
+        "rec_weight": 1.0,
+        "perceptual_weight": 2.0,
+        "dmd_weight": 1.0,
+        "latent_weight": 0.0,
+        "vgg": "",
+    },
+    "2": {
+        "steps": 1600,
+        "batch": 8,
+        "crop": 64,
+        "learning_rate": 2e-3,
+        "rec_weight": 1.0,
+        "ssim_weight": 0.2,
+        "gate_rate": 30.0,
+    },
     "calibrate": {"steps": 64, "batch": 1, "crop": 256},
 }
+SHOWN = 4
+"""Pictures that TensorBoard gets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
         log = stage(model, dataset, schedule, arguments.state, **options)
         training.append({"stage": int(arguments.command), **training_record(schedule, log, **options)})
-        print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps")
+        print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
     save_checkpoint(model, folder, torch.float16, training=training)
     return 0
 
@@ -76,57 +94,46 @@ def crops(photographs: Path, preset: Preset, schedule: Schedule, clean_fraction:
 
 
 def stage_1(
-    model: DOD, dataset: Dataset, schedule: Schedule, state: Path, rec_weight: float = 1.0, latent_weight: float = 0.0
+    model: DOD,
+    dataset: Dataset,
+    schedule: Schedule,
+    state: Path,
+    rec_weight: float = 1.0,
+    perceptual_weight: float = 2.0,
+    dmd_weight: float = 1.0,
+    latent_weight: float = 0.0,
+    vgg: str = "",
 ) -> Log:
-    """Equation (8): the decoded restored latent against the clean picture; decoder frozen, without detail modules.
-
-    latent_weight: of MSE(z0, the base encoder's latent of the clean picture). The closed form multiplies an error in
-    eps by 14.6; a base of short training starts so far off that the picture alone gives no useful gradient, the latent
-    does. With rec_weight 0 the decoder is not run.
-    """
-    parameters = _train_only(model, model.adaptation_parameters())
-    target = clora.base_copy(model.encoder) if latent_weight else None
-
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        degraded, clean = _channels_last(batch)
-        total = degraded.new_zeros(())
-        with autocast(schedule):
-            _, modulation = model.modulation(degraded)
-            restored = model.unet(model.encode(degraded, modulation)[0], modulation)
-            if rec_weight:
-                total = total + rec_weight * F.mse_loss(model.decoder(restored), clean)
-            if target is not None:
-                with torch.no_grad():
-                    wanted, _ = target(clean)
-                total = total + latent_weight * F.mse_loss(restored, wanted)
-        return total
-
-    identity = f"{model.base_sha256} {rec_weight} {latent_weight}"
-    return train("stage-1", parameters, loss, dataset, schedule, state, identity)
+    """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
+    if perceptual_weight and not vgg:
+        tqdm.write("no --vgg: the perceptual term (9) is off")
+    features = VGG(vgg) if perceptual_weight and vgg else None
+    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features)
+    objective.samples = samples(dataset)
+    identity = f"{model.base_sha256} {rec_weight} {perceptual_weight} {dmd_weight} {latent_weight} {vgg}"
+    return train("stage-1", objective, dataset, schedule, state, identity)
 
 
-def stage_2(model: DOD, dataset: Dataset, schedule: Schedule, state: Path, gate_rate: float = 1.0) -> Log:
-    """Equation (13)'s reconstruction term: the detail modules alone.
+def stage_2(
+    model: DOD,
+    dataset: Dataset,
+    schedule: Schedule,
+    state: Path,
+    rec_weight: float = 1.0,
+    ssim_weight: float = 0.2,
+    gate_rate: float = 1.0,
+) -> Log:
+    """Equation (13), see `Detail`."""
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate)
+    objective.samples = samples(dataset)
+    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
+    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate}"
+    return train("stage-2", objective, dataset, schedule, state, identity)
 
-    gate_rate: how many times faster the modules' w learn. Each starts at 0 and gates its whole module, which learns
-    nothing to speak of while w is small. The norm of equation (8) is taken for each picture, as it is printed there;
-    its square would leave the gradient to low light and haze, whose errors are the largest.
-    """
-    parameters = _train_only(model, model.detail_parameters())
 
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        degraded, clean = _channels_last(batch)
-        with autocast(schedule):
-            with torch.no_grad():
-                _, modulation = model.modulation(degraded)
-                latent, skips = model.encode(degraded, modulation)
-                restored = model.unet(latent, modulation)
-            image = model.decoder(restored, skips)
-        return F.mse_loss(image, clean, reduction="none").mean(dim=(1, 2, 3)).sqrt().mean()
-
-    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())} {gate_rate}"
-    gates = {name for name, parameter in parameters.items() if parameter.ndim == 0}
-    return train("stage-2", parameters, loss, dataset, schedule, state, frozen, (gates.__contains__, gate_rate))
+def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
+    """The first (degraded, clean) pairs of a data set."""
+    return {str(i): dataset[i][:2] for i in range(SHOWN)}
 
 
 @torch.no_grad()
@@ -139,18 +146,6 @@ def calibrate(model: DOD, photographs: Path, schedule: Schedule) -> None:
     model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
     everything = torch.cat(list(per_condition.values()))
     model.statistics = torch.stack([everything.mean(0), everything.std(0)])
-
-
-def _train_only(model: DOD, parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def _channels_last(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    degraded, clean = batch[0], batch[1]
-    return degraded.contiguous(memory_format=torch.channels_last), clean
 
 
 if __name__ == "__main__":

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +22,13 @@ from torch.utils.data import Dataset
 
 from dod.base import load_base
 from dod.checkpoint import METADATA, load_model
+from dod.clora import adapted_layers, factors
 from dod.config import load_preset
 from dod.errors import CheckpointError, ConfigError, TrainingError, run_command
 from dod.model import DOD
 from dod.training import loop, pretrain, stages
 from dod.training.loop import Schedule, batches, train
+from dod.training.objectives import Adaptation
 from tests.dod.small_model import SMALLER, image, normal, smaller
 
 QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
@@ -48,14 +55,22 @@ def toy() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
 
 
-def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | None = None, **more: Any) -> loop.Log:
-    """Train a toy model; its loss draws noise from the step's generator, as the real ones may."""
+class Denoise(loop.Objective):
+    """A toy objective; it draws noise from the step's generator, as the real ones may. At step `nan` it fails."""
 
-    def loss(batch: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+    def __init__(self, model: nn.Module, nan: int | None = None) -> None:
+        super().__init__()
+        self.model, self.nan, self.steps = model, nan, 0
+
+    def forward(self, batch: Sequence[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         noise = 0.01 * torch.randn(batch[0].shape, generator=generator)
-        return (model(batch[0] + noise) - batch[1]).square().mean()
+        error = (self.model(batch[0] + noise) - batch[1]).square().mean()
+        self.steps += 1
+        return {"error": error * (float("nan") if self.steps - 1 == self.nan else 1)}
 
-    return train("toy", dict(model.named_parameters()), loss, Pairs(stop), schedule, folder, **more)
+
+def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | None = None, **more: Any) -> loop.Log:
+    return train("toy", Denoise(model), Pairs(stop), schedule, folder, **more)
 
 
 def values(model: nn.Module) -> list[Tensor]:
@@ -68,17 +83,17 @@ def test_a_few_steps_reduce_the_loss(tmp_path: Path) -> None:
     assert log[1]["loss"] < 0.7 * log[0]["loss"]
 
 
-def test_2_steps_and_2_resumed_are_4_steps_to_the_bit(tmp_path: Path) -> None:
-    whole, halves = toy(), toy()
-    run(whole, tmp_path / "whole")
+def test_10_steps_and_10_resumed_are_20_steps_to_the_bit(tmp_path: Path) -> None:
+    whole, halves, schedule = toy(), toy(), replace(QUICK, steps=20, save_every=5)
+    run(whole, tmp_path / "whole", schedule)
     with pytest.raises(KeyboardInterrupt):
-        run(halves, tmp_path / "halves", stop=2 * 2)
+        run(halves, tmp_path / "halves", schedule, stop=10 * 2)
     resumed = toy()
-    log = run(resumed, tmp_path / "halves")
-    assert log[-1]["step"] == 4
+    log = run(resumed, tmp_path / "halves", schedule)
+    assert log[-1]["step"] == 20
     assert all(torch.equal(a, b) for a, b in zip(values(whole), values(resumed), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(values(whole), values(halves), strict=True))
-    assert [path.name for path in (tmp_path / "halves").iterdir()] == ["toy.state.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "halves").iterdir()) == ["tensorboard", "toy.state.safetensors"]
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -116,16 +131,33 @@ def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) 
 
 def test_nan_stops_with_the_step_and_a_lower_rate_goes_on(tmp_path: Path) -> None:
     model = toy()
-
-    def diverging(batch: Sequence[Tensor], _: torch.Generator) -> Tensor:
-        steps.append(1)
-        return (model(batch[0]) - batch[1]).square().mean() * (float("nan") if len(steps) == 4 else 1)
-
-    steps: list[int] = []
-    with pytest.raises(TrainingError, match=r"toy: step 3 gave loss nan, gradient norm nan; run again with a lower"):
-        train("toy", dict(model.named_parameters()), diverging, Pairs(), QUICK, tmp_path)
+    message = (
+        r"toy: step 3 gave loss nan, gradient norm nan on sample 6, sample 7; run again with a lower --learning-rate: "
+        rf"it goes on from the last state in {tmp_path}"
+    )
+    with pytest.raises(TrainingError, match=message):
+        train("toy", Denoise(model, nan=3), Pairs(), QUICK, tmp_path)
     assert all(p.isfinite().all() for p in model.parameters())
     assert run(toy(), tmp_path, replace(QUICK, learning_rate=1e-3))[-1]["step"] == 4
+
+
+def test_accumulated_steps_are_those_of_a_larger_batch(tmp_path: Path) -> None:
+    class Plain(Denoise):
+        def forward(self, batch: Sequence[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+            return {"error": (self.model(batch[0]) - batch[1]).square().mean()}
+
+    large, small = toy(), toy()
+    train("toy", Plain(large), Pairs(), QUICK, tmp_path / "large")
+    train("toy", Plain(small), Pairs(), replace(QUICK, batch=1, accumulation=2), tmp_path / "small")
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(values(large), values(small), strict=True))
+
+
+def test_processes_share_the_batches_of_a_step() -> None:
+    schedule = replace(QUICK, batch=2, accumulation=2, steps=3)
+    whole = [batch[0] for batch in batches(Pairs(), replace(schedule, batch=4), 1)]
+    shares = [[batch[0] for batch in batches(Pairs(), schedule, 1, process, 2)] for process in range(2)]
+    assert len(whole) == len(shares[0]) == 4
+    assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*shares, strict=True), strict=True))
 
 
 def test_rate_warms_up_and_decays() -> None:
@@ -143,7 +175,7 @@ def test_batches_start_where_the_run_stopped() -> None:
     assert len(resumed) == 1 and torch.equal(resumed[0], first[3])
 
 
-@pytest.mark.parametrize("stage", ["1", "1, at the latent", "2"])
+@pytest.mark.parametrize("stage", ["1", "1, at the latent", "1, both", "2"])
 def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
     torch.manual_seed(0)
@@ -154,12 +186,33 @@ def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pyt
     if stage == "2":
         log = stages.stage_2(model, Pairs(), schedule, tmp_path)
     else:
-        log = stages.stage_1(model, Pairs(), schedule, tmp_path, *((0.0, 1.0) if "latent" in stage else ()))
+        latent = "latent" in stage
+        weights = {"rec_weight": 1.0 - latent, "latent_weight": float(latent), "dmd_weight": float("both" in stage)}
+        log = stages.stage_1(model, Pairs(), schedule, tmp_path, **weights)
     ids = {id(p) for p in own.values()}
     mine = {name for name, p in model.named_parameters() if id(p) in ids}
     assert {name for name, p in model.named_parameters() if not torch.equal(before[name], p)} == mine
     assert {name for name, p in model.named_parameters() if p.requires_grad} == mine
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_distribution_matching_trains_two_networks_apart() -> None:
+    model = DOD.from_preset(smaller())
+    objective = Adaptation(model, rec=0.0, dmd=1.0)
+    (_, adaptation), (_, fake) = objective.groups()
+    batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
+    for moved in (factors(layer)[1] for _, layer in adapted_layers(objective.fake)):
+        moved.data.normal_(std=0.1)  # B starts at zero: the fake denoiser would be the real one and nothing would flow
+    terms = objective(batch, torch.Generator().manual_seed(0))
+    assert terms.keys() == {"dmd", "diff"}
+    terms["dmd"].backward(retain_graph=True)
+    assert all(p.grad is None for p in fake.values()) and any(p.grad is not None for p in adaptation.values())
+    held = {name: p.grad.clone() for name, p in adaptation.items() if p.grad is not None}
+    terms["diff"].backward()
+    assert all(p.grad is not None for p in fake.values())
+    assert all(torch.equal(adaptation[name].grad, gradient) for name, gradient in held.items())
+    shared = {p.data_ptr() for p in model.unet.unet.parameters()}
+    assert {p.data_ptr() for p in objective.real.parameters()} <= shared, "the base is not held twice"
 
 
 @pytest.fixture
@@ -245,6 +298,57 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder) == 2
     assert "on other frozen weights" in capsys.readouterr().err
+
+
+def spawn(folder: Path, module: str, name: str, *more: str, launcher: Sequence[str] = ()) -> list[str]:
+    python = [sys.executable, "-m", *launcher, *(["-m"] if launcher else [])]
+    paths = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--state", str(folder / "state")]
+    return [*python, f"dod.training.{module}", name, *paths, "--batch", "1", "--crop", "32", "--workers", "0", *more]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    command = spawn(folder, "pretrain", "ddpm", "--steps", "60", "--save-every", "1000")
+    weights, state = folder / "ddpm" / "diffusion_pytorch_model.safetensors", folder / "state"
+    subprocess.run(command, check=True, capture_output=True)
+    whole = load_file(weights)
+    shutil.rmtree(folder / "ddpm")
+    shutil.rmtree(state)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (state / "tensorboard").is_dir() and running.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    running.send_signal(signal.SIGTERM)
+    _, printed = running.communicate()
+    assert running.returncode == 143 and not weights.exists(), printed
+    assert (state / "ddpm.state.safetensors").is_file()
+    subprocess.run(command, check=True, capture_output=True)
+    again = load_file(weights)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(folder: Path) -> None:
+    for part in ("vae", "unet", "ddpm"):
+        assert command(pretrain.main, part, folder) == 0
+    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
+    start = folder / "start"
+    shutil.copytree(folder / "dod", start)
+    found = []
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    for i, (launcher, batch) in enumerate((((), "2"), (launch, "1"))):
+        shutil.rmtree(folder / "dod")
+        shutil.copytree(start, folder / "dod")
+        words = spawn(folder, "stages", "2", "--steps", "3", "--learning-rate", "1e-2", launcher=launcher)
+        words[words.index("--batch") + 1] = batch
+        words[words.index("--state") + 1] = str(folder / f"state-{i}")
+        done = subprocess.run(words, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("stage 2: loss") == 1, "one process speaks"
+        found.append(load_file(folder / "dod" / "dod.safetensors"))
+    first = load_file(start / "dod.safetensors")
+    moved = {name for name in first if not torch.equal(first[name], found[0][name])}
+    assert moved
+    assert all(torch.allclose(found[0][name].float(), found[1][name].float(), atol=2e-3) for name in moved)
 
 
 @pytest.mark.parametrize(

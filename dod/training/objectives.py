@@ -1,0 +1,226 @@
+"""What each training run minimises: the priors' objectives, and equations (7) to (13) of the two stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import FloatTensor, Tensor, nn
+
+from .. import clora
+from ..config import StepConfig
+from ..losses import VGG, distribution_matching, noised, predicted_x0, reconstruction, structural
+from ..model import DOD, alpha_bars
+from .loop import Objective
+
+KL_WEIGHT = 1e-6
+DMD_TIMESTEPS = 20, 980
+"""The timesteps at which distribution matching compares the two scores (Yin et al. 2024): not the very ends."""
+
+Batch = Sequence[Tensor]
+
+
+class Autoencoder(Objective):
+    """L1 and a small KL term. The batch is (degraded, clean, ...), of which clean is taken, as by the other priors."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = _trainable(vae)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        clean = batch[1].contiguous(memory_format=torch.channels_last)
+        posterior = posterior_of(self.vae, clean)
+        latent = posterior.mean + posterior.std * _normal(posterior.mean.shape, generator, clean.device)
+        image = self.vae.decode(cast(FloatTensor, latent), return_dict=False)[0]
+        return {"rec": F.l1_loss(image.float(), clean), "kl": KL_WEIGHT * posterior.kl().mean()}
+
+
+class LatentNoise(Objective):
+    """The epsilon objective in the latents of a frozen autoencoder, with a fixed prompt embedding."""
+
+    def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, prompt: Tensor, step: StepConfig) -> None:
+        super().__init__()
+        self.vae, self.unet = vae.requires_grad_(False), _trainable(unet)
+        self.register_buffer("prompt", prompt)
+        self.register_buffer("abar", alpha_bars(step).float())
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            latent = posterior_of(self.vae, batch[1]).mode().float() * self.vae.config["scaling_factor"]
+        text = cast(Tensor, self.prompt).expand(len(latent), -1, -1)
+        abar = cast(Tensor, self.abar)
+        return {"noise": noise_prediction(lambda x, t: self.unet(x, t, text).sample, latent, abar, generator)}
+
+
+class PixelNoise(Objective):
+    """The epsilon objective of a pixel DDPM (Ho et al. 2020), linear betas 1e-4 to 0.02."""
+
+    def __init__(self, ddpm: UNet2DModel) -> None:
+        super().__init__()
+        self.ddpm = _trainable(ddpm)
+        self.register_buffer("abar", torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), dim=0))
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        abar = cast(Tensor, self.abar)
+        return {"noise": noise_prediction(lambda x, t: self.ddpm(x, t).sample, batch[1], abar, generator)}
+
+
+class Restoration(Objective):
+    """What the two stages share: a model of which only a part learns, and samples [3, H, W] to look at."""
+
+    def __init__(self, model: DOD) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.samples: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def preview(self) -> dict[str, Tensor]:
+        """Degraded, restored and clean, side by side."""
+        device = next(self.model.parameters()).device
+        return {
+            name: torch.cat([degraded, self.model(degraded[None].to(device))[0].cpu(), clean], dim=2)
+            for name, (degraded, clean) in self.samples.items()
+        }
+
+
+class Adaptation(Restoration):
+    """Stage 1, equation (11): L_data (7) through the frozen decoder, and L_dmd (10) in the latents; trains PLA only.
+
+    rec, perceptual, dmd: the weights of equations (8), (9), (10); the perceptual term needs `vgg`. latent: of
+    MSE(z0, the base encoder's latent of the clean picture). The closed form multiplies an error in eps by 14.6; a base
+    of short training starts so far off that the picture alone gives no useful gradient, the latent does. Where neither
+    rec nor perceptual is wanted the decoder is not run.
+
+    The real denoiser is the base UNet, the fake one the same with LoRA of its own, trained by L_diff on the restored
+    latents, one step for each of the model's; both share the base's frozen weights with the model.
+    """
+
+    def __init__(
+        self,
+        model: DOD,
+        rec: float = 1.0,
+        perceptual: float = 2.0,
+        dmd: float = 1.0,
+        latent: float = 0.0,
+        vgg: VGG | None = None,
+    ) -> None:
+        super().__init__(model)
+        self.weights = {"rec": rec, "perceptual": perceptual if vgg else 0.0, "dmd": dmd, "latent": latent}
+        self.vgg = vgg
+        self.target = clora.base_copy(model.encoder) if latent else None
+        self.real = self.fake = None
+        self._adaptation, self._fake = model.adaptation_parameters(), dict[str, nn.Parameter]()
+        if dmd:
+            unet, lora = model.unet.unet, model.preset.lora
+            self.real, self.fake = clora.base_copy(unet), clora.base_copy(unet)
+            clora.inject(self.fake, lora.unet_targets, lora.rank, lora.alpha, conditional=False)
+            for name, layer in clora.adapted_layers(self.fake):
+                for factor, parameter in zip("AB", clora.factors(layer), strict=True):
+                    self._fake[f"fake.{name}.lora_{factor}.weight"] = parameter
+        for parameter in (*self._adaptation.values(), *self._fake.values()):
+            parameter.requires_grad_(True)
+        self.register_buffer("abar", alpha_bars(model.preset.step).float(), persistent=False)
+
+    def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
+        return [(1.0, members) for members in (self._adaptation, self._fake) if members]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        degraded, clean = _channels_last(batch)
+        _, modulation = self.model.modulation(degraded)
+        restored = self.model.unet(self.model.encode(degraded, modulation)[0], modulation)
+        terms: dict[str, Tensor] = {}
+        if self.weights["rec"] or self.weights["perceptual"]:
+            image = self.model.decoder(restored)
+            terms["rec"] = reconstruction(image, clean)
+            if self.vgg is not None:
+                terms["perceptual"] = self.vgg(image, clean)
+        if self.target is not None:
+            with torch.no_grad():
+                wanted, _ = self.target(clean)
+            terms["latent"] = F.mse_loss(restored, wanted)
+        if self.real is not None and self.fake is not None:
+            terms["dmd"] = self._matching(restored, generator)
+            fake = self._denoiser(self.fake)
+            diff = noise_prediction(fake, restored.detach(), cast(Tensor, self.abar), generator)
+        weighted = {key: self.weights[key] * value for key, value in terms.items() if self.weights[key]}
+        return weighted if self.fake is None else {**weighted, "diff": diff}
+
+    def _matching(self, restored: Tensor, generator: torch.Generator) -> Tensor:
+        t = torch.randint(*DMD_TIMESTEPS, (len(restored),), generator=generator).to(restored.device)
+        abar = cast(Tensor, self.abar)[t][:, None, None, None]
+        with torch.no_grad():
+            noisy = noised(restored, _normal(restored.shape, generator, restored.device), abar)
+            real, fake = (
+                predicted_x0(noisy, self._denoiser(unet)(noisy, t), abar)
+                for unet in (cast(nn.Module, self.real), cast(nn.Module, self.fake))
+            )
+        return distribution_matching(restored, real, fake)
+
+    def _denoiser(self, unet: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+        prompt = self.model.unet.prompt
+        return lambda x, t: unet(x.to(prompt.dtype), t, prompt.expand(len(x), -1, -1), return_dict=False)[0]
+
+
+class Detail(Restoration):
+    """Stage 2, equation (13): L_rec and L_ssim (12); trains the detail modules alone.
+
+    gate_rate: how many times faster the modules' w learn. Each starts at 0 and gates its whole module, which learns
+    nothing to speak of while w is small.
+    """
+
+    def __init__(self, model: DOD, rec: float = 1.0, ssim: float = 0.2, gate_rate: float = 1.0) -> None:
+        super().__init__(model)
+        self.weights = {"rec": rec, "ssim": ssim}
+        modules = model.detail_parameters()
+        for parameter in modules.values():
+            parameter.requires_grad_(True)
+        self._modules_alone = {name: parameter for name, parameter in modules.items() if parameter.ndim}
+        self._gates = {name: parameter for name, parameter in modules.items() if not parameter.ndim}
+        self._gate_rate = gate_rate
+
+    def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
+        return [(1.0, self._modules_alone), (self._gate_rate, self._gates)]
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        degraded, clean = _channels_last(batch)
+        with torch.no_grad():
+            _, modulation = self.model.modulation(degraded)
+            latent, skips = self.model.encode(degraded, modulation)
+            restored = self.model.unet(latent, modulation)
+        image = self.model.decoder(restored, skips)
+        terms = {"rec": self.weights["rec"] * reconstruction(image, clean)}
+        if self.weights["ssim"]:
+            terms["ssim"] = self.weights["ssim"] * structural(image, clean)
+        return terms
+
+
+def noise_prediction(
+    predict: Callable[[Tensor, Tensor], Tensor], x0: Tensor, abar: Tensor, generator: torch.Generator
+) -> Tensor:
+    """MSE(eps, predict(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t)) with t uniform (Ho et al. 2020, equation (14))."""
+    t = torch.randint(0, len(abar), (len(x0),), generator=generator).to(x0.device)
+    eps = _normal(x0.shape, generator, x0.device)
+    noisy = noised(x0, eps, abar[t][:, None, None, None]).contiguous(memory_format=torch.channels_last)
+    return F.mse_loss(predict(noisy, t).float(), eps)
+
+
+def posterior_of(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribution:
+    """The encoder's distribution over latents, not scaled."""
+    return cast(DiagonalGaussianDistribution, vae.encode(image, return_dict=False)[0])
+
+
+def _trainable(model: Any) -> Any:
+    return model.to(memory_format=torch.channels_last).requires_grad_(True).train()
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator).to(device)
+
+
+def _channels_last(batch: Batch) -> tuple[Tensor, Tensor]:
+    degraded, clean = batch[0], batch[1]
+    return degraded.contiguous(memory_format=torch.channels_last), clean
