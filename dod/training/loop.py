@@ -16,7 +16,7 @@ from threading import current_thread, main_thread
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -197,6 +197,17 @@ def train(
                     tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
                     raise SystemExit(128 + signal.SIGTERM)
     return log
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return PartialState().is_main_process
+
+
+def say(text: str) -> None:
+    """Print, from the main process alone."""
+    if is_main_process():
+        print(text)
 
 
 def cost(log: Log) -> str:

@@ -25,7 +25,7 @@ from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
 from .arguments import schedule_from, training_parser
-from .loop import Log, Schedule, cost, train, training_record
+from .loop import Log, Schedule, cost, is_main_process, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 
 RECORD = "training.json"
@@ -104,6 +104,8 @@ def _part(kind: type[Model], folder: Path) -> Model:
 
 def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_on: bool) -> None:
     """Replace what the folder holds, once its successor is whole. training.json lists the runs that made it."""
+    if not is_main_process():
+        return
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.half().save_pretrained(temporary, safe_serialization=True)

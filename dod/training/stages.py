@@ -28,7 +28,7 @@ from ..losses import VGG
 from ..model import DOD
 from ..tensors import fingerprint
 from .arguments import schedule_from, training_parser
-from .loop import Log, Schedule, cost, train, training_record
+from .loop import Log, Schedule, cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -81,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
         log = stage(model, dataset, schedule, arguments.state, **options)
         training.append({"stage": int(arguments.command), **training_record(schedule, log, **options)})
-        print(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
-    save_checkpoint(model, folder, torch.float16, training=training)
+        say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
+    if is_main_process():
+        save_checkpoint(model, folder, torch.float16, training=training)
     return 0
 
 
