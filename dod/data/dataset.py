@@ -15,10 +15,20 @@ from torch.utils.data import Dataset
 from dod.data.degradations import DEGRADATIONS, degrade
 from dod.errors import DataError
 
-__all__ = ["CLEAN", "PhotographCrops", "load_photographs", "to_tensor"]
+__all__ = [
+    "CLEAN",
+    "SUFFIXES",
+    "PhotographCrops",
+    "check_settings",
+    "load_photographs",
+    "read_picture",
+    "to_tensor",
+    "turned",
+]
 
 CLEAN = "clean"
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
@@ -27,12 +37,38 @@ def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
     Raises DataError for a folder that is missing or holds no picture, and for an unreadable picture, naming it.
     """
     folder = Path(folder)
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise DataError(
             f"no photographs in {folder}: `python -m dod.data.photographs {folder.parent}` fetches this project's own"
         )
-    return {path.name: _read(path) for path in paths}
+    return {path.name: read_picture(path) for path in paths}
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture file as RGB uint8 [H, W, 3]. Raises DataError, naming it, where it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except UNREADABLE as error:
+        raise DataError(f"cannot read the picture {path}: {error}; remove it or prepare the folder again") from error
+
+
+def check_settings(crop: int, degradations: Sequence[str], clean_fraction: float) -> None:
+    """Raises DataError for an unknown degradation, a crop under 1 px, or a share outside 0 to 1."""
+    if unknown := [name for name in degradations if name not in DEGRADATIONS]:
+        raise DataError(f"unknown degradation {unknown[0]!r}: it is one of {', '.join(DEGRADATIONS)}")
+    if crop < 1:
+        raise DataError(f"a crop must be at least 1 px, not {crop}")
+    if not 0 <= clean_fraction <= 1:
+        raise DataError(f"the share of clean samples must be between 0 and 1, not {clean_fraction}")
+
+
+def turned(rng: np.random.Generator, *windows: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Square windows [N, N, 3], all turned and flipped by one draw of the eight ways, as float32 in 0 to 1."""
+    quarters, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    ways = [np.rot90(window, quarters)[:, :: -1 if mirrored else 1] for window in windows]
+    return [np.ascontiguousarray(window, dtype=np.float32) / np.float32(255) for window in ways]
 
 
 def to_tensor(image: NDArray[np.float32]) -> Tensor:
@@ -61,12 +97,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         clean_fraction: float = 0.1,
         length: int = 1 << 40,
     ) -> None:
-        if unknown := [name for name in degradations if name not in DEGRADATIONS]:
-            raise DataError(f"unknown degradation {unknown[0]!r}: it is one of {', '.join(DEGRADATIONS)}")
-        if crop < 1:
-            raise DataError(f"a crop must be at least 1 px, not {crop}")
-        if not 0 <= clean_fraction <= 1:
-            raise DataError(f"the share of clean samples must be between 0 and 1, not {clean_fraction}")
+        check_settings(crop, degradations, clean_fraction)
         if not degradations and clean_fraction < 1:
             raise DataError("no degradation to train on: name at least one, or set the share of clean samples to 1")
         photographs = load_photographs(folder)
@@ -107,10 +138,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         if size != self.crop:
             reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
             window = np.asarray(reduced)
-        window = np.rot90(window, int(rng.integers(4)))
-        if rng.random() < 0.5:
-            window = window[:, ::-1]
-        return np.ascontiguousarray(window, dtype=np.float32) / np.float32(255)
+        return turned(rng, window)[0]
 
     @staticmethod
     def _window(photograph: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -123,11 +151,3 @@ def _detail(window: NDArray[np.uint8]) -> float:
     """Sum of absolute differences between neighbours two pixels apart, on the green channel."""
     green = window[::2, ::2, 1].astype(np.int16)
     return float(np.abs(np.diff(green, axis=0)).sum() + np.abs(np.diff(green, axis=1)).sum())
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the picture {path}: {error}; remove it or prepare the folder again") from error
