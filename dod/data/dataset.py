@@ -113,6 +113,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self.seed = seed
         self.clean_fraction = clean_fraction
         self._photographs = list(photographs.values())
+        self._files = list(photographs)
         self._length = length
 
     def __len__(self) -> int:
@@ -129,6 +130,10 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             index = int(rng.integers(len(self.names) - 1))
             degraded, _ = degrade(clean, self.names[index], rng)
         return to_tensor(degraded), to_tensor(clean), index
+
+    def describe(self, i: int) -> str:
+        """The photograph that sample i is taken from, for messages about it."""
+        return self._files[np.random.default_rng((self.seed, i)).integers(len(self._files))]  # the first draw
 
     def _clean_crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
         photograph = self._photographs[rng.integers(len(self._photographs))]

@@ -138,6 +138,11 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
             degraded, _ = degrade(clean, "noise", rng, sigma=SIGMAS[rng.integers(len(SIGMAS))])
         return to_tensor(degraded), to_tensor(clean), index
 
+    def describe(self, i: int) -> str:
+        """The picture that sample i is first drawn from, for messages about it."""
+        pair = self.source(i)
+        return str(pair.degraded or pair.clean)
+
     def source(self, i: int) -> Pair:
         """The pair that sample i is first drawn from, without reading it: to name the pictures of a bad batch."""
         return self._drawn(i)[2]

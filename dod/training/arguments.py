@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from .loop import PRECISIONS, Schedule
+from ..config import Preset, load_preset
+from ..data.dataset import PhotographCrops
+from ..data.pairs import PairedCrops
+from ..data.trees import SETTINGS
+from .loop import PRECISIONS, Schedule, say
+
+Samples = PhotographCrops | PairedCrops
 
 
 def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
@@ -19,7 +26,12 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, defaults in commands.items():
         command = parsers.add_parser(name)
-        command.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs")
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
+        source.add_argument("--data", type=Path, help="a published tree of picture pairs: see dod/data/trees.py")
+        command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
+        command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
+        command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
         command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
         command.add_argument(
             "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
@@ -32,6 +44,27 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
             option = f"--{field.replace('_', '-')}"
             command.add_argument(option, type=type(value), default=value, choices=choices, help=f"default {value}")
     return parser
+
+
+def preset_from(arguments: Namespace) -> Preset:
+    """The preset, with the conditions of --setting where it is given."""
+    preset = load_preset(arguments.preset)
+    return preset if arguments.setting is None else replace(preset, conditions=SETTINGS[arguments.setting])
+
+
+def samples_from(
+    arguments: Namespace, schedule: Schedule, degradations: Sequence[str], clean_fraction: float
+) -> Samples:
+    """The training samples: a share that is left clean, the rest with the degradations named. Raises DataError."""
+    crop, seed = schedule.crop, schedule.seed
+    if arguments.data is None:
+        shown = degradations if clean_fraction < 1 else ()
+        return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction)
+    lists, skip = arguments.lists, arguments.skip_broken
+    pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)
+    if pairs.skipped:
+        say(f"{len(pairs.skipped)} unreadable pictures are left out, first {pairs.skipped[0]}")
+    return pairs
 
 
 def schedule_from(arguments: Namespace) -> Schedule:

@@ -20,11 +20,10 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
 
 from ..base import PROMPT_FILE, Model, load_part, new_ddpm, new_unet, new_vae, random_prompt
-from ..config import Preset, load_preset
-from ..data.dataset import PhotographCrops
+from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
-from .arguments import schedule_from, training_parser
+from .arguments import Samples, preset_from, samples_from, schedule_from, training_parser
 from .loop import Log, Schedule, cost, is_main_process, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 
@@ -39,18 +38,18 @@ COMMANDS: dict[str, dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = training_parser("python -m dod.training.pretrain", "The priors that a preset needs.", COMMANDS)
     arguments = parser.parse_args(argv)
-    preset, schedule = load_preset(arguments.preset), schedule_from(arguments)
+    preset, schedule = preset_from(arguments), schedule_from(arguments)
     key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
     if source == "random":
         raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
-    crops = PhotographCrops(arguments.photographs, schedule.crop, schedule.seed, degradations=(), clean_fraction=1.0)
+    crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1.0)
     torch.manual_seed(schedule.seed)
     pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
     pretrain(preset, crops, schedule, arguments.state, arguments.go_on)
     return 0
 
 
-def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
+def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Autoencoder. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
     folder = preset.folder / preset.base.source / "vae"
     vae = _part(AutoencoderKL, folder) if go_on else new_vae(preset.base.vae)
@@ -63,7 +62,7 @@ def pretrain_vae(preset: Preset, crops: PhotographCrops, schedule: Schedule, sta
     _publish(vae, folder, log, schedule, go_on)
 
 
-def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
+def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
     vae = _part(AutoencoderKL, folder / "vae")
@@ -86,7 +85,7 @@ def pretrain_unet(preset: Preset, crops: PhotographCrops, schedule: Schedule, st
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
 
 
-def pretrain_ddpm(preset: Preset, crops: PhotographCrops, schedule: Schedule, state: Path, go_on: bool) -> None:
+def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Pixel DDPM, of which the encoder and middle block become the MFM's eyes."""
     folder = preset.folder / preset.ddpm.source
     ddpm = _part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)

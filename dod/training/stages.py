@@ -11,7 +11,8 @@ the detail modules alone. Each reads and writes the checkpoint that the preset n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,11 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
-from ..config import Preset, load_preset
-from ..data.dataset import PhotographCrops
 from ..errors import CheckpointError, ConfigError, run_command
 from ..losses import VGG
 from ..model import DOD
 from ..tensors import fingerprint
-from .arguments import schedule_from, training_parser
+from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .loop import Log, Schedule, cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
 
@@ -54,6 +53,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
     },
     "calibrate": {"steps": 64, "batch": 1, "crop": 256},
 }
+CLEAN_FRACTION = 0.1
+"""Of the samples, how many are left clean, so that a clean picture is left alone."""
 SHOWN = 4
 """Pictures that TensorBoard gets."""
 
@@ -61,7 +62,7 @@ SHOWN = 4
 def main(argv: Sequence[str] | None = None) -> int:
     parser = training_parser("python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS)
     arguments = parser.parse_args(argv)
-    preset, schedule = load_preset(arguments.preset), schedule_from(arguments)
+    preset, schedule = preset_from(arguments), schedule_from(arguments)
     if preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
     if arguments.command != "calibrate" and schedule.crop % preset.size_multiple:
@@ -74,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = DOD.from_preset(preset)
     training = [] if anew else load_checkpoint(model, folder).get("training", [])
     if arguments.command == "calibrate":
-        calibrate(model, arguments.photographs, schedule)
+        calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
     else:
-        dataset = crops(arguments.photographs, preset, schedule)
+        dataset = samples_from(arguments, schedule, preset.conditions, CLEAN_FRACTION)
         stage = stage_1 if arguments.command == "1" else stage_2
         options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
         log = stage(model, dataset, schedule, arguments.state, **options)
@@ -85,13 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_main_process():
         save_checkpoint(model, folder, torch.float16, training=training)
     return 0
-
-
-def crops(photographs: Path, preset: Preset, schedule: Schedule, clean_fraction: float = 0.1) -> PhotographCrops:
-    """Random degraded crops of the preset's conditions, and a share that is left clean."""
-    return PhotographCrops(
-        photographs, schedule.crop, schedule.seed, degradations=preset.conditions, clean_fraction=clean_fraction
-    )
 
 
 def stage_1(
@@ -138,12 +132,15 @@ def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
-def calibrate(model: DOD, photographs: Path, schedule: Schedule) -> None:
-    """Each condition's prototype, the mean c over `schedule.steps` crops of it; c's mean and deviation over all."""
+def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count: int) -> None:
+    """Each condition's prototype, the mean c over `count` samples of it; c's mean and deviation over all.
+
+    samples_of: gives the degraded samples of the conditions named.
+    """
     per_condition = {}
     for name in tqdm(model.preset.conditions, desc="calibrate"):
-        dataset = PhotographCrops(photographs, schedule.crop, schedule.seed, degradations=(name,), clean_fraction=0.0)
-        per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(schedule.steps)])
+        dataset = samples_of((name,))
+        per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(count)])
     model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
     everything = torch.cat(list(per_condition.values()))
     model.statistics = torch.stack([everything.mean(0), everything.std(0)])
