@@ -30,7 +30,13 @@ from runtime.console import progress
 from runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_SOURCES = [*(ROOT / "dod").glob("*.py"), ROOT / "export" / "graphs.py", ROOT / "export" / "precision.py"]
+MODEL_MODULES = "__init__ adm base checkpoint clora config detail errors model modulation tensors".split()
+"""The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
+MODEL_SOURCES = [
+    *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
+    ROOT / "export" / "graphs.py",
+    ROOT / "export" / "precision.py",
+]
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 
 
