@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from export.artefacts import Entry, Workshop, hash_sources, key_of
+from export.pipeline import MODEL_MODULES
 from runtime.bundle import MANIFEST
 
 INPUTS = {"base": "abc", "size": (256, 512)}
@@ -173,3 +177,12 @@ def test_hash_sources(tmp_path: Path) -> None:
     assert before == hash_sources([second, first]) != hash_sources([first])
     second.write_text("y = 3")
     assert hash_sources([first, second]) != before
+
+
+def test_graphs_are_stale_when_any_module_of_the_model_changes() -> None:
+    """The list in export/pipeline.py is what loading a model really imports, in a process of its own."""
+    code = (
+        "import sys, dod.checkpoint; print([n.partition('.')[2] for n in sys.modules if n.partition('.')[0] == 'dod'])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {name or "__init__" for name in ast.literal_eval(loaded)} == set(MODEL_MODULES)
