@@ -73,7 +73,17 @@ def turned(rng: np.random.Generator, *windows: NDArray[np.uint8]) -> list[NDArra
 
 def to_tensor(image: NDArray[np.float32]) -> Tensor:
     """[H, W, 3] in 0 to 1 -> float32 [3, H, W] in -1 to 1."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).mul_(2).sub_(1)
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))) * 2 - 1
+
+
+def recolour(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The same scene [H, W, 3], 0 to 1, in other colours: channels permuted, white balance and saturation changed.
+
+    White balance 0.8 to 1.2 for each channel; distance from grey multiplied by 0.5 to 1.7; clipped to 0 to 1.
+    """
+    other = image[..., rng.permutation(3)] * rng.uniform(0.8, 1.2, 3).astype(np.float32)
+    grey = other.mean(axis=2, keepdims=True)
+    return np.clip(grey + np.float32(rng.uniform(0.5, 1.7)) * (other - grey), 0, 1, dtype=np.float32)
 
 
 class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
@@ -81,7 +91,8 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
 
     `index` counts in `names`: the degradations, then "clean" (an undegraded pair, a share `clean_fraction` of them).
     Crops are native, but for a third of them that come from a window up to twice as large, reduced; each is flipped
-    and turned at random. Of two windows the more detailed is taken: flat sky teaches little.
+    and turned at random. Of two windows the more detailed is taken: flat sky teaches little. A share `recoloured` of
+    them gets other colours (`recolour`), for few photographs hold few hues.
 
     Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
     where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there
@@ -96,6 +107,8 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         degradations: Sequence[str] = DEGRADATIONS,
         clean_fraction: float = 0.1,
         length: int = 1 << 40,
+        *,
+        recoloured: float = 0.0,
     ) -> None:
         check_settings(crop, degradations, clean_fraction)
         if not degradations and clean_fraction < 1:
@@ -112,6 +125,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self.crop = crop
         self.seed = seed
         self.clean_fraction = clean_fraction
+        self.recoloured = recoloured
         self._photographs = list(photographs.values())
         self._files = list(photographs)
         self._length = length
@@ -143,7 +157,8 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         if size != self.crop:
             reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
             window = np.asarray(reduced)
-        return turned(rng, window)[0]
+        crop = turned(rng, window)[0]
+        return recolour(crop, rng) if self.recoloured and rng.random() < self.recoloured else crop
 
     @staticmethod
     def _window(photograph: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

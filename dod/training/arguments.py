@@ -29,6 +29,9 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
         source = command.add_mutually_exclusive_group(required=True)
         source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
         source.add_argument("--data", type=Path, help="a published tree of picture pairs: see dod/data/trees.py")
+        command.add_argument(
+            "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
+        )
         command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
         command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
         command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
@@ -59,7 +62,9 @@ def samples_from(
     crop, seed = schedule.crop, schedule.seed
     if arguments.data is None:
         shown = degradations if clean_fraction < 1 else ()
-        return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction)
+        return PhotographCrops(
+            arguments.photographs, crop, seed, shown, clean_fraction, recoloured=arguments.recoloured
+        )
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)
     if pairs.skipped:

@@ -23,8 +23,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_samples(folder: Path) -> None:
-    crops = PhotographCrops(folder, crop=64, seed=0)
+@pytest.mark.parametrize("recoloured", [0.0, 1.0])
+def test_samples(folder: Path, recoloured: float) -> None:
+    crops = PhotographCrops(folder, crop=64, seed=0, recoloured=recoloured)
     assert crops.names == (*DEGRADATIONS, CLEAN)
     counts = dict.fromkeys(range(6), 0)
     for i in range(200):
@@ -76,6 +77,30 @@ def test_length_bounds_the_index(folder: Path) -> None:
     assert len(crops) == 3
     with pytest.raises(IndexError):
         crops[3]
+
+
+def test_recoloured_is_the_same_scene_in_more_hues(folder: Path) -> None:
+    options = {"crop": 32, "seed": 4, "degradations": (), "clean_fraction": 1.0}
+    plain, other = (PhotographCrops(folder, recoloured=share, **options) for share in (0.0, 1.0))
+    strongest = []
+    for i in range(60):
+        a, b = ((crops[i][1] + 1) / 2 for crops in (plain, other))
+        x, y = (image.mean(0).flatten() for image in (a, b))
+        assert np.corrcoef(x, y)[0, 1] > 0.5, "light and dark places stay"
+        strongest.append((int(a.mean((1, 2)).argmax()), int(b.mean((1, 2)).argmax())))
+    assert {b for _, b in strongest} == {0, 1, 2}
+    assert sum(a != b for a, b in strongest) > 20
+    half = PhotographCrops(folder, recoloured=0.5, **options)
+    assert 10 < sum(torch.equal(half[i][1], plain[i][1]) for i in range(60)) < 50
+
+
+def test_a_sample_is_described_by_its_photograph(folder: Path) -> None:
+    crops = PhotographCrops(folder, crop=160, seed=0, degradations=(), clean_fraction=1.0)
+    sizes = {"a.png": data.chelsea()[:160, :300], "b.png": data.astronaut()[:200, :240]}
+    for i in range(12):
+        mean = ((crops[i][1].numpy() + 1) / 2).mean()
+        near = min(sizes, key=lambda name: abs(sizes[name].mean() / 255 - mean))
+        assert crops.describe(i) == near
 
 
 def test_to_tensor_spans_the_range() -> None:
