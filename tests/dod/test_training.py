@@ -30,6 +30,7 @@ from dod.model import DOD
 from dod.training import loop, pretrain, stages
 from dod.training.loop import Schedule, batches, train
 from dod.training.objectives import Adaptation
+from tests.dod.data.small_tree import make_tree
 from tests.dod.small_model import SMALLER, image, normal, smaller
 
 QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
@@ -348,6 +349,22 @@ def test_two_processes_train_as_one_with_twice_the_batch(folder: Path) -> None:
     moved = {name for name in first if (first[name] - alone[name]).abs().max() > 5e-3}
     assert moved
     assert all(torch.allclose(alone[name].float(), together[name].float(), atol=2e-3) for name in moved)
+
+
+def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("vae", "unet", "ddpm"):
+        assert command(pretrain.main, part, folder) == 0
+    tree = make_tree(folder / "tree")
+    (tree / "Train" / "Derain" / "rainy" / "rain-1.png").write_bytes(b"cut short")
+    words = ["--data", str(tree), "--preset", str(folder), "--state", str(folder / "state"), "--crop", "32"]
+    words += ["--steps", "2", "--batch", "2", "--workers", "0", "--setting", "rain-haze-noise"]
+    assert run_command(stages.main, ["1", *words]) == 2
+    assert "1 of " in (printed := capsys.readouterr().err) and "rain-1.png" in printed and "--skip-broken" in printed
+    for stage in ("1", "2", "calibrate"):
+        assert run_command(stages.main, [stage, *words, "--skip-broken"]) == 0
+    assert "1 unreadable pictures are left out" in capsys.readouterr().out
+    assert tuple(load_model(folder).prototypes) == ("haze", "rain", "noise")
+    assert run_command(stages.main, ["1", *words, "--photographs", str(folder)]) == 2
 
 
 @pytest.mark.parametrize(
