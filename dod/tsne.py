@@ -28,7 +28,7 @@ COLOURS = {
     "clean": "#e69f00",
 }
 """Okabe and Ito (2008): told apart with any colour vision. Shapes differ too, so that a grey print can be read."""
-SPARE = ("#cc79a7", "#e69f00", "#8c6d1f", "#7a68c9")
+SPARE = ("#cc79a7", "#8c6d1f", "#7a68c9")
 MARKERS = "os^DvPX*<>hp"
 
 
@@ -46,7 +46,8 @@ def require_libraries() -> None:
 def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
     """t-SNE (van der Maaten and Hinton 2008) by cosine distance: [N, C] -> [N, 2], the same for an equal seed.
 
-    Perplexity 30, less for fewer than 91 vectors. Raises DataError for fewer than 4 and where scikit-learn is missing.
+    Perplexity 30, less for fewer than 91 vectors. Raises DataError for fewer than 4, for equal ones, and where
+    scikit-learn is missing.
     """
     require_libraries()
     from sklearn.manifold import TSNE
@@ -54,15 +55,17 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
     values = np.asarray(vectors, np.float64)
     if len(values) < FEWEST:
         raise DataError(f"t-SNE needs at least {FEWEST} pictures, not {len(values)}: add photographs, or --draws")
+    if not np.ptp(values, axis=0).any():
+        raise DataError(f"all {len(values)} pictures have the same condition: there is nothing to draw")
     perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(values)
+    return TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(values)
 
 
 def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> None:
     """Write a PNG of points [N, 2], each in the colour and shape of its group; the legend names and counts them.
 
-    A group such as `noise=25` takes the colour of `noise`, the darker the larger its number. Raises DataError where
-    matplotlib is missing, OSError where the file cannot be written.
+    Groups such as `noise=15` and `noise=25` share the colour and shape of `noise`, the later named the stronger. Raises
+    DataError where matplotlib is missing, OSError where the file cannot be written.
     """
     require_libraries()
     from matplotlib.figure import Figure
@@ -75,7 +78,7 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
         axes.scatter(
             mine[:, 0],
             mine[:, 1],
-            s=34,
+            s=30,
             alpha=0.85,
             linewidths=0.5,
             edgecolors="white",
@@ -83,12 +86,12 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
             **style,
         )
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="box")
     for side in axes.spines.values():
         side.set_color(FAINT)
     figure.legend(loc="outside right upper", frameon=False, fontsize=10, labelcolor=INK, markerscale=1.3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, format="png")
+    figure.savefig(path, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.1)
 
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:

@@ -219,9 +219,11 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         embed(np.eye(5))
 
 
-def test_too_few_pictures_and_bad_levels(photographs: Path) -> None:
+def test_few_or_equal_pictures_and_bad_levels(photographs: Path) -> None:
     with pytest.raises(DataError, match="at least 4 pictures, not 3"):
         embed(np.eye(3))
+    with pytest.raises(DataError, match="all 5 pictures have the same condition"):
+        embed(np.ones((5, 3)))
     with pytest.raises(ConfigError, match="must be a number"):
         next(synthetic_pictures(photographs, ["noise=much"], SIZE))
     with pytest.raises(DataError, match="no such folder"):
