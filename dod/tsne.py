@@ -46,8 +46,8 @@ def require_libraries() -> None:
 def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
     """t-SNE (van der Maaten and Hinton 2008) by cosine distance: [N, C] -> [N, 2], the same for an equal seed.
 
-    Perplexity 30, less for fewer than 91 vectors. Raises DataError for fewer than 4, for equal ones, and where
-    scikit-learn is missing.
+    It has no orientation of its own: its longer axis is laid along the first coordinate. Perplexity 30, less for fewer
+    than 91 vectors. Raises DataError for fewer than 4, for equal ones, and where scikit-learn is missing.
     """
     require_libraries()
     from sklearn.manifold import TSNE
@@ -58,7 +58,9 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
     if not np.ptp(values, axis=0).any():
         raise DataError(f"all {len(values)} pictures have the same condition: there is nothing to draw")
     perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(values)
+    points = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(values)
+    centred = points - points.mean(axis=0)
+    return centred @ np.linalg.svd(centred, full_matrices=False)[2].T
 
 
 def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> None:
@@ -89,7 +91,8 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="box")
     for side in axes.spines.values():
         side.set_color(FAINT)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=10, labelcolor=INK, markerscale=1.3)
+    style = {"frameon": False, "fontsize": 10, "labelcolor": INK, "markerscale": 1.3}
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, **style)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, format="png", bbox_inches="tight", pad_inches=0.1)
 
