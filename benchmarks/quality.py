@@ -26,7 +26,8 @@ from benchmarks.photographs import centre_crop, photographs
 from dod.contact_sheet import Entry, contact_sheet
 from dod.data.degradations import degrade, rng_for
 from dod.errors import DODError
-from dod.evaluate import Score, mean, score
+from dod.metrics import core_values
+from dod.scores import Score, mean
 from runtime.console import Parser, progress, run_command, table
 from runtime.errors import BackendError, UsageError
 from runtime.restorer import Restorer
