@@ -2,6 +2,9 @@
 
 All are blind: they see the degraded picture alone, never the parameters it was made with. Their constants were chosen
 on the training photographs (`python -m dod.data.photographs`), like a model's weights, never on those of the table.
+
+Where rain falls nearly upright, as in `dod.data.degradations`, a horizontal grey opening (1 x 5 px) is a stronger
+filter than the median: 32.6 dB against 29.7 dB on the training photographs. It is no filter that users reach for.
 """
 
 from __future__ import annotations
@@ -40,11 +43,11 @@ def classical(picture: Picture, degradation: str) -> Picture:
     return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
 
 
-def non_local_means(image: Array, strength: float = 0.8) -> Array:
+def non_local_means(image: Array, strength: float = 0.6) -> Array:
     """Buades, Coll and Morel 2005, with the noise level that `noise_level` estimates."""
     from skimage.restoration import denoise_nl_means
 
-    sigma = noise_level(image)
+    sigma = max(noise_level(image), 1e-3)  # a picture without noise would divide by it
     return denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=2
     ).astype(np.float32)
@@ -63,7 +66,7 @@ def noise_level(image: Array) -> float:
     return float(np.sqrt(np.pi / 2) / 6 * response.mean())
 
 
-def dark_channel_prior(image: Array, window: int = 15, omega: float = 0.95, least: float = 0.1) -> Array:
+def dark_channel_prior(image: Array, window: int = 3, omega: float = 0.7, least: float = 0.1) -> Array:
     """He, Sun and Tang 2009, t refined by a guided filter (He, Sun and Tang 2013): J = (I - A) / max(t, least) + A.
 
     window: of the dark channel, in px. omega: how much of the haze is removed. A: the mean colour of the 0.1 % of
@@ -76,7 +79,7 @@ def dark_channel_prior(image: Array, window: int = 15, omega: float = 0.95, leas
     airlight = image.reshape(-1, 3)[np.argpartition(dark.ravel(), -count)[-count:]].mean(axis=0)
     airlight = np.maximum(airlight, np.float32(1e-3))
     transmission = 1 - omega * minimum_filter((image / airlight).min(axis=2), window, mode="nearest")
-    refined = guided_filter(image.mean(axis=2), transmission, radius=4 * window, epsilon=1e-3)
+    refined = guided_filter(image.mean(axis=2), transmission, radius=60, epsilon=1e-3)
     return (image - airlight) / np.maximum(refined, least)[..., None] + airlight
 
 
@@ -95,14 +98,14 @@ def guided_filter(guide: Array, image: Array, radius: int, epsilon: float) -> Ar
     return mean(slope) * guide + mean(level - slope * centre)
 
 
-def median_of_rain(image: Array, size: int = 3) -> Array:
-    """A median filter on each channel; size in px."""
+def horizontal_median(image: Array, width: int = 9) -> Array:
+    """A median over `width` px of a row, on each channel: rain crosses a row in few pixels."""
     from scipy.ndimage import median_filter
 
-    return median_filter(image, (size, size, 1), mode="reflect")
+    return median_filter(image, (1, width, 1), mode="reflect")
 
 
-def richardson_lucy(image: Array, sigma: float = 1.0, iterations: int = 5) -> Array:
+def richardson_lucy(image: Array, sigma: float = 1.25, iterations: int = 2) -> Array:
     """Richardson 1972 and Lucy 1974 with a fixed Gaussian, for the true kernel is not known. sigma in px."""
     from scipy.ndimage import gaussian_filter
 
@@ -115,16 +118,19 @@ def richardson_lucy(image: Array, sigma: float = 1.0, iterations: int = 5) -> Ar
     return estimate
 
 
-def automatic_gamma(image: Array, target: float = 0.4) -> Array:
-    """I^g, with the g that takes the mean brightness to `target`."""
-    mean = float(np.clip(image.mean(), 1e-3, 0.999))
-    return image ** np.float32(np.log(target) / np.log(mean))
+def levels_and_gamma(image: Array, white: float = 0.999, gamma: float = 0.8) -> Array:
+    """(I / w)^gamma, w the quantile `white` of all values: an editor's automatic levels, then its gamma.
+
+    On the training photographs 5 dB better than CLAHE, and 6 dB better than a gamma chosen by the mean brightness.
+    """
+    brightest = max(float(np.quantile(image, white)), 1e-3)
+    return np.clip(image / np.float32(brightest), 0, 1) ** np.float32(gamma)
 
 
 METHODS: Mapping[str, Method] = {
     "noise": Method("non-local means", non_local_means),
     "haze": Method("dark channel prior", dark_channel_prior),
-    "rain": Method("median filter", median_of_rain),
+    "rain": Method("horizontal median", horizontal_median),
     "blur": Method("Richardson-Lucy", richardson_lucy),
-    "low-light": Method("automatic gamma", automatic_gamma),
+    "low-light": Method("levels and gamma", levels_and_gamma),
 }

@@ -69,8 +69,8 @@ def evaluate(
     """Scores scenes, restoring them first where their output is to be made.
 
     restore: uint8 [H, W, 3] -> the same, for scenes without an output. multiple: all pictures are first centre-cropped
-    to a multiple of so many pixels. save: a folder for what is restored. device: of pyiqa's metrics. bar: shows progress
-    on a terminal. Raises ConfigError for an unknown metric, DataError for pictures that cannot be compared
+    to a multiple of so many pixels. save: a folder for what is restored. device: of pyiqa's metrics. bar: shows
+    progress, on a terminal. Raises ConfigError for an unknown metric, DataError for pictures that cannot be compared
     and metrics that cannot be had.
     """
     shown: dict[str, list[Entry]] = {}
