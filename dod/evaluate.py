@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _check(arguments)
     scenes = find_scenes(arguments.folder, arguments.truths, arguments.inputs, arguments.checkpoint is None)
-    device = arguments.device or _best_device()
+    with_torch = arguments.checkpoint is not None or any(name not in CORE for name in arguments.metrics)
+    device = arguments.device or (_best_device() if with_torch else "cpu")
     setting = {name: str(getattr(arguments, name)) for name in ("folder", "truths", "inputs", "checkpoint")}
     setting = {name: value for name, value in setting.items() if value != "None"}
     restore = None
@@ -208,7 +209,7 @@ def _caption(score: Score, pictures: int) -> str:
 def _best_device() -> str:
     try:
         import torch
-    except ImportError:  # then there is nothing that could run on it
+    except ImportError:  # whoever needs it says so
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 
