@@ -6,7 +6,9 @@ torchvision, and it downloads the weights of a metric when that metric is first 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -74,15 +76,21 @@ def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
     """
     pyiqa = _pyiqa(metric.name)
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    from torch.hub import get_dir
 
     if metric.name not in DEFAULT_CONFIGS:
         raise DataError(f"pyiqa {pyiqa.__version__} has no metric {metric.name!r}: pip install -e '.[eval-iqa]'")
     try:
-        network = pyiqa.create_metric(metric.name, device=device)
+        with redirect_stdout(sys.stderr):  # pyiqa prints what it downloads; stdout is for the table
+            network = pyiqa.create_metric(metric.name, device=device)
+    except ImportError as error:
+        raise DataError(
+            f"{metric.name} needs more than pyiqa ({_short(error)}): pip install -e '.[eval-iqa]'"
+        ) from error
     except Exception as error:  # what a failed download raises depends on the metric: URL, hub and archive errors
         raise DataError(
             f"pyiqa {pyiqa.__version__} cannot make {metric.name}: {_short(error)}. It downloads weights when a metric "
-            f"is first made: do that once where there is a network, and copy its cache ({_cache()}) here"
+            f"is first made: do that once where there is a network, and copy {get_dir()} here"
         ) from error
     options = {key: value for key, value in DEFAULT_CONFIGS[metric.name]["metric_opts"].items() if key != "type"}
     settings = {"variant": f"pyiqa {metric.name}", "options": options, "library": f"pyiqa {pyiqa.__version__}"}
@@ -98,12 +106,6 @@ def _pyiqa(name: str) -> ModuleType:
             "environment whose torchvision was built for its torch"
         ) from error
     return pyiqa
-
-
-def _cache() -> str:
-    from pyiqa.utils.download_util import DEFAULT_CACHE_DIR
-
-    return str(DEFAULT_CACHE_DIR)
 
 
 def _short(error: BaseException) -> str:

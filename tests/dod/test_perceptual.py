@@ -32,6 +32,9 @@ __version__ = "9.8"
 
 def create_metric(name, device):
     print("device", device, file=sys.stderr)
+    print("Loading on stdout")
+    if name == "maniqa":
+        import timm_that_is_missing
     if name == "musiq":
         raise OSError("no network\\nmore")
     return globals()[name]
@@ -57,6 +60,7 @@ DEFAULT_CONFIGS = {
     "fid": {"metric_opts": {"type": "FID"}},
     "niqe": {"metric_opts": {"type": "NIQE"}},
     "musiq": {"metric_opts": {"type": "MUSIQ"}},
+    "maniqa": {"metric_opts": {"type": "MANIQA"}},
 }
 """
 
@@ -82,11 +86,9 @@ def run(where: Path, *metrics: str, extra: Path | None = None) -> subprocess.Com
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     package = tmp_path / "packages" / "pyiqa"
-    (package / "utils").mkdir(parents=True)
+    package.mkdir(parents=True)
     (package / "__init__.py").write_text(PACKAGE)
     (package / "default_model_configs.py").write_text(CONFIGS)
-    (package / "utils" / "__init__.py").write_text("")
-    (package / "utils" / "download_util.py").write_text("DEFAULT_CACHE_DIR = '/the/cache'")
     return package.parent
 
 
@@ -124,14 +126,15 @@ def test_pictures_sets_and_settings(folders: Path, stand_in: Path) -> None:
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("musiq", ("pyiqa 9.8 cannot make musiq: OSError: no network.", "/the/cache")),
+        ("musiq", ("pyiqa 9.8 cannot make musiq: OSError: no network.", "copy /")),
         ("niqe", ("haze/c: pyiqa's niqe failed: AssertionError: too small",)),
+        ("maniqa", ("maniqa needs more than pyiqa (ModuleNotFoundError: No module named 'timm_", "eval-iqa")),
         ("dists", ("pyiqa 9.8 has no metric 'dists'", "eval-iqa")),
     ],
 )
 def test_what_pyiqa_cannot_do(folders: Path, stand_in: Path, metric: str, words: tuple[str, ...]) -> None:
     done = run(folders, metric, extra=stand_in)
-    errors = [line for line in done.stderr.splitlines() if not line.startswith(("device", "evaluating"))]
+    errors = [line for line in done.stderr.splitlines() if not line.startswith(("device", "Loading", "evaluating"))]
     assert done.returncode == 2 and len(errors) == 1 and errors[0].startswith("error: "), done.stderr
     assert all(word in errors[0] for word in words) and not (folders / "f.json").exists()
 
