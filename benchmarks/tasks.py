@@ -55,5 +55,5 @@ def spoil(task: Task, name: str, truth: np.ndarray, seed: int) -> tuple[np.ndarr
         return truth, {}
     image = truth.astype(np.float32) / np.float32(255)
     degraded, parameters = degrade(image, task.degradation, rng_for(name, task.degradation, seed), **task.fixed)
-    numbers = {key: value for key, value in parameters.items() if isinstance(value, int | float)}
+    numbers = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}
     return np.rint(degraded * 255).astype(np.uint8), numbers

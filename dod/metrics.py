@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -48,11 +49,9 @@ def core_settings(name: str) -> dict[str, Any]:
     """The exact variant of a metric of CORE, as JSON values."""
     if name == "psnr":
         return {"variant": "10 log10(1 / MSE) over all pixels and channels"}
-    from skimage import __version__
-
     return {
         "variant": f"{SSIM_WINDOW}x{SSIM_WINDOW} windows, uniform weights",
-        "library": f"scikit-image {__version__}",
+        "library": f"scikit-image {version('scikit-image')}",
     }
 
 
