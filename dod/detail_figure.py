@@ -20,7 +20,7 @@ from .contact_sheet import Entry, contact_sheet
 from .data.dataset import load_photographs, to_tensor
 from .data.degradations import degrade, rng_for
 from .errors import ConfigError, DataError, run_command
-from .evaluate import psnr
+from .metrics import psnr
 from .model import DOD
 
 Picture = NDArray[np.uint8]

@@ -1,222 +1,217 @@
-"""PSNR and SSIM of restored pictures, and the tables of them: `python -m dod.evaluate OUTPUTS TRUTHS`.
+"""The metrics of restored pictures and the tables of them: `python -m dod.evaluate OUTPUTS TRUTHS`.
 
-Both folders hold pictures of the same names, in the same subfolders; extensions may differ. Any method's outputs will
-do. RGB in 0..1, no border cropped, the mean over the pictures: what the papers of all-in-one restoration report.
+    python -m dod.evaluate OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png    # the outputs of any method
+    python -m dod.evaluate DEGRADED TRUTHS --checkpoint mini --save OUTPUTS      # restored here first, with PyTorch
+    python -m dod.evaluate OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq    # through pyiqa: extra eval-iqa
+
+The folders hold pictures of the same names, in the same subfolders; extensions may differ. First-level subfolders are
+tasks, and the last line is the mean of their means. What each metric is exactly stands in the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from dod.errors import DataError, run_command
+from dod.contact_sheet import Entry, contact_sheet
+from dod.errors import ConfigError, DataError, run_command
+from dod.metrics import CORE
+from dod.pictures import crop_to_multiple, match, read_rgb, task_of
+from dod.scorer import Scorer
+from dod.scores import Result, Score, as_json, markdown, text
 
-__all__ = ["Score", "evaluate", "mean", "pair", "pictures", "psnr", "read_rgb", "score", "ssim", "table"]
+__all__ = ["Evaluation", "Scene", "evaluate", "find_scenes"]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-SSIM_WINDOW = 7
-NAMED = 5  # so many names stand in an error
+SHOWN = 3  # scenes of each task on the contact sheet
 
-Array = NDArray[np.generic]
+Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Score:
-    """One picture, or a mean. psnr in dB, infinite for equal pictures; ssim at most 1."""
+class Scene:
+    """The files of one picture. degraded: None where only the output is known; output: None where it is to be made."""
 
     name: str
-    psnr: float
-    ssim: float
+    truth: Path
+    output: Path | None = None
+    degraded: Path | None = None
 
 
-def psnr(a: Array, b: Array) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64; infinite for equal pictures.
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of `evaluate`: the figures, what they are, and the first scenes of each task to look at."""
 
-    a, b: of one shape, uint8 or float in 0..1. Raises DataError for others.
+    result: Result
+    settings: dict[str, dict[str, object]]
+    shown: list[Entry]
 
-    >>> round(psnr(np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.1)), 6)
-    20.0
+
+def evaluate(
+    scenes: Sequence[Scene],
+    metrics: Sequence[str] = tuple(CORE),
+    *,
+    restore: Callable[[Picture], Picture] | None = None,
+    multiple: int = 1,
+    save: Path | None = None,
+    device: str = "cpu",
+    bar: bool = False,
+) -> Evaluation:
+    """Scores scenes, restoring them first where their output is to be made.
+
+    restore: uint8 [H, W, 3] -> the same, for scenes without an output. multiple: all pictures are first centre-cropped
+    to a multiple of so many pixels. save: a folder for what is restored. device: of pyiqa's metrics. bar: shows
+    progress, on a terminal. Raises ConfigError for an unknown metric, DataError for pictures that cannot be compared
+    and metrics that cannot be had.
     """
-    first, second = _unit(a, b)
-    error = float(np.square(first - second).mean())
-    return math.inf if error == 0 else -10 * math.log10(error)
+    shown: dict[str, list[Entry]] = {}
+    with Scorer(metrics, device) as scorer:
+        for scene in tqdm(scenes, "evaluating", unit="picture", disable=None if bar else True):
+            degraded, output, truth = _pictures(scene, restore, multiple)
+            if save and scene.output is None:
+                _write(save / f"{scene.name}.png", output)
+            score = scorer.add(scene.name, output, truth)
+            entries = shown.setdefault(task_of(scene.name), [])
+            if len(entries) < SHOWN:
+                there = [output, truth] if degraded is None else [degraded, output, truth]
+                entries.append(Entry(_caption(score, len(there)), there))
+        result = scorer.result()
+        return Evaluation(result, scorer.settings, [entry for entries in shown.values() for entry in entries])
 
 
-def ssim(a: Array, b: Array) -> float:
-    """Structural similarity (Wang et al. 2004) as scikit-image computes it: 7x7 windows, the mean of the channels.
-
-    a, b: [H, W, 3], uint8 or float in 0..1, at least 7x7 pixels. Raises DataError for others.
-    """
-    try:
-        from skimage.metrics import structural_similarity
-    except ImportError as error:
-        raise DataError(f"SSIM needs scikit-image ({error}): pip install -e '.[eval]'") from error
-    first, second = _unit(a, b)
-    if min(first.shape[:2]) < SSIM_WINDOW:
-        raise DataError(f"SSIM needs at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, not {list(first.shape)}")
-    return float(np.asarray(structural_similarity(first, second, data_range=1.0, channel_axis=2)))
-
-
-def score(name: str, output: Array, truth: Array) -> Score:
-    """PSNR and SSIM of an output [H, W, 3] against its truth. Raises DataError, with the name, where they differ."""
-    try:
-        return Score(name, psnr(output, truth), ssim(output, truth))
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from error
-
-
-def mean(scores: Sequence[Score], name: str = "mean") -> Score:
-    """The mean over pictures, of the decibels too, as papers do."""
-    if not scores:
-        raise DataError("no pictures to take a mean of")
-    return Score(name, *(float(np.mean([getattr(each, key) for each in scores])) for key in ("psnr", "ssim")))
-
-
-def pair(outputs: Path, truths: Path) -> list[tuple[str, Path, Path]]:
-    """(name, output, truth) of all pictures below two folders, by their path without its extension, in order.
-
-    Subfolders that `truths` does not have are passed over. Raises DataError for a missing or empty folder, a name that
-    occurs twice, and names without a counterpart.
-    """
-    theirs = pictures(truths)
-    places = {Path(name).parent for name in theirs}
-    mine = {name: path for name, path in pictures(outputs).items() if Path(name).parent in places}
-    for folder, wanted, there in ((outputs, theirs, mine), (truths, mine, theirs)):
-        missing = [name for name in wanted if name not in there]
-        if missing:
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            raise DataError(f"{folder} lacks {len(missing)} of {len(wanted)}: {', '.join(missing[:NAMED])}{more}")
-    return [(name, mine[name], path) for name, path in theirs.items()]
-
-
-def pictures(folder: Path) -> dict[str, Path]:
-    """The picture files below a folder by their path without its extension, in order.
-
-    Raises DataError for a missing folder, one without pictures, and a name that occurs twice.
-    """
-    if not folder.is_dir():
-        raise DataError(f"no such folder: {folder}")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise DataError(f"{folder} has {name} twice: {found[name].name} and {path.name}; keep one")
-            found[name] = path
-    if not found:
-        raise DataError(f"no pictures in {folder}: none ends in {', '.join(SUFFIXES)}")
-    return found
-
-
-def evaluate(outputs: Path, truths: Path, bar: bool = False) -> list[Score]:
-    """The scores of all pictures of two folders. bar: shows progress, where there is a terminal. Raises DataError."""
-    pairs = pair(outputs, truths)
-    with tqdm(pairs, "evaluating", unit="picture", disable=None if bar else True) as watched:
-        return [score(name, read_rgb(output), read_rgb(truth)) for name, output, truth in watched]
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """A picture file as uint8 [H, W, 3]. Raises DataError."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
-    """A table, the first column on the left and numbers on the right; SSIM-like cells with 4 digits are given as texts.
-
-    >>> print(table(["picture", "PSNR"], [["a", "31.20"]]))
-    picture   PSNR
-    a        31.20
-    """
-    lines = [[str(cell) for cell in row] for row in (headers, *rows)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(headers))]
-    texts = [
-        [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    ]
-    if not markdown:
-        return "\n".join("  ".join(line) for line in texts)
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [texts[0], rule, *texts[1:]])
-
-
-def report(scores: Sequence[Score], markdown: bool = False) -> str:
-    """The table of all pictures and their mean."""
-    rows = [[each.name, f"{each.psnr:.2f}", f"{each.ssim:.4f}"] for each in (*scores, mean(scores))]
-    return table(["picture", "PSNR dB", "SSIM"], rows, markdown)
-
-
-def as_json(scores: Sequence[Score]) -> dict[str, Any]:
-    """JSON values: the scores, their mean, and what was computed. The infinite PSNR of equal pictures becomes null."""
-
-    def plain(each: Score) -> dict[str, Any]:
-        return {**asdict(each), "psnr": each.psnr if math.isfinite(each.psnr) else None}
-
-    metrics = {
-        "psnr": "RGB in 0..1, float64, no border cropped",
-        "ssim": f"scikit-image, RGB in 0..1, {SSIM_WINDOW}x{SSIM_WINDOW} windows, mean of the channels",
-    }
-    return {"metrics": metrics, "pictures": [plain(each) for each in scores], "mean": plain(mean(scores))}
+def find_scenes(folder: Path, truths: Path, inputs: Path | None = None, restored: bool = True) -> list[Scene]:
+    """The scenes of the folders. restored: whether `folder` holds outputs, or inputs. Raises DataError."""
+    degraded = match(inputs, truths) if inputs else {}
+    found = match(folder, truths).items()
+    if not restored:
+        return [Scene(name, truth, degraded=path) for name, (path, truth) in found]
+    return [Scene(name, truth, path, degraded[name][0] if inputs else None) for name, (path, truth) in found]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dod.evaluate", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("outputs", type=Path, help="folder of restored pictures")
-    parser.add_argument("truths", type=Path, help="folder of clean pictures, with the same names")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table as Markdown")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
+    _check(arguments)
+    scenes = find_scenes(arguments.folder, arguments.truths, arguments.inputs, arguments.checkpoint is None)
+    with_torch = arguments.checkpoint is not None or any(name not in CORE for name in arguments.metrics)
+    device = arguments.device or (_best_device() if with_torch else "cpu")
+    setting = {name: str(getattr(arguments, name)) for name in ("folder", "truths", "inputs", "checkpoint")}
+    setting = {name: value for name, value in setting.items() if value != "None"}
+    restore = None
+    if arguments.checkpoint is not None:
+        from dod.checkpoint import load_model  # here, because the outputs of other methods are measured without torch
+        from dod.restoration import restore_picture
 
-    scores = evaluate(arguments.outputs, arguments.truths, bar=True)
-    print(report(scores))
-    for path, text in ((arguments.json, _dump(scores)), (arguments.markdown, report(scores, markdown=True))):
+        model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm).to(device)
+        restore = partial(restore_picture, model)
+        setting |= {"preset": model.preset.name, "base_sha256": model.base_sha256}
+    done = evaluate(
+        scenes,
+        arguments.metrics,
+        restore=restore,
+        multiple=arguments.crop_to_multiple,
+        save=arguments.save,
+        device=device,
+        bar=True,
+    )
+    print(text(done.result))
+    data = {**setting, "crop_to_multiple": arguments.crop_to_multiple, **as_json(done.result, done.settings)}
+    files = {
+        arguments.json: json.dumps(data, indent=1, allow_nan=False),
+        arguments.markdown: markdown(done.result, done.settings),
+    }
+    for path, content in files.items():
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{text}\n", "utf-8")
+            path.write_text(f"{content}\n", "utf-8")
+    if arguments.sheet:
+        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(done.shown, per_line=SHOWN).save(arguments.sheet)
     return 0
 
 
-def _dump(scores: Sequence[Score]) -> str:
-    return json.dumps(as_json(scores), indent=1, allow_nan=False)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dod.evaluate", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path, help="restored pictures; with --checkpoint, what it restores first")
+    parser.add_argument("truths", type=Path, help="clean pictures, with the same names")
+    parser.add_argument("--metrics", nargs="+", default=list(CORE), metavar="NAME", help="default: psnr ssim")
+    parser.add_argument("--crop-to-multiple", type=int, default=1, metavar="N", help="centre-crop; 16 in most papers")
+    parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="what was restored, for the contact sheet")
+    parser.add_argument("--checkpoint", help="restore with this preset or checkpoint folder, in PyTorch")
+    parser.add_argument("--base", help="where its frozen weights lie, if not where the preset says")
+    parser.add_argument("--ddpm", help="the same of its DDPM")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep what --checkpoint restores")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and what they are, as JSON")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet: (input,) output, truth")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
-def _unit(a: Array, b: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two pictures as float64 in 0..1."""
-    if a.shape != b.shape or not a.size:
-        raise DataError(f"the pictures differ in size: {_size(a)} and {_size(b)}")
-    return _unit_of(a), _unit_of(b)
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError for options that contradict each other, before anything is read."""
+    if arguments.crop_to_multiple < 1:
+        raise ConfigError(f"--crop-to-multiple must be at least 1, not {arguments.crop_to_multiple}")
+    if arguments.checkpoint is None:
+        for name in ("base", "ddpm", "save"):
+            if getattr(arguments, name) is not None:
+                raise ConfigError(f"--{name} goes with --checkpoint: without it nothing is restored here")
+    elif arguments.inputs:
+        raise ConfigError(f"--inputs {arguments.inputs}: with --checkpoint the first folder already holds the inputs")
+    if arguments.save and arguments.save.exists() and any(arguments.save.iterdir()):
+        raise ConfigError(f"--save {arguments.save} is not empty: choose another folder")
+    if arguments.sheet and arguments.sheet.suffix.lower() not in Image.registered_extensions():
+        raise ConfigError(f"--sheet {arguments.sheet}: name a picture file, such as sheet.png")
 
 
-def _unit_of(picture: Array) -> NDArray[np.float64]:
-    if picture.dtype == np.uint8:
-        return picture.astype(np.float64) / 255
-    values = picture.astype(np.float64)
-    if picture.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
-        raise DataError(f"a picture must be uint8, or float in 0..1, not {picture.dtype}: clip it first")
-    return values
+def _pictures(
+    scene: Scene, restore: Callable[[Picture], Picture] | None, multiple: int
+) -> tuple[Picture | None, Picture, Picture]:
+    """(degraded, output, truth) of a scene, cropped. Raises DataError."""
+
+    def cropped(path: Path) -> Picture:
+        try:
+            return crop_to_multiple(read_rgb(path), multiple)
+        except DataError as error:
+            raise DataError(f"{scene.name}: {error}") from error
+
+    degraded = None if scene.degraded is None else cropped(scene.degraded)
+    if scene.output is not None:
+        return degraded, cropped(scene.output), cropped(scene.truth)
+    if restore is None or degraded is None:
+        raise DataError(f"{scene.name} has no output, and no input or model to make one")
+    return degraded, restore(degraded), cropped(scene.truth)
 
 
-def _size(picture: Array) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]}" if picture.ndim >= 2 else str(list(picture.shape))
+def _write(path: Path, picture: Picture) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def _caption(score: Score, pictures: int) -> str:
+    what = "(input, output, truth)" if pictures == 3 else "(output, truth)"
+    figure = f", {score.values['psnr']:.1f} dB" if "psnr" in score.values else ""
+    return f"{score.name}{figure} {what}"
+
+
+def _best_device() -> str:
+    try:
+        import torch
+    except ImportError:  # whoever needs it says so
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,19 @@ from runtime.console import progress
 from runtime.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL_MODULES = "__init__ adm base checkpoint clora config detail errors model modulation tensors".split()
+MODEL_MODULES = [
+    "__init__",
+    "adm",
+    "base",
+    "checkpoint",
+    "clora",
+    "config",
+    "detail",
+    "errors",
+    "model",
+    "modulation",
+    "tensors",
+]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),

@@ -14,21 +14,18 @@ from torch.utils.data import Dataset
 
 from dod.data.degradations import DEGRADATIONS, degrade
 from dod.errors import DataError
+from dod.pictures import SUFFIXES, read_rgb
 
 __all__ = [
     "CLEAN",
-    "SUFFIXES",
     "PhotographCrops",
     "check_settings",
     "load_photographs",
-    "read_picture",
     "to_tensor",
     "turned",
 ]
 
 CLEAN = "clean"
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
@@ -42,16 +39,7 @@ def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
         raise DataError(
             f"no photographs in {folder}: `python -m dod.data.photographs {folder.parent}` fetches this project's own"
         )
-    return {path.name: read_picture(path) for path in paths}
-
-
-def read_picture(path: Path) -> NDArray[np.uint8]:
-    """A picture file as RGB uint8 [H, W, 3]. Raises DataError, naming it, where it cannot be read."""
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except UNREADABLE as error:
-        raise DataError(f"cannot read the picture {path}: {error}; remove it or prepare the folder again") from error
+    return {path.name: read_rgb(path) for path in paths}
 
 
 def check_settings(crop: int, degradations: Sequence[str], clean_fraction: float) -> None:

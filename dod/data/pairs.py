@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from dod.data.dataset import CLEAN, UNREADABLE, check_settings, read_picture, to_tensor, turned
+from dod.data.dataset import CLEAN, check_settings, to_tensor, turned
 from dod.data.degradations import DEGRADATIONS, degrade
 from dod.data.trees import LISTS, Pair, few, find_pairs
 from dod.errors import DataError
+from dod.pictures import UNREADABLE, read_rgb
 
 __all__ = ["PairedCrops", "check_pairs", "list_files"]
 
@@ -161,9 +162,9 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
 
     def _windows(self, index: int, pair: Pair, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The same place of both pictures, uint8 [crop, crop, 3]; of a clean sample or noise, the clean one twice."""
-        clean = read_picture(pair.clean)
+        clean = read_rgb(pair.clean)
         path = None if self.names[index] == CLEAN else pair.degraded
-        degraded = clean if path is None else read_picture(path)
+        degraded = clean if path is None else read_rgb(path)
         height, width = clean.shape[:2]
         if degraded.shape != clean.shape or min(height, width) < self.crop:
             raise DataError(f"{pair.degraded or pair.clean} has another size than when the run began")

@@ -20,9 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from dod.data.dataset import SUFFIXES
 from dod.data.degradations import DEGRADATIONS
 from dod.errors import DataError
+from dod.pictures import SUFFIXES
 
 __all__ = ["LISTS", "SETTINGS", "SPLITS", "Pair", "few", "find_pairs"]
 

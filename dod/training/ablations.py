@@ -21,11 +21,13 @@ import torch
 from tqdm import tqdm
 
 from ..config import load_preset
-from ..data.dataset import PhotographCrops, load_photographs, to_tensor
+from ..data.dataset import PhotographCrops, load_photographs
 from ..data.degradations import degrade, rng_for
 from ..errors import ConfigError, DataError, run_command
-from ..evaluate import psnr, ssim, table
+from ..metrics import psnr, ssim
 from ..model import DOD
+from ..restoration import restore_picture
+from ..scores import table
 from .loop import Schedule
 from .stages import CLEAN_FRACTION, stage_1, stage_2
 
@@ -130,19 +132,16 @@ def measure(
     return {False: without, True: quality(model, held_out, arguments.size, arguments.seed)}
 
 
-@torch.no_grad()
 def quality(model: DOD, photographs: dict[str, np.ndarray], size: int, seed: int) -> tuple[float, float]:
     """Mean (PSNR in dB, SSIM) of the middle `size` px of photographs, with each of the preset's degradations."""
-    model.eval()
     found = []
     for name, pixels in photographs.items():
         top, left = ((side - size) // 2 for side in pixels.shape[:2])
-        clean = pixels[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+        truth = pixels[top : top + size, left : left + size]
+        clean = truth.astype(np.float32) / np.float32(255)
         for degradation in model.preset.conditions:
             degraded, _ = degrade(clean, degradation, rng_for(name, degradation, seed))
-            restored = model(to_tensor(degraded)[None])[0].clamp(-1, 1).permute(1, 2, 0).numpy()
-            output = np.rint((restored + 1) * 127.5).astype(np.uint8)
-            truth = np.rint(clean * 255).astype(np.uint8)
+            output = restore_picture(model, np.rint(degraded * 255).astype(np.uint8))
             found.append((psnr(output, truth), ssim(output, truth)))
     return float(np.mean([p for p, _ in found])), float(np.mean([s for _, s in found]))
 

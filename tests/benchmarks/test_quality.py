@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from benchmarks.classical import METHODS
 from benchmarks.photographs import SCIKIT_IMAGE, centre_crop, photographs
-from benchmarks.quality import TASKS, main
+from benchmarks.quality import main
+from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
-from dod.evaluate import evaluate, psnr
+from dod.evaluate import evaluate, find_scenes
+from dod.metrics import psnr
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 
@@ -41,10 +44,11 @@ def test_pictures_and_figures_agree(finished: tuple[str, Path]) -> None:
     figures = json.loads((out / "quality.json").read_text())
     assert list(figures["tasks"]) == [task.name for task in TASKS]
     for kind in ("input", "output"):
-        for each in evaluate(out / kind, out / "truth"):
+        for each in evaluate(find_scenes(out / kind, out / "truth")).result.pictures:
             task, _, name = each.name.partition("/")
             stated = figures["tasks"][task]["pictures"][name][kind]
-            assert stated["psnr"] == (None if task == "clean" else each.psnr) and stated["ssim"] == each.ssim
+            assert stated["psnr"] == (None if task == "clean" else each.values["psnr"])
+            assert stated["ssim"] == each.values["ssim"]
     mean = figures["tasks"]["noise-25"]["mean"]["input"]["psnr"]
     assert 19 < mean < 22 and f"noise sigma 25: {mean:.2f} -> {mean:.2f} dB" in printed
     assert "a clean photograph comes back at inf dB" in printed
@@ -81,6 +85,31 @@ def test_own_photographs_seed_and_matching_condition(tmp_path: Path) -> None:
     assert figures[0] == figures[1]
     same = [name for name in figures[0] if figures[0][name]["mean"]["output"] == figures[2][name]["mean"]["output"]]
     assert same == ["haze"]
+
+
+def test_classical_methods_stand_beside_the_bundle(identity: Path, tmp_path: Path) -> None:
+    """The bundle changes nothing, so a method is better than it exactly where it raises the PSNR of the input."""
+    done = run("quality", "--bundle", identity, "--size", 96, "--limit", 1, "--classical", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "build" / "quality"
+    figures = json.loads((out / "quality.json").read_text())
+    assert set(figures["classical"]) == set(METHODS) and "classical" not in figures["tasks"]["clean"]["mean"]
+    better = 0
+    for name, method in METHODS.items():
+        tasks = [task.name for task in TASKS if task.degradation == name]
+        gains = [_psnr(out, "classical", task) - _psnr(out, "input", task) for task in tasks]
+        stated = figures["classical"][name]
+        assert stated["classical_psnr"] - stated["output_psnr"] == pytest.approx(np.mean(gains), abs=1e-9)
+        assert f"{method.name} PSNR" in done.stdout
+        better += bool(np.mean(gains) < 0)
+    assert f"more PSNR than the classical method on {better} of 5 tasks" in done.stdout
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert 4 * 96 < sheet.width < 5 * 96
+
+
+def _psnr(out: Path, kind: str, task: str) -> float:
+    with Image.open(out / kind / task / "astronaut.png") as a, Image.open(out / "truth" / task / "astronaut.png") as b:
+        return psnr(np.asarray(a), np.asarray(b))
 
 
 def test_photographs_come_with_the_wheel() -> None:

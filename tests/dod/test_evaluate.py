@@ -10,14 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from dod.checkpoint import load_model
 from dod.contact_sheet import Entry, contact_sheet
-from dod.errors import DataError
-from dod.evaluate import Score, evaluate, mean, pair, psnr, score, ssim
+from dod.errors import DataError, run_command
+from dod.evaluate import evaluate, find_scenes, main
+from dod.metrics import core_values, psnr, ssim
+from dod.pictures import crop_to_multiple, match
+from dod.restoration import restore_picture
+from dod.scores import Score, mean
+from runtime.geometry import pad
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +60,9 @@ def test_known_values() -> None:
     assert psnr(black, grey) == pytest.approx(20 * math.log10(5))  # 51 is a fifth of 255
     assert psnr(grey, grey) == math.inf and ssim(grey, grey) == 1
     assert psnr(grey.astype(np.float32) / np.float32(255), black) == pytest.approx(psnr(grey, black), abs=1e-5)
-    assert mean([Score("a", 20, 0.5), Score("b", 30, 0.7)]) == Score("mean", 25, 0.6)
+    assert mean([Score("a", {"psnr": 20, "ssim": 0.5}), Score("b", {"psnr": 30, "ssim": 0.7})]) == Score(
+        "mean", {"psnr": 25, "ssim": 0.6}
+    )
 
 
 @pytest.mark.parametrize(
@@ -68,7 +77,7 @@ def test_known_values() -> None:
 )
 def test_pictures_that_cannot_be_compared(a: np.ndarray, b: np.ndarray, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
-        score("street", a, b)
+        core_values("street", a, b)
     assert str(caught.value).startswith("street: ")
 
 
@@ -76,8 +85,9 @@ def test_pairs_go_by_path_without_extension(tmp_path: Path) -> None:
     outputs = save(tmp_path / "outputs", a=noisy(0), rain__b=noisy(1), other__c=noisy(2))
     truths = save(tmp_path / "truths", rain__b=noisy(1))
     Image.fromarray(noisy(0)).save(truths / "a.bmp")
-    assert [name for name, _, _ in pair(outputs, truths)] == ["a", "rain/b"]
-    assert [each.psnr for each in evaluate(outputs, truths)] == [math.inf, math.inf]
+    assert list(match(outputs, truths)) == ["a", "rain/b"]
+    done = evaluate(find_scenes(outputs, truths))
+    assert [each.values["psnr"] for each in done.result.pictures] == [math.inf, math.inf]
 
 
 def test_command_prints_and_writes(tmp_path: Path) -> None:
@@ -90,7 +100,89 @@ def test_command_prints_and_writes(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "new" / "f.json").read_text())
     assert found["pictures"][0]["psnr"] == pytest.approx(psnr(noisy(0), noisy(2)))
     assert found["pictures"][1] == {"name": "b", "psnr": None, "ssim": 1.0}
-    assert (tmp_path / "f.md").read_text().startswith("| picture | PSNR dB |")
+    assert found["metrics"]["ssim"]["library"].startswith("scikit-image 0.") and found["crop_to_multiple"] == 1
+    text = (tmp_path / "f.md").read_text()
+    assert text.startswith("| picture | PSNR dB |") and "- SSIM: 7x7 windows" in text
+
+
+def test_tasks_are_the_first_folders_and_count_alike(tmp_path: Path) -> None:
+    """Two pictures of rain at 20 and 30 dB and one of haze at 40: 32.5 over the tasks, 30 over the pictures."""
+    black = np.zeros((10, 10, 3), np.uint8)
+    truths, outputs = tmp_path / "truths", tmp_path / "outputs"
+    for name, error in {"rain__light__a": 25.5, "rain__b": 25.5 / 10**0.5, "haze__c": 2.55}.items():
+        picture = np.full(black.shape, math.floor(error), np.uint8)
+        picture.reshape(-1)[: round(_share(error) * picture.size)] += 1
+        save(truths, **{name: black})
+        save(outputs, **{name: picture})
+    done = run(outputs, truths, "--json", tmp_path / "f.json", "--markdown", tmp_path / "f.md", "--metrics", "psnr")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert {task: each["pictures"] for task, each in found["tasks"].items()} == {"haze": 1, "rain": 2}
+    assert found["tasks"]["rain"]["psnr"] == pytest.approx(25, abs=0.05) and "ssim" not in found["mean"]
+    assert found["mean"]["psnr"] == pytest.approx(32.5, abs=0.05)
+    last, found_mean = done.stdout.splitlines()[-3:], round(found["mean"]["psnr"], 2)
+    assert [line.split()[0] for line in last] == ["haze", "rain", "mean"] and float(last[2].split()[-1]) == found_mean
+    assert (tmp_path / "f.md").read_text().startswith("| task ")
+
+
+def _share(error: float) -> float:
+    """How many of the values must be floor(error) + 1 for the mean square to be error squared."""
+    low = math.floor(error)
+    return (error**2 - low**2) / (2 * low + 1)
+
+
+def test_crop_to_multiple_is_in_the_middle(tmp_path: Path) -> None:
+    truth = noisy(0, (35, 49, 3))
+    middle = truth[1:33, 0:48]
+    np.testing.assert_array_equal(crop_to_multiple(truth, 16), middle)
+    output = truth.copy()
+    output[0], output[33:], output[:, 48] = 0, 0, 0
+    outputs, truths = (
+        save(tmp_path / "outputs", whole=output, cut=middle),
+        save(tmp_path / "truths", whole=truth, cut=truth),
+    )
+    cropped = evaluate(find_scenes(outputs, truths), ["psnr"], multiple=16).result
+    assert [each.values["psnr"] for each in cropped.pictures] == [math.inf, math.inf]
+    with pytest.raises(DataError, match="cut: the pictures differ in size: 48x32 and 49x35"):
+        evaluate(find_scenes(outputs, truths), ["psnr"])
+    with pytest.raises(DataError, match="cut: 48x32 is too small .* multiple of 64"):
+        evaluate(find_scenes(outputs, truths), ["psnr"], multiple=64)
+
+
+def test_a_checkpoint_restores_pictures_of_any_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Saved, they are those of the model on the picture that the runtime would pad; and they are what is measured."""
+    degraded, clean = noisy(0, (70, 50, 3)), noisy(1, (70, 50, 3))
+    inputs, truths, saved = (
+        save(tmp_path / "in", haze__a=degraded),
+        save(tmp_path / "clean", haze__a=clean),
+        tmp_path / "o",
+    )
+    files = ("--json", tmp_path / "f.json", "--sheet", tmp_path / "sheet.png", "--save", saved)
+    done = run(inputs, truths, "--checkpoint", tiny_checkpoint, *files, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    with Image.open(saved / "haze" / "a.png") as picture:
+        restored = np.asarray(picture)
+    model = load_model(tiny_checkpoint)
+    multiple = model.preset.size_multiple
+    padded = pad(degraded, *(-(-side // multiple) * multiple for side in degraded.shape[:2]))
+    assert padded.shape != degraded.shape
+
+    def tensor(pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])).float() / 127.5 - 1
+
+    with torch.no_grad():
+        expected = model(tensor(padded), model.modulation(tensor(degraded))[1])[0, :, :70, :50]
+    difference = (expected.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5 - restored
+    assert np.abs(difference).max() < 0.51 and restored.std() > 1
+    np.testing.assert_array_equal(restore_picture(model, degraded), restored)
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["pictures"][0]["psnr"] == pytest.approx(psnr(restored, clean)) and found["preset"] == "tiny"
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 3 * 70
+    again = (saved, truths, "--inputs", inputs, "--json", tmp_path / "g.json", "--sheet", tmp_path / "again.png")
+    assert main([str(each) for each in again]) == 0
+    assert json.loads((tmp_path / "g.json").read_text())["pictures"] == found["pictures"]
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
 
 
 def test_samples_are_evaluated_as_they_lie() -> None:
@@ -102,7 +194,7 @@ def test_samples_are_evaluated_as_they_lie() -> None:
     ]
 
 
-def test_bad_input(tmp_path: Path) -> None:
+def refusals(tmp_path: Path) -> list[tuple[tuple[object, ...], str]]:
     a = save(tmp_path / "a", x=noisy(0), y=noisy(0))
     b = save(tmp_path / "b", x=noisy(0), z=noisy(0))
     c = save(tmp_path / "c", x=noisy(0), y=noisy(0, (9, 9, 3)))
@@ -111,18 +203,34 @@ def test_bad_input(tmp_path: Path) -> None:
     Image.fromarray(noisy(0)).save(twice / "x.jpg")
     broken = save(tmp_path / "broken", x=noisy(0), y=noisy(0))
     (broken / "y.png").write_bytes((broken / "y.png").read_bytes()[:100])
-    for pair_of, words in (
+    return [
         ((a, b), f"{a} lacks 1 of 2: z"),
         ((a, tmp_path / "nowhere"), "no such folder"),
         ((a, tmp_path / "empty"), "no pictures in"),
         ((a, c), "y: the pictures differ in size: 30x20 and 9x9"),
         ((twice, twice), "has x twice"),
         ((broken, a), f"cannot read {broken / 'y.png'}"),
-    ):
-        done = run(*pair_of)
-        assert done.returncode == 2, done.stderr
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and words in errors[0] and "Traceback" not in done.stderr
+        ((a, a, "--inputs", b), f"{b} lacks 1 of 2: y"),
+        ((a, a, "--metrics", "psnr", "lpisp"), "unknown metric 'lpisp': did you mean 'lpips'?"),
+        ((a, a, "--crop-to-multiple", 0), "--crop-to-multiple must be at least 1, not 0"),
+        ((a, a, "--crop-to-multiple", 64), "x: 30x20 is too small"),
+        ((a, a, "--save", tmp_path / "s"), "--save goes with --checkpoint"),
+        ((a, a, "--checkpoint", "mini", "--inputs", a), "already holds the inputs"),
+        ((a, a, "--checkpoint", "mini", "--save", b), f"--save {b} is not empty"),
+        ((a, a, "--checkpoint", "min"), "min"),
+        ((a, a, "--sheet", tmp_path / "sheet"), "such as sheet.png"),
+    ]
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = refusals(tmp_path)
+    for arguments, words in cases:
+        assert run_command(main, [str(each) for each in arguments]) == 2, arguments
+        printed = capsys.readouterr()
+        errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and words in errors[0] and not printed.out, (arguments, printed)
+    done = run(*cases[0][0])
+    assert done.returncode == 2 and done.stderr == f"error: {cases[0][1]}\n"
 
 
 def test_contact_sheet_shows_pictures_at_their_own_resolution() -> None:

@@ -1,0 +1,59 @@
+"""The tasks that quality is measured on, and what came of one photograph of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dod.data.degradations import degrade, rng_for
+from dod.scores import Score
+
+__all__ = ["TASKS", "Result", "Task", "spoil"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way to spoil a photograph; `degradation` None leaves it clean. fixed: parameters that are not drawn."""
+
+    name: str
+    degradation: str | None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+
+TASKS = (
+    Task("clean", None),
+    Task("noise-15", "noise", {"sigma": 15.0}),
+    Task("noise-25", "noise", {"sigma": 25.0}),
+    Task("noise-50", "noise", {"sigma": 50.0}),
+    Task("haze", "haze"),
+    Task("rain", "rain"),
+    Task("blur", "blur"),
+    Task("low-light", "low-light"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One photograph of one task: scores and pictures, uint8 [H, W, 3], by "input", "classical", "output" and "truth".
+
+    "truth" has no score, and "classical" is there where a classical method was asked for and the task has one.
+    """
+
+    task: str
+    name: str
+    scores: Mapping[str, Score]
+    pictures: Mapping[str, np.ndarray]
+    parameters: Mapping[str, float]
+
+
+def spoil(task: Task, name: str, truth: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, float]]:
+    """A photograph, uint8 [H, W, 3], degraded for this name and seed, and those parameters that are numbers."""
+    if task.degradation is None:
+        return truth, {}
+    image = truth.astype(np.float32) / np.float32(255)
+    degraded, parameters = degrade(image, task.degradation, rng_for(name, task.degradation, seed), **task.fixed)
+    numbers = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}
+    return np.rint(degraded * 255).astype(np.uint8), numbers

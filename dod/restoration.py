@@ -1,0 +1,35 @@
+"""A picture of any size through the PyTorch model, padded and cropped as the runtime does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dod.model import DOD
+from dod.modulation import crop_indices
+
+__all__ = ["restore_picture"]
+
+
+@torch.no_grad()
+def restore_picture(model: DOD, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] -> the restored picture, uint8 [H, W, 3]. The model runs where its parameters are.
+
+    The condition comes from the native picture; what encoder, UNet and decoder see is extended by reflection at the
+    bottom and at the right to the preset's size multiple, and cropped back.
+    """
+    height, width = picture.shape[:2]
+    device = next(model.parameters()).device
+    values = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(127.5) - 1
+    native = torch.from_numpy(values).to(device)
+    _, modulation = model.modulation(native)
+    rows, columns = (_extended(length, model.preset.size_multiple) for length in (height, width))
+    restored = model(native[..., rows, :][..., columns], modulation)[0, :, :height, :width]
+    pixels = ((restored.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def _extended(length: int, multiple: int) -> list[int]:
+    """Indices 0, 1, .., n-1, n-2, ..: an axis extended by reflection to a multiple."""
+    return crop_indices(length, 1, -(-length // multiple) * multiple)[0]
