@@ -29,8 +29,8 @@ from .confusion import Named, as_json, confusion, report
 from .data.dataset import CLEAN, to_tensor
 from .data.degradations import DEGRADATIONS, degrade, rng_for
 from .errors import CheckpointError, ConfigError, DataError, run_command
-from .evaluate import pictures, read_rgb
 from .model import DOD
+from .pictures import pictures, read_rgb
 from .prototypes import nearest, standardise
 from .tsne import draw, embed, require_libraries
 

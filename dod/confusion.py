@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .evaluate import table
+from .scores import table
 
 __all__ = ["Confusion", "Named", "as_json", "confusion", "family", "report"]
 
