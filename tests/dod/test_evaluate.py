@@ -209,7 +209,7 @@ def refusals(tmp_path: Path) -> list[tuple[tuple[object, ...], str]]:
         ((a, tmp_path / "empty"), "no pictures in"),
         ((a, c), "y: the pictures differ in size: 30x20 and 9x9"),
         ((twice, twice), "has x twice"),
-        ((broken, a), f"cannot read {broken / 'y.png'}"),
+        ((broken, a), f"cannot read the picture {broken / 'y.png'}"),
         ((a, a, "--inputs", b), f"{b} lacks 1 of 2: y"),
         ((a, a, "--metrics", "psnr", "lpisp"), "unknown metric 'lpisp': did you mean 'lpips'?"),
         ((a, a, "--crop-to-multiple", 0), "--crop-to-multiple must be at least 1, not 0"),
