@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dod.pictures import pictures
+from dod.data.pictures import pictures
 from runtime.errors import PictureError, UsageError
 from runtime.image import read
 

@@ -21,8 +21,8 @@ from benchmarks.photographs import centre_crop, photographs
 from benchmarks.quality_report import FIGURES, SHEET, print_tables, write
 from benchmarks.tasks import TASKS, Result, Task, spoil
 from dod.errors import DODError
-from dod.metrics import core_values
-from dod.scores import Score
+from dod.evaluation.metrics import core_values
+from dod.evaluation.scores import Score
 from runtime.console import Parser, progress, run_command
 from runtime.errors import BackendError, UsageError
 from runtime.restorer import Restorer

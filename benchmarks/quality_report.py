@@ -14,8 +14,8 @@ from PIL import Image
 
 from benchmarks.classical import METHODS
 from benchmarks.tasks import TASKS, Result, Task
-from dod.contact_sheet import Entry, contact_sheet
-from dod.scores import Score, mean
+from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.scores import Score, mean
 from runtime.console import table
 
 __all__ = ["FIGURES", "SHEET", "print_tables", "write"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dod.data.degradations import degrade, rng_for
-from dod.scores import Score
+from dod.evaluation.scores import Score
 
 __all__ = ["TASKS", "Result", "Task", "spoil"]
 

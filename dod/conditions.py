@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .checkpoint import load_model
-from .confusion import Named, as_json, confusion, report
 from .data.dataset import CLEAN, to_tensor
 from .data.degradations import DEGRADATIONS, degrade, rng_for
+from .data.pictures import pictures, read_rgb
 from .errors import CheckpointError, ConfigError, DataError, run_command
+from .evaluation.confusion import Named, as_json, confusion, report
+from .evaluation.tsne import draw, embed, require_libraries
 from .model import DOD
-from .pictures import pictures, read_rgb
 from .prototypes import nearest, standardise
-from .tsne import draw, embed, require_libraries
 
 __all__ = ["Labelled", "condition_of", "degraded_pictures", "synthetic_pictures"]
 

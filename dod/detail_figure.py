@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .checkpoint import load_model
-from .contact_sheet import Entry, contact_sheet
 from .data.dataset import load_photographs, to_tensor
 from .data.degradations import degrade, rng_for
 from .errors import ConfigError, DataError, run_command
-from .metrics import psnr
+from .evaluation.contact_sheet import Entry, contact_sheet
+from .evaluation.metrics import psnr
 from .model import DOD
 
 Picture = NDArray[np.uint8]

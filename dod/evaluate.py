@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from dod.contact_sheet import Entry, contact_sheet
+from dod.data.pictures import crop_to_multiple, match, read_rgb, task_of
 from dod.errors import ConfigError, DataError, run_command
-from dod.metrics import CORE
-from dod.pictures import crop_to_multiple, match, read_rgb, task_of
-from dod.scorer import Scorer
-from dod.scores import Result, Score, as_json, markdown, text
+from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.metrics import CORE
+from dod.evaluation.scorer import Scorer
+from dod.evaluation.scores import Result, Score, as_json, markdown, text
 
 __all__ = ["Evaluation", "Scene", "evaluate", "find_scenes"]
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     restore = None
     if arguments.checkpoint is not None:
         from dod.checkpoint import load_model  # here, because the outputs of other methods are measured without torch
-        from dod.restoration import restore_picture
+        from dod.evaluation.restoration import restore_picture
 
         model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm).to(device)
         restore = partial(restore_picture, model)

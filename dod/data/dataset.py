@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dod.data.degradations import DEGRADATIONS, degrade
+from dod.data.pictures import SUFFIXES, read_rgb
 from dod.errors import DataError
-from dod.pictures import SUFFIXES, read_rgb
 
 __all__ = [
     "CLEAN",

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from dod.data.dataset import CLEAN, check_settings, to_tensor, turned
 from dod.data.degradations import DEGRADATIONS, degrade
+from dod.data.pictures import UNREADABLE, read_rgb
 from dod.data.trees import LISTS, Pair, few, find_pairs
 from dod.errors import DataError
-from dod.pictures import UNREADABLE, read_rgb
 
 __all__ = ["PairedCrops", "check_pairs", "list_files"]
 

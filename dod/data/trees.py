@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from dod.data.degradations import DEGRADATIONS
+from dod.data.pictures import SUFFIXES
 from dod.errors import DataError
-from dod.pictures import SUFFIXES
 
 __all__ = ["LISTS", "SETTINGS", "SPLITS", "Pair", "few", "find_pairs"]
 

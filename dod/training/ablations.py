@@ -24,10 +24,10 @@ from ..config import load_preset
 from ..data.dataset import PhotographCrops, load_photographs
 from ..data.degradations import degrade, rng_for
 from ..errors import ConfigError, DataError, run_command
-from ..metrics import psnr, ssim
+from ..evaluation.metrics import psnr, ssim
+from ..evaluation.restoration import restore_picture
+from ..evaluation.scores import table
 from ..model import DOD
-from ..restoration import restore_picture
-from ..scores import table
 from .loop import Schedule
 from .stages import CLEAN_FRACTION, stage_1, stage_2
 

@@ -19,7 +19,7 @@ from benchmarks.classical import (
 )
 from benchmarks.photographs import centre_crop
 from dod.data.degradations import DEGRADATIONS, blur, degrade, rng_for
-from dod.metrics import psnr
+from dod.evaluation.metrics import psnr
 
 
 def photograph(size: int = 128) -> np.ndarray:

@@ -18,7 +18,7 @@ from benchmarks.quality import main
 from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
 from dod.evaluate import evaluate, find_scenes
-from dod.metrics import psnr
+from dod.evaluation.metrics import psnr
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 

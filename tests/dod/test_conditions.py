@@ -14,11 +14,11 @@ from PIL import Image
 
 from dod.checkpoint import save_checkpoint
 from dod.conditions import condition_of, degraded_pictures, main, synthetic_pictures
-from dod.confusion import Confusion, Named, confusion, report
 from dod.data.degradations import DEGRADATIONS, noise, rng_for
 from dod.errors import ConfigError, DataError, run_command
+from dod.evaluation.confusion import Confusion, Named, confusion, report
+from dod.evaluation.tsne import draw, embed
 from dod.model import DOD
-from dod.tsne import draw, embed
 from tests.dod.small_model import randomise, tiny
 
 ROOT = Path(__file__).parents[2]

@@ -17,13 +17,13 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dod.checkpoint import load_model
-from dod.contact_sheet import Entry, contact_sheet
+from dod.data.pictures import crop_to_multiple, match
 from dod.errors import DataError, run_command
 from dod.evaluate import evaluate, find_scenes, main
-from dod.metrics import core_values, psnr, ssim
-from dod.pictures import crop_to_multiple, match
-from dod.restoration import restore_picture
-from dod.scores import Score, mean
+from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.metrics import core_values, psnr, ssim
+from dod.evaluation.restoration import restore_picture
+from dod.evaluation.scores import Score, mean
 from runtime.geometry import pad
 
 ROOT = Path(__file__).parents[2]

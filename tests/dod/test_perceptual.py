@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from dod.errors import DataError
-from dod.metrics import Metric, psnr
-from dod.perceptual import PERCEPTUAL, open_metric
+from dod.evaluation.metrics import Metric, psnr
+from dod.evaluation.perceptual import PERCEPTUAL, open_metric
 
 ROOT = Path(__file__).parents[2]
 

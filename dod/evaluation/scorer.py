@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dod.data.pictures import task_of
 from dod.errors import ConfigError, DataError
-from dod.metrics import CORE, Metric, core_settings, core_values
-from dod.perceptual import PERCEPTUAL, PerceptualMetric, open_metric
-from dod.pictures import task_of
-from dod.scores import Result, Score, summarise
+from dod.evaluation.metrics import CORE, Metric, core_settings, core_values
+from dod.evaluation.perceptual import PERCEPTUAL, PerceptualMetric, open_metric
+from dod.evaluation.scores import Result, Score, summarise
 
 __all__ = ["Scorer", "find_metrics"]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dod.errors import DataError
-from dod.metrics import Metric
+from dod.evaluation.metrics import Metric
 
 __all__ = ["PERCEPTUAL", "PerceptualMetric", "open_metric"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import DataError
+from ..errors import DataError
 
 __all__ = ["FEWEST", "draw", "embed", "require_libraries"]
 

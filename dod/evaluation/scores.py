@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dod.data.pictures import task_of
 from dod.errors import DataError
-from dod.metrics import Metric
-from dod.pictures import task_of
+from dod.evaluation.metrics import Metric
 
 __all__ = ["Result", "Score", "as_json", "markdown", "mean", "summarise", "table", "text"]
 
