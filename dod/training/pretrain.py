@@ -108,6 +108,9 @@ def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_o
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.half().save_pretrained(temporary, safe_serialization=True)
+    config = json.loads((temporary / "config.json").read_text())
+    config.pop("_name_or_path", None)  # the folder that --continue started from is nobody's business
+    (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     runs = json.loads((folder / RECORD).read_text()) if go_on and (folder / RECORD).is_file() else []
     (temporary / RECORD).write_text(json.dumps([*runs, training_record(schedule, log)]) + "\n")
     shutil.rmtree(folder, ignore_errors=True)

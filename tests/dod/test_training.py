@@ -292,6 +292,7 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert command(pretrain.main, "ddpm", folder, "--continue", "--state", str(folder / "second")) == 0
     runs = json.loads((folder / "ddpm" / "training.json").read_text())
     assert [run["schedule"]["steps"] for run in runs] == [2, 2]
+    assert str(folder) not in (folder / "ddpm" / "config.json").read_text(), "no path of this machine is published"
 
     # The base is trained anew: the checkpoint and the state of stage 1 belong to the old one.
     (folder / "state" / "ddpm.state.safetensors").unlink()
