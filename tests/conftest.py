@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "docs" / "samples"
 SIZES = ("--min", "64", "--opt", "128", "--max", "256")
 CONDITIONS = ("noise", "haze")
+
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C
+# would then wait for programs that never hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:
