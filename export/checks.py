@@ -14,7 +14,27 @@ from dod.model import DOD
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
 
-SAMPLES = Path(__file__).resolve().parent.parent / "docs" / "samples"
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_MODULES = [
+    "__init__",
+    "adm",
+    "base",
+    "checkpoint",
+    "clora",
+    "config",
+    "detail",
+    "errors",
+    "model",
+    "modulation",
+    "tensors",
+]
+"""The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
+MODEL_SOURCES = [
+    *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
+    ROOT / "export" / "graphs.py",
+    ROOT / "export" / "precision.py",
+]
+SAMPLES = ROOT / "docs" / "samples"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 

@@ -17,7 +17,17 @@ from dod.checkpoint import load_model
 from dod.model import DOD
 from export import conditions, graphs, report
 from export.artefacts import Entry, Workshop, hash_sources
-from export.checks import Options, check_exportable, check_out, check_room, check_sizes, hash_model, sample_paths
+from export.checks import (
+    MODEL_SOURCES,
+    ROOT,
+    Options,
+    check_exportable,
+    check_out,
+    check_room,
+    check_sizes,
+    hash_model,
+    sample_paths,
+)
 from export.engines import EngineJob, build_engines
 from export.errors import ParityError
 from export.interface import Component, engine_list, library_version, profile, read_components, version
@@ -29,26 +39,6 @@ from runtime.bundle import Bundle
 from runtime.console import progress
 from runtime.manifest import Manifest
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL_MODULES = [
-    "__init__",
-    "adm",
-    "base",
-    "checkpoint",
-    "clora",
-    "config",
-    "detail",
-    "errors",
-    "model",
-    "modulation",
-    "tensors",
-]
-"""The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
-MODEL_SOURCES = [
-    *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
-    ROOT / "export" / "graphs.py",
-    ROOT / "export" / "precision.py",
-]
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 
 

@@ -28,8 +28,8 @@ from ..evaluation.metrics import psnr, ssim
 from ..evaluation.restoration import restore_picture
 from ..evaluation.scores import table
 from ..model import DOD
-from .loop import Schedule
 from .stages import CLEAN_FRACTION, stage_1, stage_2
+from .state import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..data.pairs import PairedCrops
 from ..data.trees import SETTINGS
-from .loop import PRECISIONS, Schedule, say
+from .loop import PRECISIONS, say
+from .state import Schedule
 
 Samples = PhotographCrops | PairedCrops
 

@@ -2,67 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import TrainingError
-from ..tensors import fingerprint, read_safetensors, write_safetensors
+from ..tensors import fingerprint
 from .board import Board
+from .state import Log, Schedule, resume, save
 
 LOG_EVERY = 50
-MAY_CHANGE = ("learning_rate", "workers", "save_every")
-"""What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
 NAMED = 8  # so many samples of a batch stand in an error
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-Log = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train. crop in pixels; clip is the gradient's norm; workers load data.
-
-    A step takes `batch` samples on each process, `accumulation` times. precision: "fp32", "bf16" or "fp16" of the
-    networks (bf16 is slower than fp32 on a CPU at few channels: measure).
-    """
-
-    steps: int = 1000
-    batch: int = 8
-    crop: int = 128
-    learning_rate: float = 5e-5
-    warmup: int = 50
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    seed: int = 0
-    workers: int = 1
-    save_every: int = 200
-    accumulation: int = 1
-    precision: str = "fp32"
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warm-up, then half a cosine down to 2 % of the peak."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 class Objective(nn.Module):
@@ -138,7 +102,7 @@ def train(
     )
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
-    start, log, scale = _resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [], None)
+    start, log, scale = resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [], None)
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
     )
@@ -191,7 +155,7 @@ def train(
             if (step + 1) % schedule.save_every == 0 or last or terminated:
                 if main:
                     state = {"step": step + 1, "schedule": asdict(schedule), "log": log, "identity": identity}
-                    _save(file, parameters, optimizer, scaler, state)
+                    save(file, parameters, optimizer, scaler, state)
                     board.pictures(step + 1, objective.preview)
                 if terminated and not last:
                     tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
@@ -253,58 +217,3 @@ def _samples(dataset: Dataset, step: int, part: int, schedule: Schedule, acceler
     describe: Callable[[int], str] = getattr(dataset, "describe", lambda i: f"sample {i}")
     more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
     return ", ".join(describe(i) for i in indices[:NAMED]) + more
-
-
-def _save(
-    file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, scaler: Any, state: dict[str, object]
-) -> None:
-    tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
-    for key, p in parameters.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if p in optimizer.state:
-                tensors[f"{moment}.{key}"] = optimizer.state[p][moment]
-    temporary = file.with_name(f".{file.name}")
-    try:
-        state = {**state, "scaler": scaler.state_dict() if scaler else None}
-        metadata = {key: json.dumps(value) for key, value in state.items()}
-        write_safetensors({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _resume(
-    file: Path,
-    parameters: dict[str, nn.Parameter],
-    optimizer: AdamW,
-    schedule: Schedule,
-    identity: str,
-) -> tuple[int, Log, Any]:
-    anew = "or remove the file to start anew"
-    tensors = read_safetensors(file)
-    with safe_open(file, "pt") as opened:
-        state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
-    found = state.get("schedule", {})
-    for key, value in asdict(schedule).items():
-        if found.get(key) != value and key not in MAY_CHANGE:
-            raise TrainingError(
-                f"{file} was written with {key} = {found.get(key)}, this run has {value}; give the same value, {anew}"
-            )
-    stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
-    if stored != {key: p.shape for key, p in parameters.items()}:
-        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
-    if state.get("identity") != identity:
-        raise TrainingError(
-            f"{file} belongs to a run on other frozen weights, or one that started from other weights; give those, "
-            f"{anew}"
-        )
-    with torch.no_grad():
-        for key, p in parameters.items():
-            p.copy_(tensors[f"parameter.{key}"])
-            if f"exp_avg.{key}" in tensors:
-                optimizer.state[p] = {
-                    "step": torch.tensor(float(state["step"])),
-                    "exp_avg": tensors[f"exp_avg.{key}"],
-                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
-                }
-    return state["step"], state["log"], state.get("scaler")

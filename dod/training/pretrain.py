@@ -24,8 +24,9 @@ from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
 from .arguments import Samples, preset_from, samples_from, schedule_from, training_parser
-from .loop import Log, Schedule, cost, is_main_process, train, training_record
+from .loop import cost, is_main_process, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
+from .state import Log, Schedule
 
 RECORD = "training.json"
 COMMANDS: dict[str, dict[str, Any]] = {

@@ -27,8 +27,9 @@ from ..losses import VGG
 from ..model import DOD
 from ..tensors import fingerprint
 from .arguments import preset_from, samples_from, schedule_from, training_parser
-from .loop import Log, Schedule, cost, is_main_process, say, train, training_record
+from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
+from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {
     "1": {
@@ -101,7 +102,7 @@ def stage_1(
 ) -> Log:
     """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
     if perceptual_weight and not vgg:
-        tqdm.write("no --vgg: the perceptual term (9) is off")
+        say("no --vgg: the perceptual term (9) is off")
     features = VGG(vgg) if perceptual_weight and vgg else None
     objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features)
     objective.samples = samples(dataset)

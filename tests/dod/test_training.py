@@ -28,8 +28,9 @@ from dod.config import load_preset
 from dod.errors import CheckpointError, ConfigError, TrainingError, run_command
 from dod.model import DOD
 from dod.training import loop, pretrain, stages
-from dod.training.loop import Schedule, batches, train
+from dod.training.loop import batches, train
 from dod.training.objectives import Adaptation
+from dod.training.state import Log, Schedule
 from tests.dod.data.small_tree import make_tree
 from tests.dod.small_model import SMALLER, image, normal, smaller
 
@@ -71,7 +72,7 @@ class Denoise(loop.Objective):
         return {"error": error * (float("nan") if self.steps - 1 == self.nan else 1)}
 
 
-def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | None = None, **more: Any) -> loop.Log:
+def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | None = None, **more: Any) -> Log:
     return train("toy", Denoise(model), Pairs(stop), schedule, folder, **more)
 
 

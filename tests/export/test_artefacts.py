@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from export.artefacts import Entry, Workshop, hash_sources, key_of
-from export.pipeline import MODEL_MODULES
+from export.checks import MODEL_MODULES
 from runtime.bundle import MANIFEST
 
 INPUTS = {"base": "abc", "size": (256, 512)}
@@ -180,7 +180,7 @@ def test_hash_sources(tmp_path: Path) -> None:
 
 
 def test_graphs_are_stale_when_any_module_of_the_model_changes() -> None:
-    """The list in export/pipeline.py is what loading a model really imports, in a process of its own."""
+    """The list in export/checks.py is what loading a model really imports, in a process of its own."""
     code = (
         "import sys, dod.checkpoint; print([n.partition('.')[2] for n in sys.modules if n.partition('.')[0] == 'dod'])"
     )

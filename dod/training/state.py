@@ -1,0 +1,109 @@
+"""The schedule of a run, and the state that it is resumed from: parameters, moments, step and log in one file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.optim import AdamW
+
+from ..errors import TrainingError
+from ..tensors import read_safetensors, write_safetensors
+
+MAY_CHANGE = ("learning_rate", "workers", "save_every")
+"""What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
+
+Log = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train. crop in pixels; clip is the gradient's norm; workers load data.
+
+    A step takes `batch` samples on each process, `accumulation` times. precision: "fp32", "bf16" or "fp16" of the
+    networks (bf16 is slower than fp32 on a CPU at few channels: measure).
+    """
+
+    steps: int = 1000
+    batch: int = 8
+    crop: int = 128
+    learning_rate: float = 5e-5
+    warmup: int = 50
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    seed: int = 0
+    workers: int = 1
+    save_every: int = 200
+    accumulation: int = 1
+    precision: str = "fp32"
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warm-up, then half a cosine down to 2 % of the peak."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def save(
+    file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, scaler: Any, state: dict[str, object]
+) -> None:
+    """Replace the file, once its successor is whole."""
+    tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
+    for key, p in parameters.items():
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if p in optimizer.state:
+                tensors[f"{moment}.{key}"] = optimizer.state[p][moment]
+    temporary = file.with_name(f".{file.name}")
+    try:
+        state = {**state, "scaler": scaler.state_dict() if scaler else None}
+        metadata = {key: json.dumps(value) for key, value in state.items()}
+        write_safetensors({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def resume(
+    file: Path,
+    parameters: dict[str, nn.Parameter],
+    optimizer: AdamW,
+    schedule: Schedule,
+    identity: str,
+) -> tuple[int, Log, Any]:
+    """Fill parameters and optimizer from the file; returns (next step, log, the loss scaler's state)."""
+    anew = "or remove the file to start anew"
+    tensors = read_safetensors(file)
+    with safe_open(file, "pt") as opened:
+        state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
+    found = state.get("schedule", {})
+    for key, value in asdict(schedule).items():
+        if found.get(key) != value and key not in MAY_CHANGE:
+            raise TrainingError(
+                f"{file} was written with {key} = {found.get(key)}, this run has {value}; give the same value, {anew}"
+            )
+    stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
+    if stored != {key: p.shape for key, p in parameters.items()}:
+        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
+    if state.get("identity") != identity:
+        raise TrainingError(
+            f"{file} belongs to a run on other frozen weights, or one that started from other weights; give those, "
+            f"{anew}"
+        )
+    with torch.no_grad():
+        for key, p in parameters.items():
+            p.copy_(tensors[f"parameter.{key}"])
+            if f"exp_avg.{key}" in tensors:
+                optimizer.state[p] = {
+                    "step": torch.tensor(float(state["step"])),
+                    "exp_avg": tensors[f"exp_avg.{key}"],
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
+                }
+    return state["step"], state["log"], state.get("scaler")
