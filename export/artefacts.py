@@ -77,11 +77,10 @@ class Workshop:
         return False
 
     def record(self, name: str, inputs: Inputs, seconds: float, facts: Mapping[str, Any] | None = None) -> Entry:
-        """Note that `name` is finished."""
-        path = self.folder / name
-        entry = Entry(
-            json.loads(json.dumps(inputs)), path.stat().st_size, hash_file(path), round(seconds, 2), dict(facts or {})
-        )
+        """Note that `name` is finished. facts: `sha256` among them spares reading the file again."""
+        path, facts = self.folder / name, dict(facts or {})
+        sha256 = facts.pop("sha256", None) or hash_file(path)
+        entry = Entry(json.loads(json.dumps(inputs)), path.stat().st_size, sha256, round(seconds, 2), facts)
         self._entries[name] = self.used[name] = entry
         temporary = self._ledger.with_suffix(".tmp")
         temporary.write_text(json.dumps({name: asdict(entry) for name, entry in self._entries.items()}, indent=1))
@@ -115,7 +114,7 @@ class Workshop:
         for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        files = {name: {"key": key_of(entry.inputs)} for name, entry in self.used.items()}
+        files = {name: {"key": key_of(entry.inputs), "sha256": entry.sha256} for name, entry in self.used.items()}
         build = {name: asdict(entry) for name, entry in self.used.items()}
         bundle = write_bundle({**manifest, "files": files, "build": build}, self.folder, self.destination)
         shutil.rmtree(self.root, ignore_errors=True)

@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
         targets=targets,
         precisions=tuple(name for name in PRECISIONS if name in arguments.precision),
         conditions=arguments.conditions,
+        engine_conditions=arguments.engine_conditions,
         size=(arguments.min, arguments.opt, arguments.max),
         batch=(1, min(arguments.batch), max(arguments.batch)),
         capabilities=capabilities,
@@ -79,6 +80,7 @@ def parser() -> Parser:
     )
     add("--precision", nargs="+", default=list(PRECISIONS), help="fp32, fp16 or both (default); engines take the last")
     add("--conditions", nargs="+", metavar="NAME", help="merged paths to build; default: all of the checkpoint")
+    add("--engine-conditions", nargs="*", metavar="NAME", help="of them, which get an engine; default: all")
     add("--min", type=int, default=256, help="smallest side in pixels (256)")
     add("--opt", type=int, default=512, help="side that engines are optimised for (512)")
     add("--max", type=int, default=1024, help="largest side in pixels (1024)")

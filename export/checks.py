@@ -49,6 +49,7 @@ class Options:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     conditions: Sequence[str] | None
+    engine_conditions: Sequence[str] | None
     size: tuple[int, int, int]
     batch: tuple[int, int, int]
     capabilities: tuple[str, ...]

@@ -6,7 +6,7 @@ Prototypes are computed in `dod` and stored in the checkpoint; here they are onl
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from dod.model import DOD
 from runtime.errors import UsageError, unknown
 from runtime.manifest import MergeEntry
 from runtime.merge import merge
-from runtime.tensors import read_tensors
+from runtime.tensors import read_tensors, write_tensors
 
 
 def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -32,6 +32,14 @@ def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...
                 else UsageError(f"unknown condition {name!r}: the checkpoint has no prototypes; calibrate it first")
             )
     return tuple(dict.fromkeys(names)) if names else known
+
+
+def engine_conditions(built: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
+    """The conditions that get an engine of their own: all that are built where none are named. Raises UsageError."""
+    for name in names or ():
+        if name not in built:
+            raise unknown("condition", name, built)
+    return tuple(built) if names is None else tuple(dict.fromkeys(names))
 
 
 @torch.no_grad()
@@ -68,6 +76,19 @@ def write_merged_graph(
     types do not change, so neither do the offsets that the graph points to. Returns the graph's path.
     """
     tensors = read_tensors(weights_path)
-    merged = merge(tensors, [MergeEntry(**entry) for entry in entries], modulation)
-    save_file({**tensors, **merged}, folder / weights_path.name)
+    shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    values = _merged(tensors, [MergeEntry(**entry) for entry in entries], modulation)
+    write_tensors(folder / weights_path.name, shapes, values)
     return Path(shutil.copyfile(onnx_path, folder / onnx_path.name))
+
+
+def _merged(
+    tensors: Mapping[str, np.ndarray], entries: Sequence[MergeEntry], modulation: np.ndarray
+) -> Iterator[np.ndarray]:
+    """The values of a condition in the order of `tensors`, merged layer by layer: never two UNets in memory."""
+    changed = {name: entry for entry in entries for name in (entry.weight, entry.bias)}
+    layer: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if name in changed and name not in layer:
+            layer = merge(tensors, [changed[name]], modulation)
+        yield layer[name] if name in changed else tensor

@@ -8,25 +8,26 @@ share one file, and a merged condition is a set of values for the same graph.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dod import clora
 from dod.model import DOD
 from export.errors import GraphError
-from runtime.tensors import tensor_spans
+from runtime.tensors import tensor_spans, write_tensors
 
 GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
 """Each graph and the weights file (without its suffix) that it points into."""
@@ -83,7 +84,15 @@ class _Weightless(nn.Module):
 
 
 def plan(model: DOD, graph: str) -> GraphPlan:
-    """What to trace for one graph of `GRAPHS`, with example inputs. The merged UNet is planned with neutral values."""
+    """What to trace for one graph of `GRAPHS`, with example inputs on the model's device, which may be meta.
+
+    The merged UNet is planned with neutral values.
+    """
+    with torch.device(model.unet.prompt.device), torch.no_grad():
+        return _plan(model, graph)
+
+
+def _plan(model: DOD, graph: str) -> GraphPlan:
     preset = model.preset
     multiple, factor = preset.size_multiple, preset.vae_factor
     height, width = (n * multiple for n in TRACE_SIZE)
@@ -106,8 +115,7 @@ def plan(model: DOD, graph: str) -> GraphPlan:
     if graph == "unet_merged":
         module = clora.merged_copy(model.unet, neutral_modulation(model))
         return GraphPlan(module, {"latent": latent}, {"latent": small}, ("latent_restored",), multiple)
-    with torch.no_grad():
-        skips = model.encoder(image)[1]
+    skips = model.encoder(image)[1]
     inputs, axes = {"latent_restored": latent}, {"latent_restored": small}
     for i, skip in enumerate(skips):
         scale = height // skip.shape[2]
@@ -121,8 +129,14 @@ def neutral_modulation(model: DOD) -> Tensor:
     return torch.zeros(len(model.layers), 2, model.preset.lora.rank)
 
 
+def skeleton(model: DOD) -> DOD:
+    """The model without its values, on the meta device: all that a trace needs, whatever the model's size."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): _without_values(tensor) for tensor in tensors})
+
+
 def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
-    """The tensors of one weights file by name, each in the model's own dtype for it.
+    """The tensors of one weights file by name, those of the model itself wherever nothing is merged.
 
     The UNet's holds the base weights under their plain names, a bias for each conditional layer (zeros where the base
     has none), and the low-rank factors as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
@@ -130,25 +144,36 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
     if file != "unet":
         graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
         return _named(plan(model, graph).module)
-    named = _named(clora.merged_copy(model.unet, neutral_modulation(model)))
-    return {**named, **{k: v for k, v in _named(model.unet).items() if ".lora_" in k}}
+    named = _named(model.unet)
+    for name, layer in clora.adapted_layers(model.unet.unet):
+        weight = named[f"{name}.weight"]
+        if f"{name}.bias" not in named:
+            named[f"{name}.bias"] = weight.new_zeros(layer.out_features)
+    return named
 
 
-def write_weights(model: DOD, file: str, path: Path) -> None:
-    """Write one weights file."""
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in weights_of(model, file).items()}
-    save_file(tensors, path)
+def write_weights(model: DOD, like: DOD, file: str, path: Path) -> dict[str, str]:
+    """Write one weights file, each tensor in the dtype that it has in `like`; its `sha256`, taken while writing."""
+    dtypes = {name: tensor.dtype for name, tensor in weights_of(like, file).items()}
+    tensors = weights_of(model, file)
+    shapes = {name: (_numpy(dtypes[name]), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    values = (tensor.detach().to(dtypes[name]).numpy() for name, tensor in tensors.items())
+    return {"sha256": write_tensors(path, shapes, values)}
 
 
 def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) -> None:
     """Trace one graph to `path`, its initializers pointing into `weights_path` (in the same folder), and check it.
 
-    Batch, height and width are dynamic. GraphError where the exporter or onnx's full check refuses it.
+    Batch, height and width are dynamic. No value of the model is read, nor is memory taken for any: only its structure
+    is traced. GraphError where the exporter or onnx's full check refuses it.
     """
-    planned = plan(model, graph)
-    weights = _state(planned.module)
+    planned = plan(skeleton(model), graph)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
+    # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
+    inputs = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in planned.inputs.items()}
+    planned = replace(planned, module=planned.module.to_empty(device="cpu"), inputs=inputs)
+    weights = _state(planned.module)
     program = _export(planned, weights, opset, graph)
     outputs = expected if isinstance(expected, tuple) else (expected,)
     _name_interface(program.model.graph, planned, [tuple(output.shape) for output in outputs])
@@ -249,6 +274,15 @@ def _externalise(graph: ir.Graph, inputs: list[str], weights: list[str], weights
             base_dir=weights_path.parent,
         )
         graph.register_initializer(value)
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype).numpy().dtype
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD
 from export.conditions import modulation_of
+from export.precision import halve
 from runtime.backends import Backend, Options, open_backend
 from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
@@ -35,6 +36,10 @@ WITNESS = {
     "half": "PyTorch on CPU in true half arithmetic, with the fp32 islands",
     "onnx fp16": "ONNX Runtime on CPU: graph and half weights only; it computes in fp32 and cannot show an overflow",
 }
+
+STEPS = {"half": "fp16", "onnx fp32": "fp32", "onnx fp16": "fp16"}
+"""What is held against the reference, and the precision of the graphs that it stands for. PyTorch's half comes first:
+afterwards the model's values are not needed any more."""
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
 MERGED = ("encoder", "unet_merged", "decoder")
@@ -97,6 +102,10 @@ class TorchChain:
             outputs["image"] = self.model.decoder(tensors["latent_restored"], skips)
         return {name: value.numpy() for name, value in outputs.items()}
 
+    def close(self) -> None:
+        """Let go of the merged UNets."""
+        self.merged.clear()
+
     def _merged(self, condition: str) -> nn.Module:
         if condition not in self.merged:
             modulation = torch.from_numpy(modulation_of(self.model, condition))
@@ -115,36 +124,71 @@ def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample
     return Sample(path.name, condition, {"image": np.ascontiguousarray(image), "crops": taken})
 
 
-def prove(
-    model: DOD, half: DOD | None, bundle: Bundle, samples: Sequence[Sample]
-) -> Iterator[tuple[list[Figure], np.ndarray]]:
-    """The figures of each sample in turn, and its restored picture [1, 3, H, W] (path auto, the last step's).
+@dataclass(frozen=True)
+class Proof:
+    """What one subject gave for one sample on one path: its figures, and the restored picture [1, 3, H, W]."""
 
-    The components are compared one by one on the first sample, the chain on each. half: None where there is no fp16.
+    sample: str
+    path: str
+    figures: list[Figure]
+    restored: np.ndarray
+
+
+def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:
+    """How many proofs `prove` gives."""
+    precisions = bundle.manifest.precisions
+    subjects = 1 + len(precisions) + ("fp16" in precisions)
+    return subjects * sum(len(_paths(bundle, sample)) for sample in samples)
+
+
+def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[Sample]) -> Iterator[Proof]:
+    """Hold a bundle against its model in PyTorch: merged weights, float32 graphs, true half, half graphs.
+
+    The components are compared one by one on the first sample, the chain on each. One subject and path after the other
+    is loaded and let go, so that memory holds one at a time; `model` is halved on the way, with these islands, and has
+    no values any more (it is on the meta device) at the end.
     """
+    runs = [(path, components, sample) for sample in samples for path, components in _paths(bundle, sample)]
+    runs.sort(key=lambda run: run[0] != "auto" and 1 + list(model.prototypes).index(run[0]))
+    wanted: dict[tuple[str, str], Values] = {}
     reference = TorchChain(model)
-    subjects: dict[str, tuple[str, TorchChain | Backend]] = {}
-    if "fp32" in bundle.manifest.precisions:
-        subjects["onnx fp32"] = ("fp32", open_backend("onnxruntime_cpu", bundle, Options(precision="fp32"))[0])
-    if "fp16" in bundle.manifest.precisions:
-        if half is not None:
-            subjects["half"] = ("fp16", TorchChain(half))
-        subjects["onnx fp16"] = ("fp16", open_backend("onnxruntime_cpu", bundle, Options(precision="fp16"))[0])
-    for number, sample in enumerate(samples):
-        figures: list[Figure] = []
-        restored = sample.values["image"]
-        paths = [("auto", DYNAMIC)] + ([(sample.condition, MERGED)] if sample.condition in model.prototypes else [])
-        for path, components in paths:
-            expected = _run(reference, components, sample.values, path, bundle)
-            if path != "auto":
-                figures += _merge_figures(model, sample, expected, layers=number == 0)
-            for step, (precision, subject) in subjects.items():
-                found = _run(subject, components, sample.values, path, bundle, precision)
-                figures.append(figure(sample.name, path, "chain", step, expected["image"], found["image"]))
-                restored = found["image"] if path == "auto" else restored
-                for component in components if number == 0 else ():
-                    figures.append(_component(subject, component, sample.name, path, step, expected, bundle, precision))
-        yield figures, restored
+    for path, components, sample in runs:
+        values = _run(reference, components, sample.values, path, bundle)
+        first = sample is samples[0]
+        figures = [] if path == "auto" else _merge_figures(model, sample, values, layers=first)
+        wanted[sample.name, path] = values if first else {"image": values["image"]}
+        yield Proof(sample.name, path, figures, values["image"])
+    reference.close()
+
+    def against(subject: TorchChain | Backend, step: str, precision: str, run: tuple) -> Proof:
+        path, components, sample = run
+        expected = wanted[sample.name, path]
+        found = _run(subject, components, sample.values, path, bundle, precision)["image"]
+        figures = [figure(sample.name, path, "chain", step, expected["image"], found)]
+        for component in components if sample is samples[0] else ():
+            figures.append(_component(subject, component, sample.name, path, step, expected, bundle, precision))
+        return Proof(sample.name, path, figures, found)
+
+    for step, precision in STEPS.items():
+        if precision not in bundle.manifest.precisions:
+            continue
+        if step == "half":
+            half = TorchChain(halve(model, islands))
+            yield from (against(half, step, precision, run) for run in runs)
+            half.close()
+            model.to("meta")
+            continue
+        for path in dict.fromkeys(run[0] for run in runs):
+            backend, _ = open_backend("onnxruntime_cpu", bundle, Options(precision=precision))
+            try:
+                yield from (against(backend, step, precision, run) for run in runs if run[0] == path)
+            finally:
+                backend.close()
+
+
+def _paths(bundle: Bundle, sample: Sample) -> list[tuple[str, Sequence[str]]]:
+    known = sample.condition in bundle.manifest.conditions
+    return [("auto", DYNAMIC), *([(sample.condition, MERGED)] if known else [])]
 
 
 def figure(picture: str, path: str, component: str, step: str, reference: np.ndarray, value: np.ndarray) -> Figure:

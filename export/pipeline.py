@@ -14,7 +14,6 @@ import torch
 
 import dod
 from dod.checkpoint import load_model
-from dod.model import DOD
 from export import conditions, graphs, report
 from export.artefacts import Entry, Workshop, hash_sources
 from export.checks import (
@@ -31,15 +30,22 @@ from export.checks import (
 from export.engines import EngineJob, build_engines
 from export.errors import ParityError
 from export.interface import Component, engine_list, library_version, profile, read_components, version
-from export.parity import Figure, load_sample, prove
+from export.memory import MemoryMeter
+from export.parity import Figure, load_sample, proof_count, prove
 from export.precision import default_islands, half_copy
 from export.targets import TARGETS, gpu_here
-from export.tracing import Source, TraceJob, trace_all
+from export.tracing import TraceJob, trace_all
 from runtime.bundle import Bundle
 from runtime.console import progress
 from runtime.manifest import Manifest
+from runtime.tensors import read_tensors
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "polygraphy")
+
+BUILDERS_MEMORY = 8 << 30
+"""Bytes that the engine builders at work may take together, so that a build of any size fits 12 GB."""
+MEMORY_PER_WEIGHT = 4
+"""What a builder takes for each byte of weights (6.0 GB were measured for 1.7 GB)."""
 
 
 class Build:
@@ -49,13 +55,15 @@ class Build:
         self.options = options
         self.start = time.monotonic()
         self.model = load_model(options.checkpoint, options.base, options.ddpm)
-        islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
-        self.source = Source(options.checkpoint, options.base, options.ddpm, islands)
+        self.islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
         check_exportable(self.model)
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
+        self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self.samples = sample_paths(options.samples)
-        self.half: DOD | None = half_copy(self.model, islands) if "fp16" in options.precisions else None
+        structure = graphs.skeleton(self.model)
+        halved = {"fp16": half_copy(structure, self.islands)} if "fp16" in options.precisions else {}
+        self.skeletons = {"fp32": structure} | halved
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), len(options.targets))
@@ -75,10 +83,20 @@ class Build:
 
     def run(self) -> int:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
+        with MemoryMeter() as memory:
+            bundle = self.make()
+        size = sum(record.bytes for record in bundle.manifest.files.values())
+        print(
+            f"{bundle.folder}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, "
+            f"in {time.monotonic() - self.start:.0f} s, peak memory {memory.peak / 1e9:.1f} GB of all processes"
+        )
+        return 0
+
+    def make(self) -> Bundle:
+        """The bundle. ParityError where a figure missed its budget: then none is written."""
         self.write_weights()
         self.trace_graphs()
         self.write_conditions()
-        self.build_engines()
         figures, pictures = self.measure_parity()
         print(report.parity_table(figures))
         failed = [figure for figure in figures if not figure.passed]
@@ -89,27 +107,20 @@ class Build:
                 f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
                 f"budget {worst.budget}; no bundle is written"
             )
-        manifest = self.manifest(figures)
+        self.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
+        self.build_engines()
+        manifest = self.manifest(figures, self.options.targets)
         report.write(self.shop, manifest, figures, pictures)
-        bundle = self.shop.finish(manifest)
-        size = sum(record.bytes for record in bundle.manifest.files.values())
-        print(
-            f"{bundle.folder}: {len(bundle.manifest.files)} files, {size / 1e6:.1f} MB, "
-            f"in {time.monotonic() - self.start:.0f} s, peak memory {report.peak_memory() / 1e9:.1f} GB"
-        )
-        return 0
+        return self.shop.finish(manifest)
 
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
         for precision in self.options.precisions:
-            model = self.half if precision == "fp16" and self.half is not None else self.model
             for file in dict.fromkeys(graphs.GRAPHS.values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
-                    self._made(
-                        name,
-                        self.shop.make(name, self._inputs(precision), partial(graphs.write_weights, model, file))[0],
-                    )
+                    maker = partial(graphs.write_weights, self.model, self.skeletons[precision], file)
+                    self._made(name, self.shop.make(name, self._inputs(precision), maker)[0])
 
     def trace_graphs(self) -> None:
         """Every graph of every precision, the slowest first, in worker processes."""
@@ -123,7 +134,7 @@ class Build:
                     opset = graphs.OPSETS[precision]
                     jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
         if jobs and not self.explaining:
-            traced = trace_all(self.source, jobs, self.options.workers)
+            traced = trace_all(self.skeletons, jobs, self.options.workers)
             for job, seconds in progress(traced, len(jobs), "tracing"):
                 job.path.replace(self.shop.path(job.name))
                 self._made(job.name, self.shop.record(job.name, self._graph_inputs(job.precision), seconds))
@@ -141,9 +152,9 @@ class Build:
         precision = self.options.precisions[-1]
         for target in (TARGETS[name] for name in self.options.targets if name in TARGETS):
             jobs: dict[Path, tuple[str, dict]] = {}
-            planned = []
+            planned, needed = [], 1
             with tempfile.TemporaryDirectory(dir=self.shop.root) as scratch:
-                for engine, graph, condition in engine_list(self.conditions):
+                for engine, graph, condition in engine_list(self.engine_conditions):
                     name = f"engines/{target.name}/{engine}.engine"
                     inputs = self._engine_inputs(target.name, precision, graph, condition)
                     if self.shop.fresh(name, inputs) or self.explaining:
@@ -156,8 +167,10 @@ class Build:
                         () if target.built_on_gpu else self.options.capabilities,
                     )
                     planned.append(job)
+                    weights = self.shop.path(f"onnx/{precision}/{graphs.GRAPHS[graph]}.safetensors")
+                    needed = max(needed, MEMORY_PER_WEIGHT * weights.stat().st_size)
                     jobs[job.engine_path] = name, inputs
-                built = build_engines(planned, self.options.workers)
+                built = build_engines(planned, min(self.options.workers, max(1, BUILDERS_MEMORY // needed)))
                 for job, record in progress(built, len(planned), f"{target.name} engines") if planned else ():
                     name, inputs = jobs[job.engine_path]
                     self._made(name, self.shop.record(name, inputs, record.seconds, asdict(record)))
@@ -172,7 +185,7 @@ class Build:
             onnx_path,
             onnx_path.with_name("unet.safetensors"),
             conditions.merge_entries(self.model),
-            conditions.modulation_of(self.model, condition),
+            read_tensors(self.shop.path(f"conditions/{condition}.safetensors"))["modulation"],
             folder,
         )
 
@@ -198,23 +211,24 @@ class Build:
                 self.shop.path(each).unlink(missing_ok=True)
             start = time.monotonic()
             loaded = [load_sample(path, bundle, self.conditions) for path in self.samples]
-            rows: list[Figure] = []
-            proofs = prove(self.model, self.half, bundle, loaded)
-            for path, (figures, restored) in zip(self.samples, progress(proofs, len(loaded), "parity"), strict=True):
-                rows += figures
-                report.write_comparison(path, restored, self.shop.path(pictures[path.name]))
+            proofs = list(
+                progress(prove(self.model, self.islands, bundle, loaded), proof_count(bundle, loaded), "parity")
+            )
+            restored = {proof.sample: proof.restored for proof in proofs if proof.path == "auto"}  # the last step's
+            for path in self.samples:
+                report.write_comparison(path, restored[path.name], self.shop.path(pictures[path.name]))
                 self.shop.record(pictures[path.name], inputs, 0)
-            report.write_figures(rows, self.shop.path(name))
+            report.write_figures([figure for proof in proofs for figure in proof.figures], self.shop.path(name))
             self.shop.record(name, inputs, time.monotonic() - start)
         return report.read_figures(self.shop.path(name)), {n: self.shop.path(p) for n, p in pictures.items()}
 
     def _provisional_bundle(self) -> Bundle:
         """The files made so far, as the runtime sees them: what is proven is what it will run."""
-        data = self.manifest([])
+        data = self.manifest([], ("onnxruntime",))
         data["files"] = {n: {"bytes": e.bytes, "sha256": e.sha256} for n, e in self.shop.used.items()}
         return Bundle(self.shop.folder, Manifest.parse(data))
 
-    def manifest(self, figures: Sequence[Figure]) -> dict:
+    def manifest(self, figures: Sequence[Figure], targets: Sequence[str]) -> dict:
         """`bundle.json` without its files."""
         preset, options = self.model.preset, self.options
         precisions = {}
@@ -223,7 +237,7 @@ class Build:
             precisions[precision] = {
                 "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs.GRAPHS},
                 "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs.GRAPHS.items()},
-                "fp32_islands": list(self.source.islands) if precision == "fp16" else [],
+                "fp32_islands": list(self.islands) if precision == "fp16" else [],
             }
         return {
             "schema": 1,
@@ -242,7 +256,7 @@ class Build:
             "precisions": precisions,
             "merge": conditions.merge_entries(self.model),
             "conditions": {name: f"conditions/{name}.safetensors" for name in self.conditions},
-            "targets": {name: self._target(name) for name in options.targets},
+            "targets": {name: self._target(name) for name in targets},
             "files": {},
             "parity": report.rows(figures),
         }
@@ -250,7 +264,7 @@ class Build:
     def _target(self, name: str) -> dict:
         if name not in TARGETS:
             return {"precisions": list(self.options.precisions), "version": version(name)}
-        engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(self.conditions)}
+        engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(self.engine_conditions)}
         facts = [self.shop.used[path].facts for path in engines.values()]
         return {
             "precision": self.options.precisions[-1],
@@ -261,7 +275,7 @@ class Build:
         }
 
     def _inputs(self, precision: str) -> dict[str, object]:
-        islands = list(self.source.islands) if precision == "fp16" else []
+        islands = list(self.islands) if precision == "fp16" else []
         return {
             "base": self.model.base_sha256,
             "checkpoint": self.trained,

@@ -30,24 +30,36 @@ def default_islands(model: DOD) -> tuple[str, ...]:
 
 
 def half_copy(model: DOD, islands: Sequence[str] | None = None) -> DOD:
-    """A copy of the model in float16 whose named modules (None: the default ones) stay in float32.
+    """A copy of the model as `halve` makes it."""
+    return halve(copy.deepcopy(model), islands)
+
+
+def halve(model: DOD, islands: Sequence[str] | None = None) -> DOD:
+    """The model itself, put in float16 but for the named modules (None: the default ones), which stay in float32.
 
     An island casts its inputs up. One that ends a network hands float32 on, so that nothing is rounded between adjacent
     ones; any other casts its result back to float16. GraphError on a name the model does not have.
     """
     default = default_islands(model)
     islands = default if islands is None else islands
-    model = copy.deepcopy(model).half()
-    for name in islands:
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            raise GraphError(f"no module {name!r} to keep in float32; the defaults are {', '.join(default)}") from None
-        module.float()
+    kept = {name: _submodule(model, name, default) for name in islands}
+    inside = {id(tensor) for module in kept.values() for tensor in (*module.parameters(), *module.buffers())}
+    for module in model.modules():  # not model.half(): the islands would lose what float16 cannot hold
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) not in inside and tensor.is_floating_point():
+                tensor.data = tensor.data.half()
+    for name, module in kept.items():
         module.register_forward_pre_hook(_upcast, with_kwargs=True)
         if not name.endswith(ENDS) and name not in default:
             module.register_forward_hook(_downcast)
     return model
+
+
+def _submodule(model: DOD, name: str, default: Sequence[str]) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise GraphError(f"no module {name!r} to keep in float32; the defaults are {', '.join(default)}") from None
 
 
 def _cast(value: object, source: torch.dtype, target: torch.dtype) -> object:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -112,12 +110,6 @@ def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure]
     name = "report.md"
     shop.path(name).write_text("\n\n".join(sections) + "\n")
     shop.record(name, {"figures": len(figures)}, 0)
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process and of any single child so far, added up, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def _decibel(value: float) -> str:

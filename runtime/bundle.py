@@ -145,8 +145,8 @@ def write_bundle(manifest: Mapping[str, Any], staging: Path, destination: Path) 
     """Turns the folder `staging` into the bundle `destination` and opens it.
 
     `manifest` is the content of `bundle.json`; sizes and hashes of all files in `staging` are computed here, and only
-    a `key` under `files` is taken over. `staging` must be on the disk of `destination` (a folder beside it is best)
-    and is gone afterwards. A bundle of before is replaced whole: there is never a bundle that is half of each.
+    a `key` and a `sha256` under `files` are taken over. `staging` must be on the disk of `destination` (a folder beside
+    it is best) and is gone afterwards. A bundle of before is replaced whole: there is never a bundle half of each.
     Raises BundleError where the manifest does not pass, or where `destination` is something other than a bundle.
     """
     staging, destination = Path(staging), Path(destination)
@@ -159,8 +159,9 @@ def write_bundle(manifest: Mapping[str, Any], staging: Path, destination: Path) 
     for name in names:
         _sync(staging / name)
         if name != REPORT:
-            key = keys.get(name, {}).get("key", "")
-            record = FileRecord((staging / name).stat().st_size, hash_file(staging / name), key)
+            known = keys.get(name, {})
+            sha256 = known.get("sha256") or hash_file(staging / name)
+            record = FileRecord((staging / name).stat().st_size, sha256, known.get("key", ""))
             data["files"][name] = asdict(record)
     Manifest.parse(data)
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:

@@ -1,8 +1,10 @@
-"""Reads safetensors files into numpy without any other library. Every number in a header is checked before use."""
+"""Reads and writes safetensors files with numpy alone. Every number in a header is checked before use."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 
 from .errors import BundleError
 
-__all__ = ["Span", "read_tensors", "tensor_spans"]
+__all__ = ["Span", "read_tensors", "tensor_spans", "write_tensors"]
 
 MAX_HEADER = 100_000_000
 
@@ -51,6 +53,34 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         return {name: np.empty(shape, dtype) for name, (dtype, shape, _, _) in spans.items()}
     data = np.memmap(path, np.uint8, "r")
     return {name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in spans.items()}
+
+
+def write_tensors(
+    path: str | PathLike[str], shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], values: Iterable[np.ndarray]
+) -> str:
+    """Writes tensors one after the other as they come, never two at once; returns the file's SHA-256 in hexadecimal.
+
+    shapes: dtype and shape of each tensor by name; values: in the same order. Raises ValueError where one differs.
+    """
+    kinds = {dtype: kind for kind, dtype in DTYPES.items()}
+    header, end = {}, 0
+    for name, (dtype, shape) in shapes.items():
+        begin, end = end, end + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            digest.update(part)
+            file.write(part)
+        for (name, (dtype, shape)), value in zip(shapes.items(), values, strict=True):
+            if (value.dtype, value.shape) != (dtype, shape):
+                raise ValueError(f"{name} was to be {dtype} {shape}, is {value.dtype} {value.shape}")
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            digest.update(data)
+            file.write(data)
+    return digest.hexdigest()
 
 
 def tensor_spans(path: str | PathLike[str]) -> dict[str, Span]:

@@ -91,9 +91,9 @@ class Adaptation(Restoration):
     """Stage 1, equation (11): L_data (7) through the frozen decoder, and L_dmd (10) in the latents; trains PLA only.
 
     rec, perceptual, dmd: the weights of equations (8), (9), (10); the perceptual term needs `vgg`. latent: of
-    MSE(z0, the base encoder's latent of the clean picture). The closed form multiplies an error in eps by 14.6; a base
-    of short training starts so far off that the picture alone gives no useful gradient, the latent does. Where neither
-    rec nor perceptual is wanted the decoder is not run.
+    MSE(z0, the base encoder's latent of the clean picture), single latents, 4 x 4 means and whole means alike. The
+    closed form multiplies an error in eps by 14.6; a base of short training starts so far off that the picture alone
+    gives no useful gradient, the latent does. Where neither rec nor perceptual is wanted the decoder is not run.
 
     The real denoiser is the base UNet, the fake one the same with LoRA of its own, trained by L_diff on the restored
     latents, one step for each of the model's; both share the base's frozen weights with the model.
@@ -141,7 +141,7 @@ class Adaptation(Restoration):
         if self.target is not None:
             with torch.no_grad():
                 wanted, _ = self.target(clean)
-            terms["latent"] = F.mse_loss(restored, wanted)
+            terms["latent"] = _multiscale(restored - wanted)
         if self.real is not None and self.fake is not None:
             terms["dmd"] = self._matching(restored, generator)
             fake = self._denoiser(self.fake)
@@ -168,11 +168,13 @@ class Adaptation(Restoration):
 class Detail(Restoration):
     """Stage 2, equation (13): L_rec and L_ssim (12); trains the detail modules alone.
 
-    gate_rate: how many times faster the modules' w learn. Each starts at 0 and gates its whole module, which learns
-    nothing to speak of while w is small.
+    A module's w starts at 0 and gates all of it, so that it learns little while w is small. gate_start: what
+    a w that is smaller is set to before the first step; gate_rate: how many times faster the w learn.
     """
 
-    def __init__(self, model: DOD, rec: float = 1.0, ssim: float = 0.2, gate_rate: float = 1.0) -> None:
+    def __init__(
+        self, model: DOD, rec: float = 1.0, ssim: float = 0.2, gate_rate: float = 1.0, gate_start: float = 0.0
+    ) -> None:
         super().__init__(model)
         self.weights = {"rec": rec, "ssim": ssim}
         modules = model.detail_parameters()
@@ -181,6 +183,9 @@ class Detail(Restoration):
         self._modules_alone = {name: parameter for name, parameter in modules.items() if parameter.ndim}
         self._gates = {name: parameter for name, parameter in modules.items() if not parameter.ndim}
         self._gate_rate = gate_rate
+        for gate in self._gates.values():
+            if abs(gate.item()) < gate_start:
+                gate.data.fill_(gate_start)
 
     def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
         return [(1.0, self._modules_alone), (self._gate_rate, self._gates)]
@@ -215,6 +220,12 @@ def posterior_of(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribut
 
 def _trainable(model: Any) -> Any:
     return model.to(memory_format=torch.channels_last).requires_grad_(True).train()
+
+
+def _multiscale(error: Tensor) -> Tensor:
+    """Mean square of each latent's error, of its means over 4 x 4 and over all: a cast is what the eye sees first."""
+    coarse = (F.avg_pool2d(error, size).square().mean() for size in (4, error.shape[-2:]))
+    return sum(coarse, error.square().mean())
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

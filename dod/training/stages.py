@@ -50,7 +50,8 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-3,
         "rec_weight": 1.0,
         "ssim_weight": 0.2,
-        "gate_rate": 30.0,
+        "gate_rate": 3.0,
+        "gate_start": 0.2,
     },
     "calibrate": {"steps": 64, "batch": 1, "crop": 256},
 }
@@ -118,12 +119,13 @@ def stage_2(
     rec_weight: float = 1.0,
     ssim_weight: float = 0.2,
     gate_rate: float = 1.0,
+    gate_start: float = 0.0,
 ) -> Log:
     """Equation (13), see `Detail`."""
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate)
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate}"
+    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start}"
     return train("stage-2", objective, dataset, schedule, state, identity)
 
 

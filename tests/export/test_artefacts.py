@@ -159,7 +159,10 @@ def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPa
     assert shop.finish({"name": "mini"}) == "the bundle"
     assert written["destination"] == out and written["files"] == ["onnx", "onnx/fp32", NAME]
     key = key_of(json.loads(json.dumps(INPUTS)))
-    assert written["manifest"]["files"] == {NAME: {"key": key}} and written["manifest"]["name"] == "mini"
+    assert (
+        written["manifest"]["files"] == {NAME: {"key": key, "sha256": shop.used[NAME].sha256}}
+        and written["manifest"]["name"] == "mini"
+    )
     assert Entry(**written["manifest"]["build"][NAME]) == shop.used[NAME]
     assert not shop.root.exists()
 

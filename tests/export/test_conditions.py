@@ -12,7 +12,14 @@ from safetensors.numpy import load_file
 
 from dod import clora
 from dod.model import DOD
-from export.conditions import chosen_conditions, merge_entries, modulation_of, write_condition, write_merged_graph
+from export.conditions import (
+    chosen_conditions,
+    engine_conditions,
+    merge_entries,
+    modulation_of,
+    write_condition,
+    write_merged_graph,
+)
 from export.graphs import write_weights
 from runtime.errors import UsageError
 from runtime.tensors import tensor_spans
@@ -23,6 +30,13 @@ def test_chosen_conditions(model: DOD) -> None:
     assert chosen_conditions(model, ["haze", "rain", "haze"]) == ("haze", "rain")
     with pytest.raises(UsageError, match=r"unknown condition 'rian' \(did you mean 'rain'\?\)"):
         chosen_conditions(model, ["haze", "rian"])
+
+
+def test_engine_conditions() -> None:
+    assert engine_conditions(("rain", "haze"), None) == ("rain", "haze")
+    assert engine_conditions(("rain", "haze"), []) == () and engine_conditions(("rain", "haze"), ["haze"]) == ("haze",)
+    with pytest.raises(UsageError, match="unknown condition 'noise'"):
+        engine_conditions(("rain", "haze"), ["noise"])
 
 
 def test_a_checkpoint_without_prototypes(model: DOD) -> None:
@@ -47,7 +61,7 @@ def test_the_file_of_a_condition(model: DOD, tmp_path: Path) -> None:
 
 
 def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -> None:
-    write_weights(model, "unet", tmp_path / "unet.safetensors")
+    write_weights(model, model, "unet", tmp_path / "unet.safetensors")
     spans = tensor_spans(tmp_path / "unet.safetensors")
     entries = merge_entries(model)
     assert [entry["index"] for entry in entries] == list(range(len(model.layers)))
@@ -62,7 +76,7 @@ def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -
 def test_the_merged_weights_are_the_models_own(model: DOD, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "unet_merged.onnx").write_bytes(b"the graph")
-    write_weights(model, "unet", tmp_path / "unet.safetensors")
+    write_weights(model, model, "unet", tmp_path / "unet.safetensors")
     modulation = modulation_of(model, "haze")
     arguments = tmp_path / "unet_merged.onnx", tmp_path / "unet.safetensors", merge_entries(model), modulation
     path = write_merged_graph(*arguments, tmp_path / "out")

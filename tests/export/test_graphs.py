@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,19 @@ from onnx import TensorProto
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.graphs import GRAPHS, OPSETS, _label, _plain, neutral_modulation, plan, trace, weights_of, write_weights
+from export.graphs import (
+    GRAPHS,
+    OPSETS,
+    _label,
+    _plain,
+    neutral_modulation,
+    plan,
+    skeleton,
+    trace,
+    weights_of,
+    write_weights,
+)
+from export.precision import half_copy
 from runtime.tensors import read_tensors, tensor_spans
 from tests.dod.small_model import image, snr_db
 
@@ -29,7 +43,7 @@ class Traced:
 
 def traced(model: DOD, graph: str, folder: Path) -> Traced:
     path, weights = folder / f"{graph}.onnx", folder / f"{GRAPHS[graph]}.safetensors"
-    write_weights(model, GRAPHS[graph], weights)
+    write_weights(model, model, GRAPHS[graph], weights)
     trace(model, graph, path, weights, OPSETS["fp32"])
     return Traced(path, weights, onnx.load(path, load_external_data=False).graph)
 
@@ -156,6 +170,26 @@ def test_both_unet_graphs_share_one_file(model: DOD) -> None:
         if original is not None:
             assert torch.equal(tensor, original), f"{name}: with neutral modulation the base's own values"
     assert not neutral_modulation(model).any()
+
+
+def test_a_skeleton_has_the_structure_and_no_values(model: DOD) -> None:
+    bones = skeleton(model)
+    assert {tensor.device.type for tensor in bones.state_dict().values()} == {"meta"}
+    assert {name: value.shape for name, value in bones.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
+    pickle.loads(pickle.dumps(bones))  # it is handed to worker processes
+
+
+def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path) -> None:
+    half = half_copy(skeleton(model), ("unet.unet.conv_out",))
+    facts = write_weights(model, half, "unet", tmp_path / "unet.safetensors")
+    assert facts == {"sha256": hashlib.sha256((tmp_path / "unet.safetensors").read_bytes()).hexdigest()}
+    stored = read_tensors(tmp_path / "unet.safetensors")
+    assert stored["conv_out.weight"].dtype == np.float32 and stored["conv_in.weight"].dtype == np.float16
+    expected = weights_of(half_copy(model, ("unet.unet.conv_out",)), "unet")
+    assert all(np.array_equal(stored[name], value.detach().numpy()) for name, value in expected.items())
 
 
 def test_a_refused_trace_is_an_error_of_ours(model: DOD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,20 @@ from PIL import Image
 
 from dod.model import DOD
 from export import parity
-from export.parity import BUDGETS, Figure, Sample, TorchChain, figure, load_sample, prove, psnr_db, snr_db
-from export.precision import half_copy
+from export.parity import (
+    BUDGETS,
+    Figure,
+    Proof,
+    Sample,
+    TorchChain,
+    figure,
+    load_sample,
+    proof_count,
+    prove,
+    psnr_db,
+    snr_db,
+)
+from export.precision import default_islands, half_copy
 from export.report import parity_table, read_figures, rows, write_comparison, write_figures
 from runtime.backends import Options
 from runtime.bundle import Bundle
@@ -47,7 +59,7 @@ def bundle(precisions: tuple[str, ...] = ("fp32",)) -> Bundle:
         components={name: Component(specs, ()) for name, specs in inputs.items()},
         precisions={name: Precision({}, {}) for name in precisions},
         merge=(),
-        conditions={},
+        conditions={"rain": "conditions/rain.safetensors"},
         targets={},
         files={},
     )
@@ -73,8 +85,12 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
     return replace
 
 
-def figures_of(model: DOD, half: DOD | None, proven: Bundle, *samples: Sample) -> list[Figure]:
-    return [each for figures, _ in prove(model, half, proven, samples) for each in figures]
+def proofs_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Proof]:
+    return list(prove(copy.deepcopy(model), default_islands(model), proven, samples))  # it uses the model up
+
+
+def figures_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Figure]:
+    return [figure for proof in proofs_of(model, proven, *samples) for figure in proof.figures]
 
 
 def test_snr_and_psnr_by_hand() -> None:
@@ -139,7 +155,7 @@ def test_what_is_not_finite_fails(wrong: float, step: str) -> None:
 
 def test_the_same_model_passes(model: DOD, sample: Sample, substitute: Substitute) -> None:
     substitute(copy.deepcopy(model))
-    figures = figures_of(model, None, bundle(), sample)
+    figures = figures_of(model, bundle(), sample)
     assert all(each.passed for each in figures)
     found = {(each.path, each.component, each.step) for each in figures}
     dynamic, merged = ("mfm", "encoder", "unet_dynamic", "decoder"), ("encoder", "unet_merged", "decoder")
@@ -174,7 +190,7 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
     model: DOD, sample: Sample, substitute: Substitute, change: Change, component: str
 ) -> None:
     substitute(wrong_weight(model, change))
-    figures = {(each.path, each.component): each for each in figures_of(model, None, bundle(), sample)}
+    figures = {(each.path, each.component): each for each in figures_of(model, bundle(), sample)}
     assert not figures["auto", "chain"].passed
     parts = {name: each.max_abs for (path, name), each in figures.items() if path == "auto" and name != "chain"}
     assert {name for name, max_abs in parts.items() if max_abs > 0} == {component}, "each has the reference's inputs"
@@ -190,14 +206,14 @@ def test_a_wrong_merge_fails(
 
     monkeypatch.setattr(parity.clora, "merge", without_beta)
     substitute(model)
-    figures = {(each.component, each.step): each for each in figures_of(model, None, bundle(), sample)}
+    figures = {(each.component, each.step): each for each in figures_of(model, bundle(), sample)}
     assert not figures["layer", "merged"].passed and not figures["chain", "merged"].passed
 
 
 def test_half_and_its_witness(model: DOD, sample: Sample, substitute: Substitute) -> None:
     half = half_copy(model)
     substitute(model, half)
-    figures = figures_of(model, half, bundle(("fp32", "fp16")), sample)
+    figures = figures_of(model, bundle(("fp32", "fp16")), sample)
     chains = {each.step: each for each in figures if each.component == "chain" and each.path == "auto"}
     assert chains.keys() == {"onnx fp32", "half", "onnx fp16"}
     assert chains["onnx fp32"].max_abs == 0 and chains["onnx fp16"].max_abs == chains["half"].max_abs
@@ -210,7 +226,7 @@ def test_overflow_in_half_fails(model: DOD, sample: Sample, substitute: Substitu
     half = half_copy(loud)
     assert all(parameter.isfinite().all() for parameter in half.parameters())
     substitute(loud, half)
-    figures = figures_of(loud, half, bundle(("fp16",)), sample)
+    figures = figures_of(loud, bundle(("fp16",)), sample)
     chain = next(each for each in figures if (each.component, each.step, each.path) == ("chain", "half", "auto"))
     assert not chain.passed and not math.isfinite(chain.snr_db)
 
@@ -218,8 +234,12 @@ def test_overflow_in_half_fails(model: DOD, sample: Sample, substitute: Substitu
 def test_components_alone_only_on_the_first_sample(model: DOD, sample: Sample, substitute: Substitute) -> None:
     substitute(model)
     second = Sample("clean.png", "", {**sample.values, "image": image(1, 32, 16, seed=2).numpy()})
-    (first, _), (figures, restored) = prove(model, None, bundle(), [sample, second])
+    proofs = proofs_of(model, bundle(), sample, second)
+    first = [figure for proof in proofs if proof.sample == sample.name for figure in proof.figures]
+    figures = [figure for proof in proofs if proof.sample == second.name for figure in proof.figures]
     assert len(first) == 11 and [(each.path, each.component) for each in figures] == [("auto", "chain")]
+    assert len(proofs) == proof_count(bundle(), [sample, second])
+    restored = next(proof.restored for proof in reversed(proofs) if proof.sample == second.name)
     with torch.no_grad():
         crops = torch.from_numpy(second.values["crops"])
         expected = model(torch.from_numpy(second.values["image"]), model.mfm(crops)[1])

@@ -9,7 +9,7 @@ import torch
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.precision import default_islands, half_copy
+from export.precision import default_islands, half_copy, halve
 from tests.dod.small_model import image, normal, snr_db
 
 
@@ -51,6 +51,14 @@ def test_an_island_that_is_named(model: DOD) -> None:
     with torch.no_grad():
         half.unet(normal(1, 4, 8, 8), torch.zeros(1, len(model.layers), 2, model.preset.lora.rank))
     assert seen == {"inside": torch.float32, "handed_on": torch.float16}
+
+
+def test_an_island_keeps_what_half_cannot_hold(model: DOD) -> None:
+    large = copy.deepcopy(model)
+    weight = large.unet.unet.mid_block.resnets[0].conv1.get_base_layer().weight
+    weight.data.fill_(1e5)
+    assert halve(large, ("unet.unet.mid_block",)) is large and (weight == 1e5).all()
+    assert large.unet.unet.conv_in.weight.dtype == torch.float16
 
 
 @pytest.mark.parametrize("name", ["unet.nothing", "unet.unet.up_blocks.9", "mfm.netwrok"])

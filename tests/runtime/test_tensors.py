@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from runtime.errors import BundleError
-from runtime.tensors import DTYPES, read_tensors
+from runtime.tensors import DTYPES, read_tensors, write_tensors
 
 
 def written(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
@@ -24,6 +25,25 @@ def written(path: Path, header: Any, data: bytes = b"", length: int | None = Non
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
     return {"a": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tensors = {str(dtype): random.integers(0, 2, (3, 5)).astype(dtype) for dtype in DTYPES.values()}
+    tensors |= {"scalar": np.array(3, np.float32), "turned": random.random((4, 3)).T, "empty": np.zeros((0, 4))}
+    shapes = {name: (value.dtype, value.shape) for name, value in tensors.items()}
+    path = tmp_path / "t.safetensors"
+    assert write_tensors(path, shapes, iter(tensors.values())) == hashlib.sha256(path.read_bytes()).hexdigest()
+    for found in (load_file(path), read_tensors(path)):
+        assert found.keys() == tensors.keys()
+        for name, value in tensors.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype
+
+
+def test_a_tensor_that_is_not_as_announced(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a was to be float32 \(2,\), is float64 \(2,\)"):
+        write_tensors(tmp_path / "t.safetensors", {"a": (np.dtype(np.float32), (2,))}, [np.zeros(2)])
 
 
 def test_reads_what_the_library_writes(tmp_path: Path) -> None:

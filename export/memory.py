@@ -1,0 +1,47 @@
+"""How much memory a build takes: all of its processes together, sampled while it runs."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+import psutil
+
+PERIOD_SECONDS = 0.5
+
+
+class MemoryMeter:
+    """Samples the memory of this process and its children in a `with` block; `peak` is the largest sum, in bytes.
+
+    Counted is what each process holds alone and its share of what it shares (PSS) where the system tells, else its
+    resident set, in which pages of files that are only mapped count fully.
+    """
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="memory meter", daemon=True)
+
+    def __enter__(self) -> MemoryMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _sample(self) -> None:
+        here = psutil.Process()
+        while True:
+            self.peak = max(self.peak, sum(_held(process) for process in (here, *here.children(recursive=True))))
+            if self._done.wait(PERIOD_SECONDS):
+                return
+
+
+def _held(process: psutil.Process) -> int:
+    """Bytes held by one process, 0 where it has just ended."""
+    with suppress(psutil.Error):
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", 0) or full.rss)
+    return 0
