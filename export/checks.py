@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
+
 from dod.model import DOD
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
@@ -34,6 +36,8 @@ MODEL_SOURCES = [
     ROOT / "export" / "graphs.py",
     ROOT / "export" / "precision.py",
 ]
+OVERHEAD = 1_500_000_000
+"""Bytes that a build takes beside weights: libraries, two tracing processes, a picture's activations."""
 SAMPLES = ROOT / "docs" / "samples"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -107,6 +111,19 @@ def check_room(out: Path, model: DOD, precisions: int, targets: int) -> None:
     if free < needed:
         room = f"the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise OSError(errno.ENOSPC, f"no room on the disk: {room}", str(out))
+
+
+def check_memory(model: DOD) -> None:
+    """OSError before the work starts where the memory cannot hold it, by an estimate from the parameters.
+
+    The most is held while the merged path is proven: the model in float32, which is loaded already, and a second UNet,
+    in ONNX Runtime twice (its weights and what it packs for the processor).
+    """
+    unet = sum(parameter.numel() for parameter in model.unet.parameters())
+    needed, free = 2 * 4 * unet + OVERHEAD, psutil.virtual_memory().available
+    if free < needed:
+        room = f"the build needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free"
+        raise OSError(errno.ENOMEM, f"not enough memory: {room}: end other programs or build on a larger machine")
 
 
 def hash_model(model: DOD) -> str:

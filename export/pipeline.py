@@ -21,6 +21,7 @@ from export.checks import (
     ROOT,
     Options,
     check_exportable,
+    check_memory,
     check_out,
     check_room,
     check_sizes,
@@ -67,6 +68,7 @@ class Build:
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), len(options.targets))
+        check_memory(self.model)
         check_out(options.out)
         self.shop = Workshop(options.out)
         self.explaining = False

@@ -112,6 +112,15 @@ def test_a_disk_without_room(
     assert "no room on the disk: the build needs about" in errors and str(tmp_path / "x") in errors
 
 
+def test_a_machine_without_memory(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = type("Memory", (), {"available": 900_000_000})
+    monkeypatch.setattr("export.checks.psutil.virtual_memory", lambda: memory)
+    errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
+    assert "not enough memory: the build needs about 1.5 GB more, 0.9 GB are free" in errors
+
+
 def test_a_target_that_cannot_be_built_here(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
