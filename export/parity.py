@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD
 from export.conditions import modulation_of
+from export.errors import ParityError
 from runtime.backends import Backend, Options, open_backend
 from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
 from runtime.image import read
+from runtime.manifest import REDUCED
 
 BUDGETS = {
     ("layer", "merged"): ("snr_db", 100.0),
@@ -26,14 +28,22 @@ BUDGETS = {
     ("chain", "onnx fp32"): ("snr_db", 80.0),
     ("chain", "half"): ("psnr_db", 45.0),
     ("chain", "onnx fp16"): ("psnr_db", 45.0),
+    # OpenVINO fuses and orders its sums in other ways than PyTorch. BLANK
+    ("chain", "openvino fp32"): ("snr_db", 70.0),
+    ("chain", "openvino bf16"): ("psnr_db", 45.0),
 }
 """What the figure of a component and a step must reach, in dB. A component without a budget is shown for diagnosis."""
+
+GATES = ("openvino bf16",)
+"""Steps whose budget decides whether the bundle offers a precision. Missing it fails no build."""
 
 WITNESS = {
     "merged": "PyTorch fp32: merged weights against the low-rank branches, at the prototype",
     "onnx fp32": "ONNX Runtime on CPU",
     "half": "PyTorch on CPU in true half arithmetic, with the fp32 islands",
     "onnx fp16": "ONNX Runtime on CPU: graph and half weights only; it computes in fp32 and cannot show an overflow",
+    "openvino fp32": "OpenVINO on CPU, the fp32 graphs in float32",
+    "openvino bf16": "OpenVINO on CPU, the fp32 graphs in true bfloat16 arithmetic; decides whether bf16 is offered",
 }
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
@@ -121,11 +131,16 @@ def prove(
     """The figures of each sample in turn, and its restored picture [1, 3, H, W] (path auto, the last step's).
 
     The components are compared one by one on the first sample, the chain on each. half: None where there is no fp16.
+    The picture of a step of `GATES` is never the one given.
     """
     reference = TorchChain(model)
     subjects: dict[str, tuple[str, TorchChain | Backend]] = {}
     if "fp32" in bundle.manifest.precisions:
         subjects["onnx fp32"] = ("fp32", open_backend("onnxruntime_cpu", bundle, Options(precision="fp32"))[0])
+    openvino = bundle.manifest.targets.get("openvino")
+    for precision in openvino.precisions if openvino else ():
+        backend = open_backend("openvino", bundle, Options(precision=precision))[0]
+        subjects[f"openvino {precision}"] = (REDUCED.get(precision, precision), backend)
     if "fp16" in bundle.manifest.precisions:
         if half is not None:
             subjects["half"] = ("fp16", TorchChain(half))
@@ -141,7 +156,7 @@ def prove(
             for step, (precision, subject) in subjects.items():
                 found = _run(subject, components, sample.values, path, bundle, precision)
                 figures.append(figure(sample.name, path, "chain", step, expected["image"], found["image"]))
-                restored = found["image"] if path == "auto" else restored
+                restored = found["image"] if path == "auto" and step not in GATES else restored
                 for component in components if number == 0 else ():
                     figures.append(_component(subject, component, sample.name, path, step, expected, bundle, precision))
         yield figures, restored
@@ -156,6 +171,25 @@ def figure(picture: str, path: str, component: str, step: str, reference: np.nda
     reached = {"snr_db": snr, "psnr_db": psnr if psnr is not None else snr}.get(kind or "", math.inf)
     budget = None if kind is None else f"{kind.removesuffix('_db').upper()} >= {least:g} dB"
     return Figure(picture, path, component, step, WITNESS[step], max_abs, snr, psnr, budget, reached >= least)
+
+
+def check(figures: Sequence[Figure]) -> None:
+    """Raises ParityError where a figure missed its budget, unless it is one of `GATES`."""
+    failed = [figure for figure in figures if not figure.passed and figure.step not in GATES]
+    if failed:
+        worst = failed[0]
+        raise ParityError(
+            f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} "
+            f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
+            f"budget {worst.budget}; no bundle is written"
+        )
+
+
+def passed_gates(backend: str, figures: Sequence[Figure]) -> list[str]:
+    """The reduced precisions of a backend that were measured and met their budget on every picture and path."""
+    measured = {step: [each for each in figures if each.step == step] for step in GATES}
+    passed = [step for step, rows in measured.items() if rows and all(each.passed for each in rows)]
+    return [precision for name, precision in map(str.split, passed) if name == backend]
 
 
 def _run(
