@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BUNDLE ?= build/mini
-EXTRAS ?= onnxruntime,tensorrt-rtx,export,train,eval,dev
+EXTRAS ?= onnxruntime,openvino,tensorrt-rtx,export,train,eval,dev
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

@@ -72,7 +72,8 @@ def _row(runner: Runner, series: Series, truths: dict[str, np.ndarray]) -> Row:
     figures = {"snr_db": snr_db(truths[job.condition], output), "psnr_db": psnr_db(truths[job.condition], output)}
     budget, passed = None, None
     if isinstance(model, Restorer) or model.precision != "fp32":
-        figure, least = BUDGETS["chain", f"onnx {model.precision}"]
+        witness = "openvino" if model.backend == "openvino" else "onnx"
+        figure, least = BUDGETS["chain", f"{witness} {model.precision}"]
         budget = f"{figure.removesuffix('_db').upper()} {least:g} dB"
         passed = bool(np.isfinite(output).all() and figures[figure] >= least)
     return Row(

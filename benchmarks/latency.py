@@ -23,7 +23,7 @@ from benchmarks.photographs import square
 from benchmarks.runners import Job
 from benchmarks.timing import Turns
 from dod.errors import DODError
-from runtime.backends import Options, kept_sessions, survey
+from runtime.backends import ON_CPU, Options, check_precision, kept_sessions, survey
 from runtime.bundle import Bundle
 from runtime.console import Parser, run_command
 from runtime.errors import BackendError, UsageError, unknown
@@ -51,7 +51,7 @@ def parser() -> Parser:
     made.add_argument("--batch", type=int, default=1, help="pictures restored together (default: %(default)s)")
     made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
     made.add_argument("--backends", nargs="+", help="default: all that can run here; CPU only where no GPU backend can")
-    made.add_argument("--precision", nargs="+", default=["auto"], help="auto (each backend's best), fp32, fp16")
+    made.add_argument("--precision", nargs="+", default=["auto"], help="auto (each backend's best), fp32, fp16, bf16")
     made.add_argument("--torch", nargs="+", choices=("fp32", "fp16"), help="PyTorch rows (fp32; on a GPU fp16 too)")
     made.add_argument("--checkpoint", help="the PyTorch reference, where not the one that the bundle names")
     made.add_argument("--base", help="its frozen base, where it is not where the preset says")
@@ -149,10 +149,9 @@ def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[l
     restorers: list[Restorer] = []
     not_run: dict[str, str] = {}
     for precision in dict.fromkeys(arguments.precision):
-        if precision not in ("auto", *bundle.manifest.precisions):
-            raise unknown("precision", precision, ["auto", *bundle.manifest.precisions])
+        check_precision(precision, bundle)
         for name, reason in survey(bundle, Options(arguments.device, precision, threads)).items():
-            if reason is None and name.endswith("cpu") and any(on_gpu(each) for each in restorers):
+            if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
                 reason = "a GPU backend can run here; to measure this one too, name both with --backends"
             try:
                 if reason is None:
@@ -169,7 +168,7 @@ def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[l
 
 def on_gpu(restorer: Restorer) -> bool:
     """Whether a restorer computes on a GPU."""
-    return not restorer.backend.endswith("cpu")
+    return restorer.backend not in ON_CPU
 
 
 def torch_models(bundle: Bundle, restorers: Sequence[Restorer], arguments: Namespace) -> list[TorchModel]:

@@ -53,7 +53,7 @@ def summary(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     gpu = machine["gpu"]
     parts = [f"{machine['processor']}, {machine['cores']} cores", gpu["name"] if gpu else "no GPU"]
-    names = ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13")
+    names = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")
     return "; ".join(
         [*parts, *(f"{name} {machine['libraries'][name]}" for name in names if name in machine["libraries"])]
     )

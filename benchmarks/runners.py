@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from runtime.backends import ON_CPU
 from runtime.restorer import Observer, Restorer
 
 __all__ = ["PARTS", "Job", "Runner"]
@@ -54,7 +55,7 @@ class Runner:
     @property
     def device(self) -> str:
         """`cpu` or `cuda`: where it computes."""
-        return "cpu" if self.model.backend.endswith("cpu") else "cuda"
+        return "cpu" if self.model.backend in ("pytorch_cpu", *ON_CPU) else "cuda"
 
     def visit(self) -> dict[str, float]:
         """Restores the job once. The seconds of each component, and of the `picture`: prepare, components, finish.

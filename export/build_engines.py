@@ -1,6 +1,6 @@
 """Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute what PyTorch computes.
 
-    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime tensorrt_rtx \\
+    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime openvino tensorrt_rtx \\
            --precision fp32 fp16 --conditions haze rain --min 256 --opt 512 --max 1024 --batch 1 4 \\
            --compute-capabilities 8.6 8.9 12.0
 """
@@ -16,22 +16,22 @@ if __package__ in (None, ""):  # run as a script: the checkout's root, not this 
 
 from dod.errors import DODError
 from export.errors import ExportError
-from export.targets import TARGETS, validate_capabilities, why_not
+from export.targets import TARGETS, validate_capabilities, why_not, why_not_openvino
 from runtime.console import Parser, run_command
 from runtime.errors import UsageError, unknown
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
-TARGET_NAMES = ("onnxruntime", *TARGETS)
+TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)
 PRECISIONS = ("fp32", "fp16")
 
 
 def main(argv: Sequence[str]) -> int:
     """Build the bundle and return 0. ParityError where a figure missed its budget: then no bundle is written."""
     arguments = parser().parse_args(argv)
-    targets, left_out = choose_targets(arguments.targets)
     for name in arguments.precision:
         if name not in PRECISIONS:
             raise unknown("precision", name, PRECISIONS)
+    targets, left_out = choose_targets(arguments.targets, arguments.precision)
     half = "fp16" in arguments.precision
     capabilities = ()
     if "tensorrt_rtx" in targets:
@@ -94,7 +94,9 @@ def parser() -> Parser:
     return parser
 
 
-def choose_targets(asked: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, str]]:
+def choose_targets(
+    asked: Sequence[str] | None, precisions: Sequence[str] = PRECISIONS
+) -> tuple[tuple[str, ...], dict[str, str]]:
     """The targets to build, and those of the default that cannot be built here with the reason.
 
     UsageError where one is unknown, or was asked for by name and cannot be built here.
@@ -103,6 +105,8 @@ def choose_targets(asked: Sequence[str] | None) -> tuple[tuple[str, ...], dict[s
         if name not in TARGET_NAMES:
             raise unknown("target", name, TARGET_NAMES)
     reasons = {name: why_not(TARGETS[name]) for name in asked or TARGET_NAMES if name in TARGETS}
+    if "openvino" in (asked or TARGET_NAMES):
+        reasons["openvino"] = why_not_openvino(precisions)
     if asked:
         for name, reason in reasons.items():
             if reason:

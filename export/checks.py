@@ -102,10 +102,10 @@ def sample_paths(folder: Path | None) -> list[Path]:
     return paths
 
 
-def check_room(out: Path, model: DOD, precisions: int, targets: int) -> None:
+def check_room(out: Path, model: DOD, precisions: int, engine_targets: int) -> None:
     """OSError before the work starts where the disk cannot hold the bundle, by a rough estimate from the parameters."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    needed = parameters * 4 * precisions + parameters * 2 * 8 * (targets - 1)
+    needed = parameters * 4 * precisions + parameters * 2 * 8 * engine_targets
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -148,7 +148,7 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
     for name, layer in clora.adapted_layers(model.unet.unet):
         weight = named[f"{name}.weight"]
         if f"{name}.bias" not in named:
-            named[f"{name}.bias"] = weight.new_zeros(layer.out_features)
+            named[f"{name}.bias"] = weight.new_zeros(weight.shape[0])
     return named
 
 

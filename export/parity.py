@@ -1,25 +1,14 @@
-"""Proof that a bundle computes what PyTorch computes: step by step, on photographs, each figure with its witness."""
+"""The figures of parity: what is compared, by which witness, and what it must reach."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from dod import clora
-from dod.model import DOD
-from export.conditions import modulation_of
-from export.precision import halve
-from runtime.backends import Backend, Options, open_backend
-from runtime.bundle import Bundle
-from runtime.geometry import crops, pad, padded_size
-from runtime.image import read
+from export.errors import ParityError
 
 BUDGETS = {
     ("layer", "merged"): ("snr_db", 100.0),
@@ -27,24 +16,24 @@ BUDGETS = {
     ("chain", "onnx fp32"): ("snr_db", 80.0),
     ("chain", "half"): ("psnr_db", 45.0),
     ("chain", "onnx fp16"): ("psnr_db", 45.0),
+    # Measured against ONNX Runtime: 107 dB at worst on mini, 120 dB over 70 random layers of the paper's width. What is
+    # left down to 70 is room for the paper's depth and for CPUs on which OpenVINO takes other kernels.
+    ("chain", "openvino fp32"): ("snr_db", 70.0),
+    ("chain", "openvino bf16"): ("psnr_db", 45.0),
 }
 """What the figure of a component and a step must reach, in dB. A component without a budget is shown for diagnosis."""
+
+GATES = ("openvino bf16",)
+"""Steps whose budget decides whether the bundle offers a precision. Missing it fails no build."""
 
 WITNESS = {
     "merged": "PyTorch fp32: merged weights against the low-rank branches, at the prototype",
     "onnx fp32": "ONNX Runtime on CPU",
     "half": "PyTorch on CPU in true half arithmetic, with the fp32 islands",
     "onnx fp16": "ONNX Runtime on CPU: graph and half weights only; it computes in fp32 and cannot show an overflow",
+    "openvino fp32": "OpenVINO on CPU, the fp32 graphs in float32",
+    "openvino bf16": "OpenVINO on CPU, the fp32 graphs in true bfloat16 arithmetic; decides whether bf16 is offered",
 }
-
-STEPS = {"half": "fp16", "onnx fp32": "fp32", "onnx fp16": "fp16"}
-"""What is held against the reference, and the precision of the graphs that it stands for. PyTorch's half comes first:
-afterwards the model's values are not needed any more."""
-
-DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-MERGED = ("encoder", "unet_merged", "decoder")
-OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}
-Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,130 +56,6 @@ class Figure:
     passed: bool
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A photograph ready for the chain: image [1, 3, H, W] and crops [1, K, 3, R, R], float32 in [-1, 1]."""
-
-    name: str
-    condition: str
-    values: dict[str, np.ndarray]
-
-
-class TorchChain:
-    """A PyTorch model's components under the names of the bundle's. `merged` holds a plain UNet for each condition."""
-
-    def __init__(self, model: DOD) -> None:
-        self.model = model
-        self.merged: dict[str, nn.Module] = {}
-
-    @torch.no_grad()
-    def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
-        outputs: dict[str, Tensor] = {}
-        if component == "mfm":
-            outputs["condition"], outputs["modulation"] = self.model.mfm(tensors["crops"])
-        elif component == "encoder":
-            outputs["latent"], skips = self.model.encoder(tensors["image"])
-            outputs |= {f"skip_{i}": skip for i, skip in enumerate(skips)}
-        elif component == "unet_dynamic":
-            outputs["latent_restored"] = self.model.unet(tensors["latent"], tensors["modulation"])
-        elif component == "unet_merged":
-            assert condition is not None
-            outputs["latent_restored"] = self._merged(condition)(tensors["latent"])
-        else:
-            skips = [tensors[name] for name in sorted(tensors) if name.startswith("skip_")]
-            outputs["image"] = self.model.decoder(tensors["latent_restored"], skips)
-        return {name: value.numpy() for name, value in outputs.items()}
-
-    def close(self) -> None:
-        """Let go of the merged UNets."""
-        self.merged.clear()
-
-    def _merged(self, condition: str) -> nn.Module:
-        if condition not in self.merged:
-            modulation = torch.from_numpy(modulation_of(self.model, condition))
-            self.merged = {condition: clora.merged_copy(self.model.unet, modulation)}
-        return self.merged[condition]
-
-
-def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:
-    """A photograph as the runtime prepares it. Its condition is the one its name begins with, else the first."""
-    manifest = bundle.manifest
-    pixels = read(path).pixels
-    sizes = manifest.size_multiple, manifest.profile.size[0], manifest.profile.size[2]
-    image = pad(pixels, *(padded_size(side, *sizes) for side in pixels.shape[:2])).transpose(2, 0, 1)[None]
-    taken = crops(pixels, manifest.crops.count, manifest.crops.size)[None]
-    condition = next((name for name in conditions if path.stem.startswith(name)), conditions[0] if conditions else "")
-    return Sample(path.name, condition, {"image": np.ascontiguousarray(image), "crops": taken})
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What one subject gave for one sample on one path: its figures, and the restored picture [1, 3, H, W]."""
-
-    sample: str
-    path: str
-    figures: list[Figure]
-    restored: np.ndarray
-
-
-def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:
-    """How many proofs `prove` gives."""
-    precisions = bundle.manifest.precisions
-    subjects = 1 + len(precisions) + ("fp16" in precisions)
-    return subjects * sum(len(_paths(bundle, sample)) for sample in samples)
-
-
-def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[Sample]) -> Iterator[Proof]:
-    """Hold a bundle against its model in PyTorch: merged weights, float32 graphs, true half, half graphs.
-
-    The components are compared one by one on the first sample, the chain on each. One subject and path after the other
-    is loaded and let go, so that memory holds one at a time; `model` is halved on the way, with these islands, and has
-    no values any more (it is on the meta device) at the end.
-    """
-    runs = [(path, components, sample) for sample in samples for path, components in _paths(bundle, sample)]
-    runs.sort(key=lambda run: run[0] != "auto" and 1 + list(model.prototypes).index(run[0]))
-    wanted: dict[tuple[str, str], Values] = {}
-    reference = TorchChain(model)
-    for path, components, sample in runs:
-        values = _run(reference, components, sample.values, path, bundle)
-        first = sample is samples[0]
-        figures = [] if path == "auto" else _merge_figures(model, sample, values, layers=first)
-        wanted[sample.name, path] = values if first else {"image": values["image"]}
-        yield Proof(sample.name, path, figures, values["image"])
-    reference.close()
-
-    def against(subject: TorchChain | Backend, step: str, precision: str, run: tuple) -> Proof:
-        path, components, sample = run
-        expected = wanted[sample.name, path]
-        found = _run(subject, components, sample.values, path, bundle, precision)["image"]
-        figures = [figure(sample.name, path, "chain", step, expected["image"], found)]
-        for component in components if sample is samples[0] else ():
-            figures.append(_component(subject, component, sample.name, path, step, expected, bundle, precision))
-        return Proof(sample.name, path, figures, found)
-
-    for step, precision in STEPS.items():
-        if precision not in bundle.manifest.precisions:
-            continue
-        if step == "half":
-            half = TorchChain(halve(model, islands))
-            yield from (against(half, step, precision, run) for run in runs)
-            half.close()
-            model.to("meta")
-            continue
-        for path in dict.fromkeys(run[0] for run in runs):
-            backend, _ = open_backend("onnxruntime_cpu", bundle, Options(precision=precision))
-            try:
-                yield from (against(backend, step, precision, run) for run in runs if run[0] == path)
-            finally:
-                backend.close()
-
-
-def _paths(bundle: Bundle, sample: Sample) -> list[tuple[str, Sequence[str]]]:
-    known = sample.condition in bundle.manifest.conditions
-    return [("auto", DYNAMIC), *([(sample.condition, MERGED)] if known else [])]
-
-
 def figure(picture: str, path: str, component: str, step: str, reference: np.ndarray, value: np.ndarray) -> Figure:
     """Compare a value with its reference and hold it against its budget."""
     max_abs = float(np.abs(value.astype(np.float64) - reference).max())
@@ -202,86 +67,23 @@ def figure(picture: str, path: str, component: str, step: str, reference: np.nda
     return Figure(picture, path, component, step, WITNESS[step], max_abs, snr, psnr, budget, reached >= least)
 
 
-def _run(
-    subject: TorchChain | Backend,
-    components: Sequence[str],
-    start: Values,
-    path: str,
-    bundle: Bundle,
-    precision: str = "fp32",
-) -> dict[str, np.ndarray]:
-    """Every value along the chain, by name. The restored picture replaces the degraded one under `image`."""
-    values = {**start, "degraded": start["image"]}
-    condition = None if path == "auto" else path
-    for component in components:
-        values |= subject.run(component, _inputs(component, values, bundle, precision), condition)
-    return values
+def check(figures: Sequence[Figure]) -> None:
+    """Raises ParityError where a figure missed its budget, unless it is one of `GATES`."""
+    failed = [figure for figure in figures if not figure.passed and figure.step not in GATES]
+    if failed:
+        worst = failed[0]
+        raise ParityError(
+            f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} "
+            f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
+            f"budget {worst.budget}; no bundle is written"
+        )
 
 
-def _component(
-    subject: TorchChain | Backend,
-    component: str,
-    picture: str,
-    path: str,
-    step: str,
-    expected: Values,
-    bundle: Bundle,
-    precision: str,
-) -> Figure:
-    """One component alone, fed with the reference's own inputs."""
-    degraded = expected["degraded"] if component == "encoder" else expected["image"]
-    inputs = _inputs(component, {**expected, "image": degraded}, bundle, precision)
-    output = OUTPUT.get(component, "latent_restored")
-    found = subject.run(component, inputs, None if path == "auto" else path)[output]
-    return figure(picture, path, component, step, expected[output], found)
-
-
-def _inputs(component: str, values: Values, bundle: Bundle, precision: str) -> dict[str, np.ndarray]:
-    specs = bundle.manifest.components[component].inputs
-    return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype(precision), copy=False) for spec in specs}
-
-
-@torch.no_grad()
-def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> list[Figure]:
-    """The merged path against the low-rank branches at the prototype: the chain, and the worst single layer."""
-    modulation = torch.from_numpy(modulation_of(model, sample.condition))[None]
-    image = torch.from_numpy(sample.values["image"])
-    worst: list[tuple[float, np.ndarray, np.ndarray]] = []
-    hooks = []
-    for _, layer in clora.conditional_layers(model.unet.unet) if layers else ():
-        hooks.append(layer.register_forward_hook(_layer_hook(layer, modulation[0], worst)))
-    try:
-        latent, skips = model.encoder(image)
-        branched = model.decoder(model.unet(latent, modulation), skips).numpy()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    figures = [figure(sample.name, sample.condition, "chain", "merged", branched, merged["image"])]
-    if worst:
-        _, expected, found = min(worst, key=lambda entry: entry[0])
-        figures.append(figure(sample.name, sample.condition, "layer", "merged", expected, found))
-    return figures
-
-
-def _layer_hook(
-    layer: clora.CLoRALinear | clora.CLoRAConv2d, modulation: Tensor, worst: list
-) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """Compares one layer's branched output with its merged weights on the same input; keeps the worst."""
-    base = cast(nn.Conv2d, layer.get_base_layer())
-    scale, (gamma, beta) = layer.scaling[clora.ADAPTER], modulation[layer.index]
-    weight, bias = clora.merge(base.weight, base.bias, *clora.factors(layer), scale, gamma, beta)
-
-    def compare(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        if weight.ndim == 4:
-            found = torch.nn.functional.conv2d(x, weight, bias, base.stride, base.padding)
-        else:
-            found = torch.nn.functional.linear(x, weight, bias)
-        quality = snr_db(output.numpy(), found.numpy())
-        if not worst or quality < worst[0][0]:
-            worst[:] = [(quality, output.numpy().copy(), found.numpy())]
-
-    return compare
+def passed_gates(backend: str, figures: Sequence[Figure]) -> list[str]:
+    """The reduced precisions of a backend that were measured and met their budget on every picture and path."""
+    measured = {step: [each for each in figures if each.step == step] for step in GATES}
+    passed = [step for step, rows in measured.items() if rows and all(each.passed for each in rows)]
+    return [precision for name, precision in map(str.split, passed) if name == backend]
 
 
 def snr_db(reference: np.ndarray, value: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""What engines can be built for: the two libraries, the GPUs they know, and why a target cannot be built here."""
+"""What can be built for: engines of two libraries for GPUs, OpenVINO, and why a target cannot be built here."""
 
 from __future__ import annotations
 
@@ -40,6 +40,15 @@ def why_not(target: Target) -> str | None:
         if find_spec(module) is None:
             return f"{module} is not installed: pip install -e '.[{extra}]'"
     return why_no_gpu() if target.built_on_gpu else None
+
+
+def why_not_openvino(precisions: Sequence[str]) -> str | None:
+    """Why the target openvino cannot be proven here in a bundle of these precisions; None where it can."""
+    if "fp32" not in precisions:
+        return "it runs the graphs in fp32: add fp32 to --precision"
+    if find_spec("openvino") is None:
+        return "openvino is not installed: pip install -e '.[openvino]'"
+    return None
 
 
 def why_no_gpu() -> str | None:

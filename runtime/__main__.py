@@ -25,7 +25,7 @@ def parser() -> Parser:
     made.add_argument("--bundle", type=Path, default=Path("build/mini"), help="the bundle (default: %(default)s)")
     made.add_argument("--condition", default="auto", help="auto, or a degradation that the bundle knows")
     made.add_argument("--backend", default="auto", help=f"auto, onnxruntime, or one of {', '.join(BACKENDS)}")
-    made.add_argument("--precision", default="auto", help="auto, fp32 or fp16")
+    made.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     made.add_argument("--batch-size", type=int, default=1, help="pictures of one size run together (default: 1)")
     made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
     made.add_argument("--threads", type=int, help="threads of the CPU (default: all cores)")

@@ -12,6 +12,7 @@ from .errors import BundleError
 
 __all__ = [
     "COMPONENTS",
+    "REDUCED",
     "SCHEMA",
     "Component",
     "Crops",
@@ -26,6 +27,8 @@ __all__ = [
 
 SCHEMA = 1
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
+REDUCED = {"bf16": "fp32"}
+"""Precisions that a backend can compute in without graphs of their own, and whose graphs they take."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ class MergeEntry:
 
 @dataclass(frozen=True)
 class Target:
-    """What was built for one backend. `engines` go by component, a merged UNet by `unet_<condition>`."""
+    """What was built for one backend. `engines` go by component, a merged UNet by `unet_<condition>`.
+
+    precisions: those of its graphs or engines, and those of `REDUCED` that passed the gate of the export.
+    """
 
     precisions: tuple[str, ...]
     version: str = ""
@@ -175,8 +181,9 @@ class Manifest:
             if path not in self.files:
                 raise wrong(where, f"names {path}, which is not among the bundle's files")
         for target in self.targets.values():
-            for precision in set(target.precisions) - self.precisions.keys():
-                raise wrong("targets", f"name the precision {precision}, which the bundle does not have")
+            for precision in target.precisions:
+                if REDUCED.get(precision, precision) not in self.precisions:
+                    raise wrong("targets", f"name the precision {precision}, which the bundle does not have")
 
     def _mentioned(self) -> list[tuple[str, str]]:
         """Every file that an entry names, with the entry."""

@@ -35,9 +35,10 @@ class Prepared:
 class Restorer:
     """Restores pictures with one bundle on one backend. Threads may share it.
 
-    bundle: the folder, or an open `Bundle`. backend: `auto` (the first of tensorrt, tensorrt_rtx, onnxruntime_cuda
-    and onnxruntime_cpu that can run here), one of these, or `onnxruntime`; it never changes afterwards. device: index
-    of the GPU. precision: `auto`, or one that the bundle has. threads: of the CPU backend, all cores by default.
+    bundle: the folder, or an open `Bundle`. backend: `auto` (the first of tensorrt, tensorrt_rtx, onnxruntime_cuda,
+    openvino and onnxruntime_cpu that can run here), one of these, or `onnxruntime`; it never changes afterwards.
+    device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
+    parity gate passed for it. threads: of the CPU backends, all cores by default.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 

@@ -66,9 +66,10 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_build(
     tiny_checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str], list[str]]:
-    """(bundle, the finished command, its arguments): fp32 and fp16, two conditions, ONNX Runtime and TensorRT-RTX."""
+    """(bundle, the finished command, its arguments): fp32 and fp16, two conditions, three targets."""
     out = tmp_path_factory.mktemp("bundles") / "tiny"
-    arguments = [str(tiny_checkpoint), "--out", str(out), "--targets", "onnxruntime", "tensorrt_rtx", *SIZES]
+    targets = ("--targets", "onnxruntime", "openvino", "tensorrt_rtx")
+    arguments = [str(tiny_checkpoint), "--out", str(out), *targets, *SIZES]
     arguments += ["--conditions", *CONDITIONS, "--samples", str(photographs)]
     done = build_engines(*arguments, where=out.parent)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError, unknown
+from ..manifest import REDUCED
 
-__all__ = ["BACKENDS", "Backend", "Options", "open_backend", "survey", "why_not"]
+__all__ = ["BACKENDS", "ON_CPU", "Backend", "Options", "check_precision", "open_backend", "survey", "why_not"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,20 @@ class Backend(Protocol):
 
 
 # In the order in which backend="auto" tries them.
-BACKENDS = ("tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "onnxruntime_cpu")
+MODULES = {
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "tensorrt",
+    "onnxruntime_cuda": "onnxruntime",
+    "openvino": "openvino",
+    "onnxruntime_cpu": "onnxruntime",
+}
+BACKENDS = tuple(MODULES)
+ON_CPU = ("openvino", "onnxruntime_cpu")
 GROUPS = {"auto": BACKENDS, "onnxruntime": ("onnxruntime_cuda", "onnxruntime_cpu")}
 
 
 def _module(name: str) -> Any:
-    return import_module(f".{'tensorrt' if name.startswith('tensorrt') else 'onnxruntime'}", __name__)
+    return import_module(f".{MODULES[name]}", __name__)
 
 
 def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
@@ -84,8 +93,7 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[Backend, 
     """
     if name not in BACKENDS and name not in GROUPS:
         raise unknown("backend", name, [*GROUPS, *BACKENDS])
-    if options.precision not in ("auto", *bundle.manifest.precisions):
-        raise unknown("precision", options.precision, ["auto", *bundle.manifest.precisions])
+    check_precision(options.precision, bundle)
     reasons: dict[str, str] = {}
     for candidate in GROUPS.get(name, (name,)):
         reason = why_not(candidate, bundle, options)
@@ -98,6 +106,14 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[Backend, 
                 return backend, _because(name, candidate, reasons)
         reasons[candidate] = reason
     raise BackendError(_refusal(name, bundle, options, reasons))
+
+
+def check_precision(name: str, bundle: Bundle) -> None:
+    """Raises UsageError for a precision that no backend could have with this bundle's graphs."""
+    valid = ["auto", *bundle.manifest.precisions]
+    valid += [reduced for reduced, graphs in REDUCED.items() if graphs in valid]
+    if name not in valid:
+        raise unknown("precision", name, valid)
 
 
 def _because(asked: str, taken: str, reasons: Mapping[str, str]) -> str:

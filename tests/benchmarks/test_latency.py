@@ -51,7 +51,7 @@ def test_table_and_json(tiny_bundle: Path, condition: str, tmp_path: Path) -> No
     assert "first round" in done.stderr and "not run: tensorrt fp32: " in done.stdout
     found = json.loads((tmp_path / "build" / "latency.json").read_text())
     rows = found["rows"]
-    models = [("pytorch_cpu", "fp32"), ("onnxruntime_cpu", "fp32"), ("onnxruntime_cpu", "fp16")]
+    models = [("pytorch_cpu", "fp32"), ("openvino", "fp32"), ("onnxruntime_cpu", "fp32"), ("onnxruntime_cpu", "fp16")]
     assert [(row["path"], row["backend"], row["precision"]) for row in rows] == [
         (path, *model) for path in ("auto", condition) for model in models
     ]
@@ -59,6 +59,7 @@ def test_table_and_json(tiny_bundle: Path, condition: str, tmp_path: Path) -> No
         check_row(row)
     assert found["threads"] == 1 and found["machine"]["libraries"]["onnxruntime"]
     assert found["machine"]["command"].endswith("--markdown l.md") and "tensorrt_rtx fp16" in found["not_run"]
+    assert found["not_run"]["openvino fp16"] == "this bundle has fp32 for it, not fp16"
     lines = done.stdout.splitlines()
     assert sum(line.startswith("64 x2") for line in lines) == len(rows)
     assert (tmp_path / "l.md").read_text().count("| 64 x2 |") == len(rows)
@@ -83,10 +84,12 @@ def test_no_speed_up_where_parity_failed(
     arguments = ("--conditions", condition, "--checkpoint", other_checkpoint, "--json", tmp_path / "figures.json")
     done = run("latency", "--bundle", tiny_bundle, *QUICK, *arguments, where=tmp_path)
     assert done.returncode == 1, done.stderr
-    reference, failed = json.loads((tmp_path / "figures.json").read_text())["rows"]
-    assert reference["speed_up"] == 1 and failed["speed_up"] is None and failed["passed"] is False
-    line = next(line for line in done.stdout.splitlines() if "onnxruntime_cpu fp32" in line)
-    assert line.endswith("FAILED: SNR 80 dB") and "x" not in line.split("fp32")[1]
+    reference, *failed = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert reference["speed_up"] == 1 and [row["backend"] for row in failed] == ["openvino", "onnxruntime_cpu"]
+    assert all(row["speed_up"] is None and row["passed"] is False for row in failed)
+    for backend, budget in (("openvino", "SNR 70 dB"), ("onnxruntime_cpu", "SNR 80 dB")):
+        line = next(line for line in done.stdout.splitlines() if f"{backend} fp32" in line)
+        assert line.endswith(f"FAILED: {budget}") and "x" not in line.split("fp32")[1]
 
 
 def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:

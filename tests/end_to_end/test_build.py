@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export.parity import GATES, psnr_db, snr_db
 from runtime import Bundle, Restorer
+from runtime.backends.openvino import reduced_precisions
+from runtime.errors import BackendError
 from tests.conftest import CONDITIONS, ROOT, build_engines
 
 Build = tuple[Path, subprocess.CompletedProcess[str], list[str]]
@@ -56,11 +59,34 @@ def test_the_bundle_is_complete(tiny_build: Build) -> None:
 def test_every_figure_is_there_and_in_budget(tiny_build: Build) -> None:
     figures = json.loads((tiny_build[0] / "bundle.json").read_text())["parity"]
     chain = {(row["path"], row["step"]) for row in figures if row["component"] == "chain"}
-    steps = {"onnx fp32", "half", "onnx fp16"}
+    steps = {"onnx fp32", "openvino fp32", "half", "onnx fp16"}
     assert chain >= {("auto", step) for step in steps} | {("noise", step) for step in steps | {"merged"}}
     assert {row["component"] for row in figures} >= set(GRAPHS) | {"chain", "layer"}
-    assert all(row["passed"] for row in figures)
+    assert all(row["passed"] for row in figures if row["step"] not in GATES)
     assert all("fp32" in row["witness"] for row in figures if row["step"] == "onnx fp16")
+
+
+def test_bf16_is_offered_where_every_figure_of_its_gate_passed(tiny_build: Build) -> None:
+    bundle = Bundle.open(tiny_build[0])
+    gate = [row for row in bundle.manifest.parity if row["step"] == "openvino bf16" and row["component"] == "chain"]
+    assert {row["path"] for row in gate} == ({"auto", "noise", "haze"} if reduced_precisions() else set())
+    passed = bool(gate) and all(row["passed"] for row in gate)
+    assert bundle.manifest.targets["openvino"].precisions == (("fp32", "bf16") if passed else ("fp32",))
+    verdict = "missed: not offered"
+    assert (verdict in (tiny_build[0] / "report.md").read_text()) is (verdict in tiny_build[1].stdout)
+    assert (verdict in tiny_build[1].stdout) is (bool(gate) and not passed)
+    if not passed:
+        with pytest.raises(BackendError, match="backend openvino cannot run here: .*bf16"):
+            Restorer(bundle, "openvino", precision="bf16")
+
+
+@pytest.mark.parametrize("condition", ["auto", "noise"])
+def test_openvino_restores_what_onnxruntime_does(tiny_bundle: Path, photographs: Path, condition: str) -> None:
+    with Restorer(tiny_bundle, "openvino") as restorer, Restorer(tiny_bundle, "onnxruntime_cpu") as other:
+        prepared = restorer.prepare(photographs / "noise.png", condition)
+        crops = None if prepared.crops is None else prepared.crops[None]
+        found, expected = (each.run_components(prepared.image[None], crops, condition) for each in (restorer, other))
+    assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80
 
 
 def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
@@ -105,8 +131,9 @@ def test_a_photograph_is_restored(tiny_bundle: Path, photographs: Path, tmp_path
         assert np.any(np.asarray(restored) != np.asarray(degraded))
 
 
-def test_switching_conditions_is_idempotent(tiny_bundle: Path, photographs: Path) -> None:
-    with Restorer(tiny_bundle, backend="onnxruntime_cpu") as restorer:
+@pytest.mark.parametrize("backend", ["onnxruntime_cpu", "openvino"])
+def test_switching_conditions_is_idempotent(backend: str, tiny_bundle: Path, photographs: Path) -> None:
+    with Restorer(tiny_bundle, backend=backend) as restorer:
         first, other, again = (
             np.asarray(restorer.restore(photographs / "haze.png", c)) for c in ("noise", "haze", "noise")
         )

@@ -128,7 +128,16 @@ def test_a_target_that_cannot_be_built_here(
     errors = refused(capsys, tmp_path / "x", "--targets", "onnxruntime", "tensorrt_rtx")
     assert "target tensorrt_rtx cannot be built here: tensorrt_rtx is not installed: pip install" in errors
     chosen, left_out = choose_targets(None)
-    assert chosen == ("onnxruntime",) and left_out.keys() == {"tensorrt_rtx", "tensorrt"}
+    assert chosen == ("onnxruntime",) and left_out.keys() == {"openvino", "tensorrt_rtx", "tensorrt"}
+    errors = refused(capsys, tmp_path / "x", "--targets", "openvino")
+    assert "target openvino cannot be built here: openvino is not installed: pip install -e '.[openvino]'" in errors
+
+
+def test_openvino_needs_the_graphs_in_fp32(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    errors = refused(capsys, tmp_path / "x", "--targets", "onnxruntime", "openvino", "--precision", "fp16")
+    assert "target openvino cannot be built here: it runs the graphs in fp32: add fp32 to --precision" in errors
+    chosen, left_out = choose_targets(None, ["fp16"])
+    assert "openvino" not in chosen and "openvino" in left_out
 
 
 def test_a_target_that_needs_a_gpu(
@@ -138,7 +147,7 @@ def test_a_target_that_needs_a_gpu(
     monkeypatch.setattr(targets, "why_no_gpu", lambda: "no NVIDIA driver")
     errors = refused(capsys, tmp_path / "x", "--targets", "tensorrt")
     assert "target tensorrt cannot be built here: no NVIDIA driver" in errors
-    assert choose_targets(None) == (("onnxruntime", "tensorrt_rtx"), {"tensorrt": "no NVIDIA driver"})
+    assert choose_targets(None) == (("onnxruntime", "openvino", "tensorrt_rtx"), {"tensorrt": "no NVIDIA driver"})
 
 
 def test_targets_that_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,21 +15,10 @@ import torch
 from PIL import Image
 
 from dod.model import DOD
-from export import parity
-from export.parity import (
-    BUDGETS,
-    Figure,
-    Proof,
-    Sample,
-    TorchChain,
-    figure,
-    load_sample,
-    proof_count,
-    prove,
-    psnr_db,
-    snr_db,
-)
+from export import proof
+from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
 from export.precision import default_islands, half_copy
+from export.proof import Proof, Sample, TorchChain, load_sample, proof_count, prove
 from export.report import parity_table, read_figures, rows, write_comparison, write_figures
 from runtime.backends import Options
 from runtime.bundle import Bundle
@@ -80,7 +69,7 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
             assert name == "onnxruntime_cpu"
             return TorchChain(half if options.precision == "fp16" and half is not None else single), []
 
-        monkeypatch.setattr(parity, "open_backend", open_backend)
+        monkeypatch.setattr(proof, "open_backend", open_backend)
 
     return replace
 
@@ -199,12 +188,12 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
 def test_a_wrong_merge_fails(
     model: DOD, sample: Sample, substitute: Substitute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge = parity.clora.merge
+    merge = proof.clora.merge
 
     def without_beta(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(*arguments[:-1], torch.zeros_like(arguments[-1]))
 
-    monkeypatch.setattr(parity.clora, "merge", without_beta)
+    monkeypatch.setattr(proof.clora, "merge", without_beta)
     substitute(model)
     figures = {(each.component, each.step): each for each in figures_of(model, bundle(), sample)}
     assert not figures["layer", "merged"].passed and not figures["chain", "merged"].passed

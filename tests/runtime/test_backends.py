@@ -50,7 +50,7 @@ def test_named(name: str, toy: Bundle) -> None:
 def test_unknown_names(toy: Bundle) -> None:
     with pytest.raises(UsageError, match=r"unknown backend 'tensorrt-rtx' .did you mean 'tensorrt_rtx'"):
         open_backend("tensorrt-rtx", toy, Options())
-    with pytest.raises(UsageError, match=r"unknown precision 'fp8'.* auto, fp32, fp16"):
+    with pytest.raises(UsageError, match=r"unknown precision 'fp8'.* auto, fp32, fp16, bf16"):
         open_backend("auto", toy, Options(precision="fp8"))
 
 

@@ -155,6 +155,7 @@ WRONG = [
     (("conditions", "haze"), "conditions/none", "not among the bundle's files"),
     (("conditions", "auto"), "conditions/haze.safetensors", "conditions.auto is a reserved name"),
     (("targets", "onnxruntime", "precisions"), ["int8"], "precision int8"),
+    (("targets", "openvino"), {"precisions": ["fp32", "bf8"]}, "precision bf8"),
     (("targets", "tensorrt"), {"precision": "fp16", "engines": {"mfm": "e"}}, "targets.tensorrt.engines.mfm names e"),
     (("files", "conditions/haze.safetensors", "sha256"), "abc", "not 64 hexadecimal digits"),
     (("files", "conditions/haze.safetensors", "bytes"), "1", "not a whole number"),

@@ -52,7 +52,7 @@ def test_the_wheel_holds_dod_runtime_alone(wheel: Path) -> None:
     assert {f"dod_runtime/{name}" for name in modules} <= set(names)
     assert {"dod_runtime/py.typed"} <= set(names) and any(name.endswith("LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata and "torch" not in metadata.replace("no torch", "")
-    for extra in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"):
+    for extra in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"):
         assert f"Provides-Extra: {extra}\n" in metadata
 
 

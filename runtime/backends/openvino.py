@@ -1,0 +1,188 @@
+"""OpenVINO on the CPU, from the bundle's fp32 graphs. A condition replaces constants of the one merged graph."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BackendError, BundleError, unknown
+from ..manifest import REDUCED
+from ..merge import merge
+from . import Options, choose_precision, kept_sessions
+
+__all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+CAPABILITIES = {"bf16": "BF16"}
+
+
+def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+    """Why OpenVINO cannot run `bundle` here; None where it can. A reduced precision needs the gate of the export."""
+    target = bundle.manifest.targets.get(name)
+    if target is None:
+        return f"this bundle was built without the target {name}"
+    precision = choose_precision(options.precision, target.precisions, "fp32")
+    if precision is None:
+        return _gate(bundle, options.precision) or (
+            f"this bundle has {' and '.join(target.precisions)} for it, not {options.precision}"
+        )
+    try:
+        import openvino  # noqa: F401
+    except (ImportError, OSError) as error:
+        return f"the library openvino cannot be imported ({error}); install it with: pip install openvino"
+    if precision in REDUCED and precision not in reduced_precisions():
+        return f"this CPU does not compute in {precision}"
+    return None
+
+
+def _gate(bundle: Bundle, precision: str) -> str | None:
+    """What the export measured of a reduced precision that it then left out; None where it measured nothing."""
+    step = f"openvino {precision}"
+    rows = [row for row in bundle.manifest.parity if row.get("step") == step and row.get("component") == "chain"]
+    missed = [row for row in rows if not row.get("passed")]
+    if not missed:
+        return None
+    worst = min(missed, key=lambda row: row["psnr_db"])
+    where = f"{worst['picture']} ({worst['path']})"
+    return (
+        f"{precision} did not pass the parity gate of this bundle: PSNR {worst['psnr_db']:.1f} dB on {where}, "
+        f"and it needs {worst['budget']}"
+    )
+
+
+def reduced_precisions() -> tuple[str, ...]:
+    """Those of `REDUCED` that OpenVINO computes in natively on this CPU. Raises ImportError without the library."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(precision for precision in REDUCED if CAPABILITIES.get(precision) in able)
+
+
+def open_backend(name: str, bundle: Bundle, options: Options) -> OpenVINO:
+    """Opens the backend. Raises BackendError where it cannot run here."""
+    return OpenVINO(name, bundle, options)
+
+
+class OpenVINO:
+    """A compiled model for each component and condition, made when it is first needed. Threads may share all of it."""
+
+    def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
+        reason = why_not(name, bundle, options)
+        if reason:
+            raise BackendError(reason)
+        import openvino
+
+        target = bundle.manifest.targets[name]
+        self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
+        self.conditions = ("auto", *bundle.manifest.conditions)
+        self._ov, self._bundle = openvino, bundle
+        self._core = openvino.Core()
+        self._files = bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)]
+        self._settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            # The cores belong to the application that this is embedded in, and to its other threads.
+            "ENABLE_CPU_PINNING": False,
+        }
+        if options.threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = options.threads
+        self._models: dict[str, Any] = {}
+        self._merged: OrderedDict[str, Any] = OrderedDict()
+        self._kept = kept_sessions(bundle.manifest.files[self._files.weights["unet_merged"]].bytes)
+        self._lock = threading.Lock()
+        place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
+        self.description = f"OpenVINO {openvino.__version__.partition('-')[0]} on {place}, {self.precision}"
+
+    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, np.ndarray]:
+        """See `Backend.run`. Each call has an inference request of its own, so that threads share compiled models."""
+        model = self._model(component, condition)
+        try:
+            found = model.create_infer_request().infer(dict(inputs), share_inputs=True)
+            # By name: a port that OpenVINO has merged with another bears several, in no order.
+            return {spec.name: found[spec.name] for spec in self._bundle.manifest.components[component].outputs}
+        except Exception as error:  # OpenVINO's exceptions have no common base but this one
+            raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
+
+    def to_numpy(self, value: Any) -> np.ndarray:
+        """See `Backend.to_numpy`."""
+        return value
+
+    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""
+        return nullcontext()
+
+    def stopwatch(self) -> Callable[[], float]:
+        """See `Backend.stopwatch`. `run` returns when all is done, so that the clock of the CPU will do."""
+        start = time.perf_counter()
+        return lambda: time.perf_counter() - start
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        with self._lock:
+            self._models.clear()
+            self._merged.clear()
+
+    def _model(self, component: str, condition: str | None) -> Any:
+        with self._lock:
+            if component != "unet_merged":
+                if component not in self._models:
+                    self._models[component] = self._compile(component, None)
+                return self._models[component]
+            if condition is None or condition not in self._bundle.manifest.conditions:
+                raise unknown("condition", condition, self._bundle.manifest.conditions)
+            if condition not in self._merged:
+                while len(self._merged) >= self._kept:  # before the next is loaded: two at once may be too large
+                    self._merged.popitem(last=False)
+                self._merged[condition] = self._compile(component, condition)
+            self._merged.move_to_end(condition)
+            return self._merged[condition]
+
+    def _compile(self, component: str, condition: str | None) -> Any:
+        path = self._bundle.path(self._files.onnx[component])
+        values = {} if condition is None else self._values(condition)
+        try:
+            model = self._core.read_model(path)
+            self._replace(model, values)
+            del values  # the model holds them from here, and gives up each that it has packed
+            return self._core.compile_model(model, "CPU", self._settings)
+        except BundleError:
+            raise
+        except Exception as error:  # as in `run`
+            version = self._ov.__version__.partition("-")[0]
+            raise BundleError(f"OpenVINO {version} cannot load {path}: {_one_line(error)}") from error
+
+    def _values(self, condition: str) -> dict[str, np.ndarray]:
+        """The merged weights and biases of a condition. The memory map of the stored ones ends with this call."""
+        manifest = self._bundle.manifest
+        stored = self._bundle.tensors(self._files.weights["unet_merged"])
+        return merge(stored, manifest.merge, self._bundle.modulation(condition))
+
+    def _replace(self, model: Any, values: Mapping[str, np.ndarray]) -> None:
+        """Puts `values` in the place of the constants of their names, without copying them.
+
+        The frontend names a constant after its initializer and folds nothing before `compile_model`, which is when
+        what was derived from the old value (a transpose, a packed kernel) would be.
+        """
+        constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
+        for name, value in values.items():
+            if name not in constants:
+                raise BundleError(f"cannot merge: the graph unet_merged holds no constant {name!r}")
+            merged = self._ov.op.Constant(np.ascontiguousarray(value), shared_memory=True)
+            merged.set_friendly_name(name)
+            for user in constants[name].output(0).get_target_inputs():
+                user.replace_source_output(merged.output(0))
+
+
+def _one_line(error: Exception) -> str:
+    """What an exception says, without the places in OpenVINO's sources that its message begins with."""
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    told = [line for line in lines if not re.search(r":\d+:$", line)]
+    return (told or lines or [type(error).__name__])[0]
