@@ -33,7 +33,7 @@ from ..errors import ConfigError, run_command
 from .base_parts import Figures, write_adm, write_ddpm, write_stable_diffusion
 from .checkpoint_part import write_checkpoint
 from .plan import PARTS, PLACES, Variant, check_plan, variants, write_preset
-from .report import by_block, summary
+from .report import by_block, say, summary
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "docs" / "samples" / "clean"
@@ -60,20 +60,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures: Figures = {}
     for part in [part for part in PLACES if part in parts]:
         figures |= _write(part, preset, out, pictures, dtype, arguments.seed)
-        _say(started, f"{out / PLACES[part]} written")
+        say(f"{time.monotonic() - started:.0f} s: {out / PLACES[part]} written")
     if figures:
-        print(by_block(figures), flush=True)
+        say(by_block(figures))
     measured = {}
     for variant in variants(parts, out):
         write_preset(arguments.preset, variant, checkpoint="dod" in parts)
         if "dod" in parts:
             measured[variant.ddpm] = _write_checkpoint(arguments, variant, unseen)
-            _say(started, f"{variant.folder / 'dod'} written")
-            print(summary(measured[variant.ddpm]), flush=True)
+            say(f"{time.monotonic() - started:.0f} s: {variant.folder / 'dod'} written")
+            say(summary(measured[variant.ddpm]))
     _record(out, {"note": NOTE, "seed": arguments.seed}, figures, measured)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    _say(started, f"{out} holds {size / 1e9:.2f} GB; peak memory {peak / 1e9:.1f} GB; {NOTE}")
+    spent = time.monotonic() - started
+    say(f"{out}: {size / 1e9:.2f} GB, written in {spent:.0f} s; peak memory {peak / 1e9:.1f} GB; {NOTE}")
     return 0
 
 
@@ -127,10 +128,6 @@ def _record(out: Path, facts: dict[str, object], figures: Figures, measured: dic
     before = json.loads(file.read_text()) if file.is_file() else {}
     values = {"layers": before.get("layers", {}) | figures, "dod": before.get("dod", {}) | measured}
     file.write_text(json.dumps(facts | values, indent=1) + "\n")
-
-
-def _say(started: float, text: str) -> None:
-    print(f"{time.monotonic() - started:5.0f} s  {text}", flush=True)
 
 
 if __name__ == "__main__":

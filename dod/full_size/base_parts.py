@@ -21,6 +21,7 @@ from ..model import alpha_bar
 from ..modulation import DiffusersHSpace
 from ..tensors import write_safetensors
 from .layouts import ADM_FILE, PUBLISHED, WEIGHTS, adm_decoder, configuration, old_names
+from .report import say
 from .scaling import carry, deviations, fit, inputs_of, rescale, standardise
 
 Figures = dict[str, dict[str, tuple[float, float]]]
@@ -56,6 +57,7 @@ def write_ddpm(preset: Preset, folder: Path, pictures: Tensor, dtype: torch.dtyp
     def run() -> object:
         return ddpm(pictures[:1], 0)
 
+    say("ddpm: scaling")
     rescale(ddpm, run, torch.Generator().manual_seed(seed))
     figures = deviations(DiffusersHSpace(ddpm), run)
     _save(ddpm, "ddpm", folder, dtype, old_names)
@@ -74,6 +76,7 @@ def write_adm(_: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, see
     def run() -> object:
         return encoder(pictures[:1])
 
+    say("adm: scaling")
     rescale(encoder, run, generator)
     figures = deviations(encoder, run)
     state = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
@@ -95,6 +98,7 @@ def _calibrate_vae(
     of the decoder the least-squares fit to the pictures."""
     factor, quant = vae.config["scaling_factor"], cast(nn.Conv2d, vae.quant_conv)
     channels = vae.config["latent_channels"]
+    say(f"vae: scaling, {len(pictures)} pictures")
     rescale(vae.encoder, lambda: vae.encoder(pictures[:2]), generator)
     moments = torch.cat([vae.encoder(x) for x in tqdm(pictures.split(1), "vae: encode", disable=None)])
     standardise(
@@ -104,6 +108,7 @@ def _calibrate_vae(
     post = cast(nn.Conv2d, vae.post_quant_conv)
     standardise(post, latents, [0.0] * channels, [1.0] * channels)
     rescale(vae.decoder, lambda: vae.decoder(post(latents[:1])), generator)
+    say("vae: fitting the decoder's last layer")
     with inputs_of(vae.decoder.conv_out) as features:
         for latent in tqdm(latents.split(1), "vae: decode", disable=None):
             vae.decoder(post(latent))
@@ -122,10 +127,12 @@ def _calibrate_unet(
     def run(z: Tensor) -> Tensor:
         return unet(z, preset.step.timestep, prompt.expand(len(z), -1, -1)).sample
 
+    say("unet: scaling")
     rescale(unet, lambda: run(latents[:2]), generator)
     carry(unet)
     # Fainter and stronger pictures too: the last normalisation must not be taken for a fixed gain.
     seen = torch.cat([latents, 0.8 * latents.flip(3), 1.2 * latents.flip(2)])
+    say(f"unet: fitting the last layer on {len(seen)} latents")
     with inputs_of(unet.conv_out) as features:
         for z in tqdm(seen.split(1), "unet: eps", disable=None):
             run(z)

@@ -16,6 +16,7 @@ from ..config import Preset
 from ..detail import DetailEnhancement
 from ..model import DOD
 from ..training.stages import calibrate
+from .report import say
 
 WEIGHT_CHANGE = 0.02
 """|s B A| / |W| of each layer with LoRA, before the change of the restored latent is set."""
@@ -39,6 +40,7 @@ def write_checkpoint(
     """
     generator = torch.Generator().manual_seed(seed)
     model = DOD.from_preset(preset)
+    say(f"dod: calibrating on {count} samples of each condition")
     calibrate(model, samples_of, count)
     _spread_modulation(model, generator)
     for part in (model.unet.unet, model.encoder.encoder):
@@ -47,9 +49,12 @@ def write_checkpoint(
     for module in cast(list[DetailEnhancement], model.decoder.detail):
         nn.init.normal_(module.align.weight, std=module.align.in_channels**-0.5, generator=generator)
         module.weight.fill_(DETAIL)
-    figures = _set_latent_change(model, picture)
+    say("dod: setting the size of what LoRA changes")
+    _, modulation = model.modulation(picture)
+    latent, _ = model.encode(picture, modulation)
+    figures = _set_latent_change(model, latent, modulation)
     save_checkpoint(model, folder)
-    return figures | _measure(model, picture)
+    return figures | _measure(model, picture, modulation)
 
 
 def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
@@ -75,10 +80,8 @@ def _change(layer: clora.LoraLayer, generator: torch.Generator) -> None:
     b.mul_(WEIGHT_CHANGE * cast(nn.Linear, layer.get_base_layer()).weight.norm() / norm)
 
 
-def _set_latent_change(model: DOD, picture: Tensor) -> dict[str, float]:
+def _set_latent_change(model: DOD, latent: Tensor, modulation: Tensor) -> dict[str, float]:
     """Scales the UNet's B so that the restored latent changes by the stated deviation."""
-    _, modulation = model.modulation(picture)
-    latent, _ = model.encode(picture, modulation)
     factors = [clora.factors(layer)[1] for _, layer in clora.adapted_layers(model.unet.unet)]
     values = [b.clone() for b in factors]
     for b in factors:
@@ -91,28 +94,25 @@ def _set_latent_change(model: DOD, picture: Tensor) -> dict[str, float]:
         share *= LATENT_CHANGE / float((model.unet(latent, modulation) - plain).std())
     for b, value in zip(factors, values, strict=True):
         b.copy_(share * value)
-    change = float((model.unet(latent, modulation) - plain).std())
+    restored = model.unet(latent, modulation)
     return {
         "latent": float(latent.std()),
         "restored latent, without LoRA": float(plain.std()),
-        "its change by LoRA": change,
+        "restored latent": float(restored.std()),
+        "its change by LoRA": float((restored - plain).std()),
         "change of weights in the UNet": WEIGHT_CHANGE * share,
     }
 
 
-def _measure(model: DOD, picture: Tensor) -> dict[str, float]:
+def _measure(model: DOD, picture: Tensor, own: Tensor) -> dict[str, float]:
     """Deviations of the modulation, over layers and between the conditions, and of what the whole model gives."""
     modulation = model.mfm.network(torch.stack(list(model.prototypes.values())))
-    _, own = model.modulation(picture)
-    latent, skips = model.encode(picture, own)
-    restored = model.unet(latent, own)
-    detailed, plain = model.decoder(restored, skips), model.decoder(restored)
+    restored = model(picture, own)
     return {
-        "restored latent": float(restored.std()),
         "gamma over layers": float(modulation[:, :, 0].std()),
         "gamma between the conditions": float(modulation[:, :, 0].std(0).mean()),
         "beta between the conditions": float(modulation[:, :, 1].std(0).mean()),
         "picture": float(picture.std()),
-        "restored picture": float(detailed.std()),
-        "its change by the detail modules": float((detailed - plain).std()),
+        "restored picture": float(restored.std()),
+        "its distance from the picture": float((restored - picture).std()),
     }

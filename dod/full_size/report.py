@@ -14,6 +14,11 @@ _BLOCK = re.compile(
 )
 
 
+def say(text: str) -> None:
+    """A line of progress, at once where the output is a file as well."""
+    print(text, flush=True)
+
+
 def by_block(figures: Figures) -> str:
     """A table: the deviations of the layers of each block, and the largest magnitude that one of them gives."""
     lines = [f"{'deviation of what layers give':<36}{'layers':>7}{'min':>9}{'median':>9}{'max':>9}{'largest':>10}"]

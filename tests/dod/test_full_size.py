@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from dod import base
 from dod.adm import ADMEncoder
 from dod.checkpoint import load_model
 from dod.config import load_preset
-from dod.errors import CheckpointError
-from dod.full_size import plan
+from dod.errors import CheckpointError, run_command
+from dod.full_size.__main__ import main
 from dod.full_size.base_parts import write_adm
 from dod.full_size.layouts import ADM_FILE, WEIGHTS, adm_decoder
 from dod.full_size.plan import Variant, check_plan, required_bytes, variants, write_preset
@@ -31,18 +30,14 @@ ROOT = Path(__file__).parents[2]
 SMALL = {"model_channels": 32, "multipliers": (1, 2), "res_blocks": 1, "attention_factors": (2,), "head_channels": 16}
 
 
-def full_size(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dod.full_size", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 OPTIONS = ("--preset", "tiny", "--crop", "64", "--pictures", "3", "--samples", "1")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("full") / "tiny"
-    done = full_size(str(out), *OPTIONS, "--dtype", "float16")
+    command = [sys.executable, "-m", "dod.full_size", str(out), *OPTIONS, "--dtype", "float16"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout
 
@@ -52,7 +47,7 @@ def test_the_command_writes_a_preset_that_loads(written: tuple[Path, str]) -> No
     assert {path.name for path in out.iterdir()} == {"base", "ddpm", "dod", "full_size.json", "preset.yaml"}
     for file in ("base/vae", "base/unet", "ddpm"):
         assert {t.dtype for t in load_file(out / file / WEIGHTS).values()} == {torch.float16}
-    assert "base/vae" not in said and "random weights" in said.splitlines()[-1] and "restore nothing" in said
+    assert "random weights" in said.splitlines()[-1] and "restore nothing" in said
     assert any(".query." in name for name in load_file(out / "ddpm" / WEIGHTS))
     model = load_model(out)
     assert list(model.prototypes) == list(model.preset.conditions)
@@ -65,7 +60,8 @@ def test_the_checkpoint_does_something(written: tuple[Path, str]) -> None:
     model = load_model(written[0])
     trained = {**model.adaptation_parameters(), **model.detail_parameters()}
     assert all(bool(p.any()) for name, p in trained.items() if name.endswith("lora_B.weight") or p.ndim == 0)
-    modulation = model.mfm.network(torch.stack(list(model.prototypes.values())))
+    with torch.no_grad():
+        modulation = model.mfm.network(torch.stack(list(model.prototypes.values())))
     assert float(modulation[:, :, 0].std(0).mean()) > 0.05 and float(modulation[:, :, 1].std(0).mean()) > 0.05
     x = image(1, 64, 64)
     with torch.no_grad():
@@ -82,28 +78,28 @@ def test_activations_are_alive(written: tuple[Path, str]) -> None:
                 assert 0.1 < deviation < 4 and largest < 100, (part, name)
 
 
-def test_a_second_run_keeps_what_is_there(written: tuple[Path, str]) -> None:
+def test_a_second_run_keeps_what_is_there(written: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = written
-    done = full_size(str(out), *OPTIONS)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {out / 'base'} is there already: remove it")
-    assert "Traceback" not in done.stderr
+    assert run_command(main, [str(out), *OPTIONS]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {out / 'base'} is there already: remove it")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(("--crop", "60"), "--crop 60: it must be a multiple of 16"), (("--samples", "0"), "--samples 0: it must be at")],
 )
-def test_bad_options(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = full_size(str(tmp_path / "out"), "--preset", "tiny", *arguments)
-    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "out").exists()
+def test_bad_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run_command(main, [str(tmp_path / "out"), "--preset", "tiny", *arguments]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_no_room_is_said_with_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3_000_000))
-    parts = ["sd", "ddpm", "dod"]
-    needed = required_bytes(tiny(), parts, 4)
-    with pytest.raises(CheckpointError, match=rf"{needed / 1e9:.2f} GB are to be written and 0.00 GB are free there"):
-        check_plan(tiny(), tmp_path / "new" / "folder", parts, 4)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_234_567_890))
+    with pytest.raises(CheckpointError, match=r"3.80 GB are to be written and 1.23 GB are free there"):
+        check_plan(load_preset("sd21"), tmp_path / "new" / "folder", ["sd"], 4)
+    check_plan(load_preset("sd21"), tmp_path / "new" / "folder", ["ddpm"], 4)
 
 
 def test_required_bytes_is_what_is_written(written: tuple[Path, str]) -> None:
@@ -185,8 +181,3 @@ def test_standardise_gives_each_channel_its_mean_and_deviation() -> None:
         y = layer(x)
     assert y.mean((0, 2, 3)).tolist() == pytest.approx([0, -17], abs=1e-4)
     assert y.std((0, 2, 3)).tolist() == pytest.approx([5.5, 1.0], rel=1e-4)
-    assert math.isfinite(float(layer.bias.abs().sum()))
-
-
-def test_plan_names_every_part() -> None:
-    assert plan.PARTS == ("sd", "ddpm", "adm", "dod")
