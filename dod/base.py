@@ -23,6 +23,7 @@ from .modulation import DiffusersHSpace
 from .tensors import fingerprint, read_safetensors, read_state
 
 PROMPT_FILE = "prompt.safetensors"
+NAMED = 3  # so many missing weights stand in an error
 
 HSpace = ADMEncoder | DiffusersHSpace
 Model = TypeVar("Model", bound=ModelMixin)
@@ -122,6 +123,10 @@ def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditi
         with _seeded(config.seed):
             return new_vae(config.vae), new_unet(config.unet, config.vae.latent_channels), random_prompt(config)
     source = _located(preset, config.source)
+    if Path(source).is_file():
+        raise CheckpointError(
+            f"{source} is a single file: the base is expected in diffusers' layout, a folder with vae/ and unet/"
+        )
     prediction = _prediction_type(source, config.revision)
     if prediction != "epsilon":
         raise CheckpointError(
@@ -183,7 +188,7 @@ def _load_h_space(preset: Preset) -> HSpace:
         with _seeded(config.seed):
             return ADMEncoder() if config.layout == "adm" else DiffusersHSpace(new_ddpm(config))
     source = _located(preset, config.source)
-    if config.layout == "adm":
+    if config.layout == "adm" or Path(source).is_file():
         return load_adm(Path(source))
     return DiffusersHSpace(load_part(UNet2DModel, source))
 
@@ -200,7 +205,7 @@ def load_adm(path: Path) -> ADMEncoder:
     if missing:
         raise CheckpointError(
             f"{path}: not the ADM-256 unconditional layout: {len(missing)} keys missing or of another shape, "
-            f"first {', '.join(missing[:3])}"
+            f"first {', '.join(missing[:NAMED])}"
         )
     encoder.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
     return encoder
@@ -226,7 +231,12 @@ def load_part(kind: type[Model], source: str, subfolder: str | None = None, revi
         raise CheckpointError(f"{part}: no {kind.__name__} in diffusers layout there: {_first_line(error)}") from None
     model, info = cast(tuple[Model, dict[str, list[str]]], loaded)
     if missing := sorted(info["missing_keys"]):
-        raise CheckpointError(f"{part}: {len(missing)} weights of {kind.__name__} are missing, first {missing[0]}")
+        others = sorted(info["unexpected_keys"])
+        found = f"; it holds {', '.join(others[:NAMED])} instead" if others else ""
+        raise CheckpointError(
+            f"{part}: not diffusers' layout of {kind.__name__}: {len(missing)} weights are missing, "
+            f"first {', '.join(missing[:NAMED])}{found}"
+        )
     return model.eval()
 
 

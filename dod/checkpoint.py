@@ -54,6 +54,8 @@ def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
     CheckpointError where it is missing or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
+    tensors = read_safetensors(folder / WEIGHTS)
+    _check_channels(model, folder, tensors)
     for key, value in _switches(model).items():
         if metadata.get(key) != value:
             what = "another base model" if key == "base_sha256" else f"another {key}"
@@ -66,7 +68,6 @@ def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: its {len(layers)} conditional layers are not this model's {len(model.layers)}"
         )
-    tensors = read_safetensors(folder / WEIGHTS)
     prototypes = {name: tensors.pop(f"prototype.{name}", None) for name in metadata.get("conditions", [])}
     statistics = tensors.pop("statistics", None)
     parameters = _trained(model)
@@ -129,6 +130,17 @@ def _here(source: str | Path) -> str:
 
 def _trained(model: DOD) -> dict[str, Tensor]:
     return {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
+
+
+def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> None:
+    """CheckpointError where M was trained on a c of another length than the model's DDPM gives."""
+    first = tensors.get("modulation.condition_in.0.weight")
+    channels = model.mfm.h_space.channels
+    if first is not None and first.ndim == 2 and first.shape[1] != channels:
+        raise CheckpointError(
+            f"{folder} was trained on a DDPM with {first.shape[1]} channels in its middle block, the given one has "
+            f"{channels}: give the DDPM it was trained with (512: google/ddpm-*-256; 1024: OpenAI's ADM)"
+        )
 
 
 def _switches(model: DOD) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class BaseConfig:
 class DDPMConfig:
     """The frozen pixel DDPM whose middle features are the condition c.
 
-    layout: "diffusers" (a `UNet2DModel` folder) or "adm" (OpenAI's guided-diffusion key names, .safetensors or .pt).
+    layout: "diffusers" (a `UNet2DModel` folder) or "adm" (OpenAI's guided-diffusion key names, .safetensors or .pt). A
+    source that is a file is read as "adm" in either case.
     """
 
     source: str = "random"
@@ -172,7 +173,7 @@ def load_preset(name: str | Path, overrides: dict[str, Any] | None = None) -> Pr
     overrides: dotted keys and values, such as {"lora.rank": 16}, checked like the file's own.
     Raises ConfigError naming the key, the value and the nearest valid key.
     """
-    path = _preset_file(name)
+    path = preset_file(name)
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -195,7 +196,8 @@ def shipped_presets() -> list[str]:
     return sorted(path.parent.name for path in PRESETS.glob("*/preset.yaml"))
 
 
-def _preset_file(name: str | Path) -> Path:
+def preset_file(name: str | Path) -> Path:
+    """The YAML file of a preset by name, folder or file. ConfigError where there is none."""
     shipped = shipped_presets()
     if name in shipped:
         return PRESETS / name / "preset.yaml"
