@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD
 from export.conditions import modulation_of
+from export.errors import ParityError
 from runtime.backends import Backend, Options, open_backend
 from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
@@ -145,6 +146,18 @@ def prove(
                 for component in components if number == 0 else ():
                     figures.append(_component(subject, component, sample.name, path, step, expected, bundle, precision))
         yield figures, restored
+
+
+def check(figures: Sequence[Figure]) -> None:
+    """ParityError where a figure misses its budget."""
+    failed = [figure for figure in figures if not figure.passed]
+    if failed:
+        worst = failed[0]
+        raise ParityError(
+            f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} "
+            f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
+            f"budget {worst.budget}; no bundle is written"
+        )
 
 
 def figure(picture: str, path: str, component: str, step: str, reference: np.ndarray, value: np.ndarray) -> Figure:

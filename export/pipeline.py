@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 import dod
 from dod.checkpoint import load_model
 from dod.model import DOD
-from export import conditions, graphs, report
+from export import calibration, conditions, graphs, parity, precision_step, report
 from export.artefacts import Entry, Workshop, hash_sources
 from export.checks import (
     MODEL_SOURCES,
@@ -26,13 +25,13 @@ from export.checks import (
     check_room,
     check_sizes,
     hash_model,
+    hash_samples,
     sample_paths,
 )
 from export.engines import EngineJob, build_engines
-from export.errors import ParityError
 from export.interface import Component, engine_list, library_version, profile, read_components, version
 from export.parity import Figure, load_sample, prove
-from export.precision import default_islands, half_copy
+from export.precision import check_islands, half_copy
 from export.targets import TARGETS, gpu_here
 from export.tracing import Source, TraceJob, trace_all
 from runtime.bundle import Bundle
@@ -49,13 +48,14 @@ class Build:
         self.options = options
         self.start = time.monotonic()
         self.model = load_model(options.checkpoint, options.base, options.ddpm)
-        islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
-        self.source = Source(options.checkpoint, options.base, options.ddpm, islands)
+        check_islands(self.model, options.islands or ())
+        self.source = Source(options.checkpoint, options.base, options.ddpm, (precision_step.UNMEASURED,))
         check_exportable(self.model)
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.samples = sample_paths(options.samples)
-        self.half: DOD | None = half_copy(self.model, islands) if "fp16" in options.precisions else None
+        self.half: DOD | None = None
+        self.precision: calibration.Record | None = None
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), len(options.targets))
@@ -66,8 +66,7 @@ class Build:
     def explain(self) -> int:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
         self.explaining = True
-        for step in (self.write_weights, self.trace_graphs, self.write_conditions, self.build_engines):
-            step()
+        self.make()
         for name, reason in self.shop.reasons.items():
             print(f"{name}: {reason}")
         self.shop.leave()
@@ -75,22 +74,12 @@ class Build:
 
     def run(self) -> int:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
-        self.write_weights()
-        self.trace_graphs()
-        self.write_conditions()
-        self.build_engines()
+        self.make()
         figures, pictures = self.measure_parity()
         print(report.parity_table(figures))
-        failed = [figure for figure in figures if not figure.passed]
-        if failed:
-            worst = failed[0]
-            raise ParityError(
-                f"{len(failed)} of {len(figures)} figures miss their budget, first {worst.step} of {worst.component} "
-                f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
-                f"budget {worst.budget}; no bundle is written"
-            )
+        parity.check(figures)
         manifest = self.manifest(figures)
-        report.write(self.shop, manifest, figures, pictures)
+        report.write(self.shop, manifest, figures, pictures, self.precision)
         bundle = self.shop.finish(manifest)
         size = sum(record.bytes for record in bundle.manifest.files.values())
         print(
@@ -98,6 +87,25 @@ class Build:
             f"in {time.monotonic() - self.start:.0f} s, peak memory {report.peak_memory() / 1e9:.1f} GB"
         )
         return 0
+
+    def make(self) -> None:
+        """Everything that is proven afterwards."""
+        if "fp16" in self.options.precisions or self.options.gate:
+            self.choose_islands()
+        self.write_weights()
+        self.trace_graphs()
+        self.write_conditions()
+        self.build_engines()
+
+    def choose_islands(self) -> None:
+        """Measure half precision. ParityError where it misses its budget, or where bf16 or int8 was asked for."""
+        inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
+        self.precision = precision_step.measured(self.shop, self.model, self.options, inputs, self.explaining)
+        if self.precision is not None:
+            self.source = replace(self.source, islands=tuple(self.precision["islands"]))
+            if not self.explaining:
+                calibration.check(self.precision, self.options.gate)
+                self.half = half_copy(self.model, self.source.islands)
 
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
@@ -188,8 +196,7 @@ class Build:
         apart = ("engines/", "report/")
         files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
         sources = hash_sources((ROOT / "export").glob("parity.py"))
-        samples = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.samples}
-        inputs = {"files": files, "samples": samples, "sources": sources, "torch": torch.__version__}
+        inputs = {"files": files, "samples": hash_samples(self.samples), "sources": sources, "torch": torch.__version__}
         pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
         wanted = [name, *pictures.values()]
         stale = [each for each in wanted if not self.shop.fresh(each, inputs)]  # all are asked, so that all are used
