@@ -21,16 +21,16 @@ COLOURS = {"mfm": "#8a63b8", "encoder": "#2f7fbf", "unet": "#c9772b", "decoder":
 def section(record: Record, plot: str) -> list[str]:
     """The paragraphs of report.md under "Precision". plot: the path of the picture beside the report."""
     sums = "keep their sums in float32" if record["sums_in_float32"] else "round their partial sums"
+    budget, count = record["budget_db"], len(record["pictures"])
     return [
         "## Precision",
-        f"Float32 ranges and true half arithmetic on the middle {SIDE} px of {len(record['pictures'])} photographs, "
-        f"path `auto`. The picture decides: a PSNR of at least {record['budget_db']:g} dB, and of "
-        f"{record['budget_db'] + record['margin_db']:g} dB where islands are searched. z0 is shown beside it: an error in "
-        f"eps is {record['eps_gain']:g} times as large there.",
-        "**Witness**: PyTorch on CPU. The largest values are over all of float32's results; shares and mean squares are "
-        f"over at most {SHARE_SAMPLES:,} fixed places of each, errors over {ERROR_SAMPLES:,}. Half is true: each result "
-        f"is rounded to float16. Convolutions and matrix products {sums} on the machine that built this (measured, with "
-        "sums that pass 65,504 and return), which a GPU may not: a range is therefore cured from "
+        f"Float32 ranges and true half arithmetic on the middle {SIDE} px of {count} photographs, path `auto`. The "
+        f"picture decides: a PSNR of at least {budget:g} dB, and of {budget + record['margin_db']:g} dB where islands "
+        f"are searched. z0 is shown beside it: an error in eps is {record['eps_gain']:g} times as large there.",
+        "**Witness**: PyTorch on CPU. The largest values are over all of float32's results; shares and mean squares "
+        f"are over at most {SHARE_SAMPLES:,} fixed places of each, errors over {ERROR_SAMPLES:,}. Half is true: each "
+        f"result is rounded to float16. Convolutions and matrix products {sums} on the machine that built this "
+        "(measured, with sums that pass 65,504 and return), which a GPU may not: a range is therefore cured from "
         f"65,504 / {record['safety']:g} on. The scores inside an attention are not rounded by PyTorch's fused kernel: "
         "their range alone bears witness. ONNX Runtime on CPU computes half graphs in float32 and is no witness. "
         "No GPU was asked.",

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 
+from dod.detail import DenseBlock
 from dod.model import DOD
 
-BLOCK = "unet.unet.mid_block.attentions.0.transformer_blocks.0.ff"
-LOUD = f"{BLOCK}.net.0.proj"
-SCALE = 2.0**17
+BLOCK = "decoder.detail.0.body.0.blocks.0"
+LOUD = f"{BLOCK}.convs.0"
+SCALE = 2.0**18
 
 
 @torch.no_grad()
 def plant_overflow(model: DOD, scale: float = SCALE) -> DOD:
-    """A copy whose feed-forward of the middle block is `scale` times as large inside: the first layer's values (not its
-    gates) are multiplied, the second layer's weights divided. A power of two changes nothing in float32."""
+    """A copy with one convolution of a detail module `scale` times as large, and with the weights that read it divided
+    by as much: leaky ReLU keeps a positive factor, and a power of two changes nothing in float32."""
     planted = copy.deepcopy(model)
-    first, second = planted.get_submodule(LOUD), planted.get_submodule(f"{BLOCK}.net.2")
-    values = first.base_layer.weight.shape[0] // 2
-    for part in (first.base_layer.weight, first.base_layer.bias, first.lora_B["default"].weight):
-        part[:values] *= scale
-    for part in (second.base_layer.weight, second.lora_A["default"].weight):
-        part /= scale
+    block = cast(DenseBlock, planted.get_submodule(BLOCK))
+    first = block.convs[0]
+    channels, growth = first.in_channels, first.out_channels
+    first.weight *= scale
+    first.bias *= scale
+    for conv in block.convs[1:]:
+        conv.weight[:, channels : channels + growth] /= scale
     return planted

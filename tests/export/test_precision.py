@@ -55,8 +55,14 @@ def test_an_island_that_is_named(model: DOD) -> None:
 
 @pytest.mark.parametrize("name", ["unet.nothing", "unet.unet.up_blocks.9", "mfm.netwrok"])
 def test_an_unknown_island(model: DOD, name: str) -> None:
-    with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; the defaults are mfm.network, "):
+    with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; such are mfm.network, "):
         half_copy(model, ("mfm.network", name))
+
+
+@pytest.mark.parametrize("name", ["decoder.decoder", "unet.unet.up_blocks"])
+def test_what_is_never_called_is_no_island(model: DOD, name: str) -> None:
+    with pytest.raises(GraphError, match=f"{name} is never called as one: keep its parts in float32"):
+        half_copy(model, (name,))
 
 
 def test_the_interface_and_what_half_costs(model: DOD) -> None:
