@@ -24,6 +24,12 @@ from tests.dod.small_model import image, normal, snr_db
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 
 
+ANY = (
+    *("unet.unet.conv_norm_out", "unet.unet.conv_out", "unet.unet.time_embedding", "unet"),
+    *("encoder.quant_conv", "encoder", "mfm.h_space.time_embedding"),
+)
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two small pictures, one of a size that has to be padded."""
@@ -122,8 +128,7 @@ def test_attention_scores(model: DOD) -> None:
     assert torch.allclose(scores, query @ key.transpose(2, 3) / 2, atol=1e-6) and len(seen) == 3
 
 
-@pytest.mark.parametrize("name", ["unet.unet.conv_norm_out", "unet.unet.conv_out", "encoder.quant_conv",
-                                  "unet.unet.time_embedding", "encoder", "unet", "mfm.h_space.time_embedding"])  # fmt: skip
+@pytest.mark.parametrize("name", ANY)
 def test_any_module_can_be_the_only_island(model: DOD, name: str) -> None:
     half, picture = half_copy(model, (name,)), image(1, 16, 24)
     with torch.no_grad():
