@@ -22,6 +22,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 ADAPTER = "default"
+HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
+"""What is hooked on a layer (export keeps some in float32) goes with it where a merge replaces it by its base."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
         dtype = base.weight.dtype
         base.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
         base.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        for hooks in HOOKS:
+            getattr(base, hooks).update(getattr(layer, hooks))
         model.set_submodule(name, base)
     return model
 

@@ -23,14 +23,20 @@ from runtime.errors import UsageError, unknown
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)
 PRECISIONS = ("fp32", "fp16")
+GATED = ("bf16", "int8")
+"""Precisions that are measured and then refused with the figure: no graphs are written in them."""
+
+
+PRECISION_HELP = "fp32, fp16 or both (default); engines take the last; bf16 and int8 are measured and refused"
+ISLANDS_HELP = "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
 
 
 def main(argv: Sequence[str]) -> int:
     """Build the bundle and return 0. ParityError where a figure missed its budget: then no bundle is written."""
     arguments = parser().parse_args(argv)
     for name in arguments.precision:
-        if name not in PRECISIONS:
-            raise unknown("precision", name, PRECISIONS)
+        if name not in (*PRECISIONS, *GATED):
+            raise unknown("precision", name, (*PRECISIONS, *GATED))
     targets, left_out = choose_targets(arguments.targets, arguments.precision)
     half = "fp16" in arguments.precision
     capabilities = ()
@@ -48,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         out=arguments.out,
         targets=targets,
         precisions=tuple(name for name in PRECISIONS if name in arguments.precision),
+        gate=tuple(name for name in GATED if name in arguments.precision),
         conditions=arguments.conditions,
         engine_conditions=arguments.engine_conditions,
         size=(arguments.min, arguments.opt, arguments.max),
@@ -57,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         samples=arguments.samples,
         workers=arguments.workers,
     )
+    if arguments.explain and not options.precisions:
+        raise UsageError(f"--explain needs a precision that is written: {' or '.join(PRECISIONS)}")
     build = Build(options)
     if arguments.explain:
         return build.explain()
@@ -78,7 +87,7 @@ def parser() -> Parser:
         metavar="TARGET",
         help=f"of {', '.join(TARGET_NAMES)}; default: all that can be built here",
     )
-    add("--precision", nargs="+", default=list(PRECISIONS), help="fp32, fp16 or both (default); engines take the last")
+    add("--precision", nargs="+", default=list(PRECISIONS), help=PRECISION_HELP)
     add("--conditions", nargs="+", metavar="NAME", help="merged paths to build; default: all of the checkpoint")
     add("--engine-conditions", nargs="*", metavar="NAME", help="of them, which get an engine; default: all")
     add("--min", type=int, default=256, help="smallest side in pixels (256)")
@@ -87,7 +96,7 @@ def parser() -> Parser:
     add("--batch", type=int, nargs=2, default=(1, 4), metavar=("OPT", "MAX"), help="usual and largest batch (1 4)")
     gpus = f"GPUs of tensorrt_rtx ({' '.join(CAPABILITIES)})"
     add("--compute-capabilities", nargs="+", default=CAPABILITIES, metavar="X.Y", help=gpus)
-    add("--fp32-islands", nargs="*", metavar="MODULE", help="modules kept in float32 in fp16; default: a measured set")
+    add("--fp32-islands", nargs="*", metavar="MODULE", help=ISLANDS_HELP)
     add("--samples", type=Path, default=None, help="photographs of the parity figures (default docs/samples)")
     add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
     add("--explain", action="store_true", help="say for each file why it is fresh or stale, and build nothing")

@@ -44,7 +44,8 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for. size: (min, opt, max) in pixels; batch likewise."""
+    """What the command was asked for. size: (min, opt, max) in pixels; batch likewise; gate: precisions that are only
+    measured."""
 
     checkpoint: str
     base: str | None
@@ -58,6 +59,7 @@ class Options:
     batch: tuple[int, int, int]
     capabilities: tuple[str, ...]
     islands: Sequence[str] | None
+    gate: tuple[str, ...]
     samples: Path | None
     workers: int
 
@@ -100,6 +102,11 @@ def sample_paths(folder: Path | None) -> list[Path]:
         if first.stem == second.stem:
             raise UsageError(f"two samples are called {first.stem}, {first.name} and {second.name}: rename one")
     return paths
+
+
+def hash_samples(paths: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 of each photograph, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def check_room(out: Path, model: DOD, precisions: int, engine_targets: int) -> None:

@@ -145,7 +145,7 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
         graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
         return _named(plan(model, graph).module)
     named = _named(model.unet)
-    for name, layer in clora.adapted_layers(model.unet.unet):
+    for name, _ in clora.adapted_layers(model.unet.unet):
         weight = named[f"{name}.weight"]
         if f"{name}.bias" not in named:
             named[f"{name}.bias"] = weight.new_zeros(weight.shape[0])

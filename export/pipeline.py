@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import torch
 
-import dod
 from dod.checkpoint import load_model
-from export import conditions, graphs, report
+from export import calibration, conditions, description, graphs, precision_step, report
 from export.artefacts import Entry, Workshop, hash_sources
 from export.checks import (
     MODEL_SOURCES,
@@ -26,13 +24,14 @@ from export.checks import (
     check_room,
     check_sizes,
     hash_model,
+    hash_samples,
     sample_paths,
 )
 from export.engines import EngineJob, build_engines
-from export.interface import Component, engine_list, library_version, profile, read_components, version
+from export.interface import Component, engine_list, library_version, profile, read_components
 from export.memory import MemoryMeter
-from export.parity import GATES, Figure, check, passed_gates
-from export.precision import default_islands, half_copy
+from export.parity import GATES, Figure, check
+from export.precision import check_islands, half_copy
 from export.proof import load_sample, proof_count, prove
 from export.targets import TARGETS, gpu_here
 from export.tracing import TraceJob, trace_all
@@ -41,8 +40,6 @@ from runtime.bundle import Bundle
 from runtime.console import progress
 from runtime.manifest import Manifest
 from runtime.tensors import read_tensors
-
-TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy")
 
 BUILDERS_MEMORY = 8 << 30
 """Bytes that the engine builders at work may take together, so that a build of any size fits 12 GB."""
@@ -57,15 +54,15 @@ class Build:
         self.options = options
         self.start = time.monotonic()
         self.model = load_model(options.checkpoint, options.base, options.ddpm)
-        self.islands = tuple(default_islands(self.model) if options.islands is None else options.islands)
+        check_islands(self.model, options.islands or ())
         check_exportable(self.model)
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self.samples = sample_paths(options.samples)
-        structure = graphs.skeleton(self.model)
-        halved = {"fp16": half_copy(structure, self.islands)} if "fp16" in options.precisions else {}
-        self.skeletons = {"fp32": structure} | halved
+        self.skeletons = {"fp32": graphs.skeleton(self.model)}
+        self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
+        self.precision: calibration.Record | None = None
         self.trained = hash_model(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), sum(name in TARGETS for name in options.targets))
@@ -77,7 +74,13 @@ class Build:
     def explain(self) -> int:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
         self.explaining = True
-        for step in (self.write_weights, self.trace_graphs, self.write_conditions, self.build_engines):
+        for step in (
+            self.choose_islands,
+            self.write_weights,
+            self.trace_graphs,
+            self.write_conditions,
+            self.build_engines,
+        ):
             step()
         for name, reason in self.shop.reasons.items():
             print(f"{name}: {reason}")
@@ -97,6 +100,7 @@ class Build:
 
     def make(self) -> Bundle:
         """The bundle. ParityError where a figure missed its budget: then none is written."""
+        self.choose_islands()
         self.write_weights()
         self.trace_graphs()
         self.write_conditions()
@@ -106,8 +110,20 @@ class Build:
         self.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
         self.build_engines()
         manifest = self.manifest(figures, self.options.targets)
-        report.write(self.shop, manifest, figures, pictures)
+        report.write(self.shop, manifest, figures, pictures, self.precision)
         return self.shop.finish(manifest)
+
+    def choose_islands(self) -> None:
+        """Measure half precision. ParityError where it misses its budget, or where bf16 or int8 was asked for."""
+        if "fp16" not in self.options.precisions and not self.options.gate:
+            return
+        inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
+        self.precision = precision_step.measured(self.shop, self.model, self.options, inputs, self.explaining)
+        if self.precision is not None:
+            self.islands = tuple(self.precision["islands"])
+            if not self.explaining:
+                calibration.check(self.precision, self.options.gate)
+                self.skeletons["fp16"] = half_copy(self.skeletons["fp32"], self.islands)
 
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
@@ -197,10 +213,7 @@ class Build:
         apart = ("engines/", "report/")
         files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
         sources = hash_sources(ROOT / "export" / name for name in ("parity.py", "proof.py"))
-        samples = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in self.samples}
-        inputs = {"files": files, "samples": samples, "sources": sources, "torch": torch.__version__}
-        if "openvino" in bundle.manifest.targets:
-            inputs["openvino"] = [version("openvino"), *bundle.manifest.targets["openvino"].precisions]
+        inputs = {"files": files, "samples": hash_samples(self.samples), "sources": sources, "torch": torch.__version__}
         pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
         wanted = [name, *pictures.values()]
         stale = [each for each in wanted if not self.shop.fresh(each, inputs)]  # all are asked, so that all are used
@@ -232,51 +245,19 @@ class Build:
 
     def manifest(self, figures: Sequence[Figure], targets: Sequence[str]) -> dict:
         """`bundle.json` without its files."""
-        preset, options = self.model.preset, self.options
-        precisions = {}
-        for precision in options.precisions:
-            folder = f"onnx/{precision}"
-            precisions[precision] = {
-                "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs.GRAPHS},
-                "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs.GRAPHS.items()},
-                "fp32_islands": list(self.islands) if precision == "fp16" else [],
-            }
-        return {
-            "schema": 1,
-            "name": preset.name,
-            "tools": {"dod-toolkit": dod.__version__, **{tool: version(tool) for tool in TOOLS}},
-            "model": {
-                "preset": preset.name,
-                "checkpoint": str(options.checkpoint),
-                "base_sha256": self.model.base_sha256,
-                "checkpoint_sha256": self.trained,
-            },
-            "size_multiple": preset.size_multiple,
-            "profile": {"batch": list(options.batch), "size": list(options.size)},
-            "crops": {"count": preset.mfm.crops, "size": preset.mfm.crop_size},
-            "components": self.components(),
-            "precisions": precisions,
-            "merge": conditions.merge_entries(self.model),
-            "conditions": {name: f"conditions/{name}.safetensors" for name in self.conditions},
-            "targets": {name: self._target(name, figures) for name in targets},
-            "files": {},
-            "parity": report.rows(figures),
-        }
+        return description.describe(
+            self.model,
+            self.options,
+            self.trained,
+            self.components(),
+            self.islands,
+            conditions=self.conditions,
+            targets={name: self._target(name, figures) for name in targets},
+            parity=report.rows(figures),
+        )
 
     def _target(self, name: str, figures: Sequence[Figure]) -> dict:
-        if name == "openvino":
-            return {"precisions": ["fp32", *passed_gates(name, figures)], "version": version(name)}
-        if name not in TARGETS:
-            return {"precisions": list(self.options.precisions), "version": version(name)}
-        engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(self.engine_conditions)}
-        facts = [self.shop.used[path].facts for path in engines.values()]
-        return {
-            "precision": self.options.precisions[-1],
-            "version": facts[0]["version"],
-            "gpu": facts[0]["gpu"] or "",
-            "compute_capabilities": list(facts[0]["compute_capabilities"]),
-            "engines": engines,
-        }
+        return description.target(name, self.options, self.engine_conditions, self.shop.used, figures)
 
     def _inputs(self, precision: str) -> dict[str, object]:
         islands = list(self.islands) if precision == "fp16" else []

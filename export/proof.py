@@ -15,7 +15,7 @@ from dod import clora
 from dod.model import DOD
 from export.conditions import modulation_of
 from export.parity import Figure, figure, snr_db
-from export.precision import halve
+from export.precision import half_copy
 from runtime.backends import Backend, Options, open_backend
 from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
@@ -138,8 +138,8 @@ def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[
     """Hold a bundle against its model in PyTorch: first merged weights against branches, then each of `subjects`.
 
     The components are compared one by one on the first sample, the chain on each. One subject and path after the other
-    is loaded and let go, so that memory holds one at a time; `model` is halved on the way, with these islands, and has
-    no values any more (it is on the meta device) at the end.
+    is loaded and let go, so that memory holds one at a time; `model` itself has no values any more (it is on the meta
+    device) once its copy in half, with these islands, is made.
     """
     runs = _runs(bundle, samples)
     wanted: dict[tuple[str, str], Values] = {}
@@ -152,12 +152,10 @@ def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[
         yield Proof("merged", sample.name, path, figures, values["image"])
     reference.close()
     for subject in subjects(bundle):
-        if subject.backend is None:
-            halve(model, islands)
-        else:
-            model.to("meta")
+        half = half_copy(model, islands) if subject.backend is None else None
+        model.to("meta")
         for path in dict.fromkeys(run.path for run in runs):
-            computer = TorchChain(model) if subject.backend is None else _backend(subject, bundle)
+            computer = TorchChain(half) if half else _backend(subject, bundle)
             try:
                 for run in runs:
                     if run.path == path:

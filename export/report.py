@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from export import precision_report, precision_step
 from export.artefacts import Workshop
 from export.parity import GATES, Figure
 from runtime.console import table
@@ -83,8 +84,14 @@ def write_comparison(source: Path, restored: np.ndarray, path: Path) -> None:
     Image.fromarray(np.concatenate([degraded, pixels], axis=1)).save(path, optimize=True)
 
 
-def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure], pictures: Mapping[str, Path]) -> None:
-    """report.md: what was built, the proof, and the restored samples."""
+def write(
+    shop: Workshop,
+    manifest: Mapping[str, Any],
+    figures: Sequence[Figure],
+    pictures: Mapping[str, Path],
+    precision: Mapping[str, Any] | None = None,
+) -> None:
+    """report.md: what was built, the proof, and the restored samples. precision: the record of the precision step."""
     targets = [
         (
             name,
@@ -112,6 +119,7 @@ def write(shop: Workshop, manifest: Mapping[str, Any], figures: Sequence[Figure]
         "## Parity",
         parity_table(figures, markdown=True),
         f"Modules kept in float32 in fp16: {', '.join(islands) or 'none'}.",
+        *(precision_report.section(precision, precision_step.PLOT) if precision else ()),
         "## Photographs",
         *(
             f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{p.name})"

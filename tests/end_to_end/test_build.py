@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dod.checkpoint import load_model, save_checkpoint
 from export.parity import GATES, psnr_db, snr_db
 from runtime import Bundle, Restorer
 from runtime.backends.openvino import reduced_precisions
 from runtime.errors import BackendError
-from tests.conftest import CONDITIONS, ROOT, build_engines
+from tests.conftest import CONDITIONS, ROOT, SIZES, build_engines
+from tests.export.planted import BLOCK, LOUD, plant_overflow
 
 Build = tuple[Path, subprocess.CompletedProcess[str], list[str]]
 GRAPHS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
@@ -51,6 +53,9 @@ def test_the_bundle_is_complete(tiny_build: Build) -> None:
     for precision in ("fp32", "fp16"):
         weights = set(bundle.manifest.precisions[precision].weights.values())
         assert len(weights) == 4, "both UNet graphs share one weights file"
+    precision = json.loads((folder / "report" / "precision.json").read_text())
+    assert list(precision["islands"]) == list(bundle.manifest.precisions["fp16"].fp32_islands)
+    assert precision["trials"][-1]["psnr_db"] >= 45 and (folder / "report" / "precision.png").is_file()
     assert (folder / "report.md").is_file() and not list(folder.parent.glob("*.partial"))
     for name in (*(f"onnx/fp16/{graph}.onnx" for graph in GRAPHS), "engines/tensorrt_rtx/unet_noise.engine"):
         assert name in done.stdout, "one line for each artefact"
@@ -198,6 +203,37 @@ def test_wrong_arguments(tiny_build: Build, tmp_path: Path, arguments: list[str]
     assert len(done.stderr.strip().splitlines()) == 1
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
+
+
+@pytest.fixture(scope="module")
+def planted_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint with a layer of a detail module that overflows in half (see tests/export/planted.py)."""
+    folder = tmp_path_factory.mktemp("planted") / "tiny"
+    save_checkpoint(plant_overflow(load_model(str(tiny_checkpoint), None, None)), folder)
+    return folder
+
+
+def test_an_overflow_without_its_cure_fails_the_build(
+    planted_checkpoint: Path, photographs: Path, tmp_path: Path
+) -> None:
+    arguments = [str(planted_checkpoint), "--out", str(tmp_path / "x"), "--targets", "onnxruntime", *SIZES]
+    arguments += ["--samples", str(photographs), "--precision", "fp16", "--conditions", "noise"]
+    done = build_engines(*arguments, "--fp32-islands", where=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "x").exists()
+    message = done.stderr.strip().splitlines()[-1]
+    assert f"{LOUD} conv2d reaches" in message and "float16 holds 65504" in message, done.stderr
+    assert ".onnx" not in done.stdout, "told before a graph is traced"
+
+
+@pytest.mark.slow
+def test_an_overflow_is_cured_by_the_build(planted_checkpoint: Path, photographs: Path, tmp_path: Path) -> None:
+    arguments = [str(planted_checkpoint), "--out", str(tmp_path / "x"), "--targets", "onnxruntime", *SIZES]
+    arguments += ["--samples", str(photographs), "--precision", "fp16", "--conditions", "noise"]
+    done = build_engines(*arguments, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Bundle.open(tmp_path / "x").manifest.precisions["fp16"].fp32_islands == (BLOCK,)
+    report = (tmp_path / "x" / "report.md").read_text()
+    assert f"`{BLOCK}`" in report and (tmp_path / "x" / "report" / "precision.png").is_file()
 
 
 def test_a_checkpoint_for_another_base(tiny_checkpoint: Path, tmp_path: Path) -> None:

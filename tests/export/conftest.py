@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,6 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model() -> DOD:
     """Two levels, random adaptation, and the prototypes of two conditions. No test changes it."""
     model = randomise(DOD.from_preset(smaller()), strength=0.05)
-    channels = model.mfm.h_space.channels
+    channels: Any = model.mfm.h_space.channels
     model.prototypes = {name: normal(channels, seed=seed) for seed, name in enumerate(("rain", "haze"))}
     return model

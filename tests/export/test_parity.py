@@ -188,7 +188,7 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
 def test_a_wrong_merge_fails(
     model: DOD, sample: Sample, substitute: Substitute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge = proof.clora.merge
+    merge: Any = proof.clora.merge
 
     def without_beta(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return merge(*arguments[:-1], torch.zeros_like(arguments[-1]))

@@ -9,7 +9,7 @@ import torch
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.precision import default_islands, half_copy, halve
+from export.precision import default_islands, half_copy
 from tests.dod.small_model import image, normal, snr_db
 
 
@@ -54,17 +54,23 @@ def test_an_island_that_is_named(model: DOD) -> None:
 
 
 def test_an_island_keeps_what_half_cannot_hold(model: DOD) -> None:
-    large = copy.deepcopy(model)
-    weight = large.unet.unet.mid_block.resnets[0].conv1.get_base_layer().weight
-    weight.data.fill_(1e5)
-    assert halve(large, ("unet.unet.mid_block",)) is large and (weight == 1e5).all()
-    assert large.unet.unet.conv_in.weight.dtype == torch.float16
+    large, name = copy.deepcopy(model), "unet.unet.mid_block.resnets.0.conv1.base_layer.weight"
+    large.get_parameter(name).data.fill_(1e5)
+    half = half_copy(large, ("unet.unet.mid_block",))
+    assert (half.get_parameter(name) == 1e5).all()
+    assert half.unet.unet.conv_in.weight.dtype == torch.float16
 
 
 @pytest.mark.parametrize("name", ["unet.nothing", "unet.unet.up_blocks.9", "mfm.netwrok"])
 def test_an_unknown_island(model: DOD, name: str) -> None:
-    with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; the defaults are mfm.network, "):
+    with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; such are mfm.network, "):
         half_copy(model, ("mfm.network", name))
+
+
+@pytest.mark.parametrize("name", ["decoder.decoder", "unet.unet.up_blocks"])
+def test_what_is_never_called_is_no_island(model: DOD, name: str) -> None:
+    with pytest.raises(GraphError, match=f"{name} is never called as one: keep its parts in float32"):
+        half_copy(model, (name,))
 
 
 def test_the_interface_and_what_half_costs(model: DOD) -> None:

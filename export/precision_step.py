@@ -1,0 +1,58 @@
+"""The precision step as an artefact of the build: measured once for the same model, photographs and code."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+
+from dod.model import DOD
+from export import precision_report
+from export.artefacts import Workshop, hash_sources
+from export.calibration import Record, calibrate
+from export.checks import ROOT, Options, sample_paths
+
+RECORD, PLOT = "report/precision.json", "report/precision.png"
+UNMEASURED = "to be measured"
+SOURCES = [ROOT / "export" / f"{name}.py" for name in ("probe", "ranges", "islands", "calibration", "parity")]
+
+
+def measured(
+    shop: Workshop, model: DOD, options: Options, inputs: Mapping[str, object], explaining: bool
+) -> Record | None:
+    """The record of `calibrate`, made where it is stale (None while explaining), and its plot.
+
+    inputs: what identifies the model, its code and the photographs. Each trial is a line on stderr.
+    """
+    inputs = {
+        **inputs,
+        "fp32 islands": None if options.islands is None else list(options.islands),
+        "measured by": hash_sources(SOURCES),
+        "torch": torch.__version__,
+    }
+    fresh = shop.fresh(RECORD, inputs)
+    if not fresh and not explaining:
+        start = time.monotonic()
+        record = calibrate(model, sample_paths(options.samples), options.islands, _say)
+        shop.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
+        shop.path(RECORD).write_text(json.dumps(record) + "\n")
+        seconds = time.monotonic() - start
+        print(f"{RECORD:<44} {len(record['islands']):5} islands {seconds:7.1f} s", flush=True)
+        shop.record(RECORD, inputs, seconds)
+    record = json.loads(shop.path(RECORD).read_text()) if fresh or not explaining else None
+    drawn = {
+        "record": shop.used[RECORD].sha256 if record else UNMEASURED,
+        "sources": hash_sources([ROOT / "export" / "precision_report.py"]),
+    }
+    if not shop.fresh(PLOT, drawn) and not explaining:
+        assert record is not None
+        shop.make(PLOT, drawn, partial(precision_report.draw, record))
+    return record
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

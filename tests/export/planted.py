@@ -1,0 +1,29 @@
+"""A model that computes what it did before, but by way of numbers that float16 cannot hold."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+from dod.model import DOD
+
+BLOCK = "decoder.detail.0.body.0.blocks.0"
+LOUD = f"{BLOCK}.convs.0"
+SCALE = 2.0**18
+
+
+@torch.no_grad()
+def plant_overflow(model: DOD, scale: float = SCALE) -> DOD:
+    """A copy with one convolution of a detail module `scale` times as large, and with the weights that read it divided
+    by as much: leaky ReLU keeps a positive factor, and a power of two changes nothing in float32."""
+    planted = copy.deepcopy(model)
+    block: Any = planted.get_submodule(BLOCK)
+    first = block.convs[0]
+    channels, growth = first.in_channels, first.out_channels
+    first.weight *= scale
+    first.bias *= scale
+    for conv in block.convs[1:]:
+        conv.weight[:, channels : channels + growth] /= scale
+    return planted

@@ -1,0 +1,153 @@
+"""The precision step: what it sees, what it cures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dod import clora
+from dod.model import DOD
+from export import islands
+from export.calibration import calibrate, check, quantised, sums_in_float32
+from export.errors import ParityError
+from export.islands import candidates
+from export.precision import half_copy, within
+from export.precision_report import draw, section
+from export.probe import Probe
+from export.ranges import Range, load_picture, measure_ranges, restore
+from tests.dod.small_model import image, normal, snr_db
+from tests.export.planted import BLOCK, LOUD, plant_overflow
+
+ANY = (
+    *("unet.unet.conv_norm_out", "unet.unet.conv_out", "unet.unet.time_embedding", "unet"),
+    *("encoder.quant_conv", "encoder", "mfm.h_space.time_embedding"),
+)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two small pictures, one of a size that has to be padded."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for name, shape in (("a.png", (32, 40, 3)), ("b.png", (30, 33, 3))):
+        Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(folder / name)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def planted(model: DOD) -> DOD:
+    return plant_overflow(model)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def test_the_planted_model_computes_the_same(model: DOD, planted: DOD) -> None:
+    picture = image(1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(picture), planted(picture))
+
+
+def test_an_overflow_is_found_named_and_cured(planted: DOD, paths: list[Path]) -> None:
+    record = calibrate(planted, paths, None, quiet)
+    assert list(record["islands"]) == [BLOCK], "the smallest module whose own result is in range"
+    assert LOUD in record["islands"][BLOCK]
+    assert all(within(module, {BLOCK}) for module in record["overflows"].values()) and not record["uncured"]
+    first, last = record["trials"][0], record["trials"][-1]
+    assert first["psnr_db"] is None and last["psnr_db"] > 45, "not finite without, in budget with"
+    check(record)
+
+
+def test_without_the_cure_the_build_fails(planted: DOD, paths: list[Path]) -> None:
+    record = calibrate(planted, paths, (), quiet)
+    with pytest.raises(ParityError, match=f"PSNR not finite; {LOUD} conv2d reaches .*float16 holds 65504"):
+        check(record)
+
+
+def test_no_island_where_none_is_needed(model: DOD, paths: list[Path], tmp_path: Path) -> None:
+    record = json.loads(json.dumps(calibrate(model, paths, None, quiet)))
+    assert record["islands"] == {} and not record["overflows"] and record["trials"][0]["psnr_db"] > 48
+    assert record["gate"]["bf16"]["psnr_db"] < record["trials"][0]["psnr_db"]
+    check(record)
+    text = "\n\n".join(section(record, "plot.png"))
+    assert "None: half meets the budget without one." in text and "ONNX Runtime on CPU computes" in text
+    draw(record, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert plot.width > 1000
+    for name in ("bf16", "int8"):
+        refused = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 31.0}}}
+        with pytest.raises(ParityError, match=f"precision {name}: 31.0 dB at the picture on .*, below the budget"):
+            check(refused, (name,))
+        passed = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 60.0}}}
+        with pytest.raises(ParityError, match="meets the budget, but no graphs are written in it"):
+            check(passed, (name,))
+
+
+def test_a_budget_out_of_reach_of_half_takes_islands(
+    model: DOD, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = calibrate(model, paths, (), quiet)["trials"][0]["psnr_db"]
+    monkeypatch.setattr(islands, "BUDGET", none + 1 - islands.MARGIN)
+    record = calibrate(model, paths, None, quiet)
+    assert record["islands"] and record["trials"][-1]["psnr_db"] > none
+    assert len(record["islands"]) < len(candidates(model)) / 2
+
+
+def test_the_range_of_a_result_by_hand() -> None:
+    span = Range(("a",))
+    span.add(torch.tensor([0.0, -8.0, 1e-5, 1e-8]))
+    assert span.largest == 8 and span.headroom == pytest.approx(13, abs=1e-3)
+    assert span.share(span.subnormal) == pytest.approx(2 / 3) and span.share(span.flushed) == pytest.approx(1 / 3)
+
+
+def test_the_probe_sees_between_modules(model: DOD, paths: list[Path]) -> None:
+    ranges: dict[str, Range] = {}
+    picture = load_picture(paths[1], model)
+    assert picture.image.shape == (1, 3, 32, 36)
+    (reference,) = measure_ranges(model, [picture], ranges)
+    assert np.array_equal(reference.outcome.image, restore(model, picture).image), "looking changes nothing"
+    for name in ("decoder.detail.0 mul", "unet.unet.mid_block.attentions.0.transformer_blocks.0.attn1 scores"):
+        assert name in ranges, "computed in no module of its own"
+    assert not model._forward_hooks and not model.unet.unet.conv_in._forward_pre_hooks
+
+
+def test_attention_scores(model: DOD) -> None:
+    query, key = normal(1, 2, 300, 4), normal(1, 2, 7, 4, seed=1)
+    seen: list[torch.Tensor] = []
+    with Probe(model, lambda operation, result: seen.append(result), scores=True) as probe:
+        probe._stack.append("unet")
+        torch.nn.functional.scaled_dot_product_attention(query, key, key)
+    scores = torch.cat(seen[:-1], dim=2)
+    assert torch.allclose(scores, query @ key.transpose(2, 3) / 2, atol=1e-6) and len(seen) == 3
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_any_module_can_be_the_only_island(model: DOD, name: str) -> None:
+    half, picture = half_copy(model, (name,)), image(1, 16, 24)
+    with torch.no_grad():
+        _, modulation = half.mfm(image(4, 32, 32)[None])
+        latent, skips = half.encoder(picture)
+        restored = half.unet(latent, modulation)
+        merged = clora.merged_copy(half.unet, modulation[0])(latent)
+        found = half.decoder(restored, skips)
+    assert {value.dtype for value in (modulation, latent, restored, found)} == {torch.float32}
+    assert {skip.dtype for skip in skips} == {torch.float16}
+    assert snr_db(restored, merged) > 25, "an island outlives the merge"
+
+
+def test_int8_rounding() -> None:
+    weight = normal(3, 4, 3, 3)
+    rounded = quantised(weight)
+    step = weight.flatten(1).abs().amax(dim=1) / 127
+    assert ((rounded - weight).flatten(1).abs().amax(dim=1) <= step / 2 + 1e-7).all()
+    assert all(len(channel.unique()) <= 255 for channel in rounded)
+
+
+def test_how_this_machine_sums() -> None:
+    assert sums_in_float32() in (True, False)
