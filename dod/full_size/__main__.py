@@ -6,7 +6,7 @@
 
 For work at full size where no published weights are at hand: export, engines, memory, latency, precision. The layers
 are scaled on real photographs so that activations are about as large as a trained network's, and the last layers fitted
-so that a picture comes back as something like itself. It restores nothing.
+so that latents and pictures come back at about their size. It restores nothing.
 """
 
 from __future__ import annotations
