@@ -7,12 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from dod.model import DOD
+from export.errors import GraphError
 from export.graphs import trace
 
 
@@ -39,9 +42,22 @@ def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: i
     Leaving the generator early ends the workers. Raises what a worker raised.
     """
     workers = min(workers, len(jobs))
+    options = skeletons, max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _start, (skeletons, max(1, (os.cpu_count() or 1) // workers))) as pool:
-        yield from pool.imap_unordered(_trace, jobs)
+    with ProcessPoolExecutor(workers, context, _start, options) as pool:
+        waiting = [pool.submit(_trace, job) for job in jobs]
+        try:
+            for traced in as_completed(waiting):
+                yield traced.result()
+        except BrokenProcessPool:
+            raise GraphError(
+                "a tracing process was ended from outside or could not start: with too little memory --workers 1 "
+                "takes less; the same command goes on from what is finished"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
 
 
 def _start(skeletons: Mapping[str, DOD], threads: int) -> None:

@@ -77,7 +77,7 @@ def write_tensors(
         for (name, (dtype, shape)), value in zip(shapes.items(), values, strict=True):
             if (value.dtype, value.shape) != (dtype, shape):
                 raise ValueError(f"{name} was to be {dtype} {shape}, is {value.dtype} {value.shape}")
-            data = memoryview(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+            data = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
