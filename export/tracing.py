@@ -31,43 +31,37 @@ class TraceJob:
     opset: int
 
 
-_skeletons: Mapping[str, DOD]
-
-
 def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: int) -> Iterator[tuple[TraceJob, float]]:
     """Trace every job, at most `workers` at once; yields each job with its seconds as it is done.
 
     skeletons: the model of each precision, see `graphs.skeleton`.
 
-    Leaving the generator early ends the workers. Raises what a worker raised.
+    Leaving the generator early ends the workers. Raises what a worker raised, GraphError where one is ended.
     """
     workers = min(workers, len(jobs))
-    options = skeletons, max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, options) as pool:
-        waiting = [pool.submit(_trace, job) for job in jobs]
-        try:
-            for traced in as_completed(waiting):
-                yield traced.result()
-        except BrokenProcessPool:
-            raise GraphError(
-                "a tracing process was ended from outside or could not start: with too little memory --workers 1 "
-                "takes less; the same command goes on from what is finished"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # The structure goes with each job: handed to a starting process it would keep this one waiting, deaf to Ctrl-C.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (threads,))
+    try:
+        for traced in as_completed([pool.submit(_trace, skeletons[job.precision], job) for job in jobs]):
+            yield traced.result()
+    except BrokenProcessPool:
+        raise GraphError(
+            "a tracing process was ended from outside or could not start: with too little memory --workers 1 "
+            "takes less; the same command goes on from what is finished"
+        ) from None
+    finally:
+        for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(skeletons: Mapping[str, DOD], threads: int) -> None:
-    global _skeletons
+def _start(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _skeletons = skeletons
 
 
-def _trace(job: TraceJob) -> tuple[TraceJob, float]:
+def _trace(skeleton: DOD, job: TraceJob) -> tuple[TraceJob, float]:
     start = time.monotonic()
-    trace(_skeletons[job.precision], job.graph, job.path, job.weights, job.opset)
+    trace(skeleton, job.graph, job.path, job.weights, job.opset)
     return job, time.monotonic() - start
