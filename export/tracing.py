@@ -45,6 +45,7 @@ def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: i
     try:
         for traced in as_completed([pool.submit(_trace, skeletons[job.precision], job) for job in jobs]):
             yield traced.result()
+        pool.shutdown()
     except BrokenProcessPool:
         raise GraphError(
             "a tracing process was ended from outside or could not start: with too little memory --workers 1 "
