@@ -114,9 +114,10 @@ class Workshop:
         for folder in sorted((path for path in self.folder.rglob("*") if path.is_dir()), reverse=True):
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        files = {name: {"key": key_of(entry.inputs), "sha256": entry.sha256} for name, entry in self.used.items()}
+        files = {name: {"key": key_of(entry.inputs)} for name, entry in self.used.items()}
+        hashes = {name: entry.sha256 for name, entry in self.used.items()}
         build = {name: asdict(entry) for name, entry in self.used.items()}
-        bundle = write_bundle({**manifest, "files": files, "build": build}, self.folder, self.destination)
+        bundle = write_bundle({**manifest, "files": files, "build": build}, self.folder, self.destination, hashes)
         shutil.rmtree(self.root, ignore_errors=True)
         return bundle
 

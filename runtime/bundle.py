@@ -141,12 +141,15 @@ def hash_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bundle(manifest: Mapping[str, Any], staging: Path, destination: Path) -> Bundle:
+def write_bundle(
+    manifest: Mapping[str, Any], staging: Path, destination: Path, hashes: Mapping[str, str] | None = None
+) -> Bundle:
     """Turns the folder `staging` into the bundle `destination` and opens it.
 
     `manifest` is the content of `bundle.json`; sizes and hashes of all files in `staging` are computed here, and only
-    a `key` and a `sha256` under `files` are taken over. `staging` must be on the disk of `destination` (a folder beside
-    it is best) and is gone afterwards. A bundle of before is replaced whole: there is never a bundle half of each.
+    a `key` under `files` is taken over. hashes: the SHA-256 of files that were hashed when they were written.
+    `staging` must be on the disk of `destination` (a folder beside it is best) and is gone afterwards. A bundle of
+    before is replaced whole: there is never a bundle that is half of each.
     Raises BundleError where the manifest does not pass, or where `destination` is something other than a bundle.
     """
     staging, destination = Path(staging), Path(destination)
@@ -159,9 +162,9 @@ def write_bundle(manifest: Mapping[str, Any], staging: Path, destination: Path) 
     for name in names:
         _sync(staging / name)
         if name != REPORT:
-            known = keys.get(name, {})
-            sha256 = known.get("sha256") or hash_file(staging / name)
-            record = FileRecord((staging / name).stat().st_size, sha256, known.get("key", ""))
+            key = keys.get(name, {}).get("key", "")
+            sha256 = (hashes or {}).get(name) or hash_file(staging / name)
+            record = FileRecord((staging / name).stat().st_size, sha256, key)
             data["files"][name] = asdict(record)
     Manifest.parse(data)
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:

@@ -150,19 +150,17 @@ def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPa
     make(shop)
     written = {}
 
-    def write_bundle(manifest: dict, staging: Path, destination: Path) -> str:
+    def write_bundle(manifest: dict, staging: Path, destination: Path, hashes: dict) -> str:
         files = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*"))
-        written.update(manifest=manifest, files=files, destination=destination)
+        written.update(manifest=manifest, files=files, destination=destination, hashes=hashes)
         return "the bundle"
 
     monkeypatch.setattr("export.artefacts.write_bundle", write_bundle)
     assert shop.finish({"name": "mini"}) == "the bundle"
     assert written["destination"] == out and written["files"] == ["onnx", "onnx/fp32", NAME]
     key = key_of(json.loads(json.dumps(INPUTS)))
-    assert (
-        written["manifest"]["files"] == {NAME: {"key": key, "sha256": shop.used[NAME].sha256}}
-        and written["manifest"]["name"] == "mini"
-    )
+    assert written["manifest"]["files"] == {NAME: {"key": key}} and written["manifest"]["name"] == "mini"
+    assert written["hashes"] == {NAME: shop.used[NAME].sha256}
     assert Entry(**written["manifest"]["build"][NAME]) == shop.used[NAME]
     assert not shop.root.exists()
 
