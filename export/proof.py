@@ -198,7 +198,7 @@ def _run(
     start: Values,
     path: str,
     bundle: Bundle,
-    precision: str = "fp32",
+    precision: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Every value along the chain, by name. The restored picture replaces the degraded one under `image`."""
     values = {**start, "degraded": start["image"]}
@@ -226,9 +226,11 @@ def _component(
     return figure(picture, path, component, step, expected[output], found)
 
 
-def _inputs(component: str, values: Values, bundle: Bundle, precision: str) -> dict[str, np.ndarray]:
+def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
+    """What a component takes, in the types of the bundle's graphs of a precision; None: as the reference takes it."""
     specs = bundle.manifest.components[component].inputs
-    return {spec.name: np.asarray(values[spec.name]).astype(spec.dtype(precision), copy=False) for spec in specs}
+    dtypes = {spec.name: spec.dtype(precision) if precision else "float32" for spec in specs}
+    return {name: np.asarray(values[name]).astype(dtype, copy=False) for name, dtype in dtypes.items()}
 
 
 @torch.no_grad()
