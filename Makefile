@@ -26,6 +26,7 @@ engines: $(READY)  ## Build the bundle of the shipped model and restore the samp
 	$(BIN)/python -m runtime docs/samples build/restored --bundle $(BUNDLE)
 
 # Two halves side by side with one thread each: the tensors of tests are too small to be shared between threads.
+# The runtime is tested in a process of its own, as applications run it: without torch.
 test: $(READY)  ## Run the tests
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-paths test-units
 
@@ -33,7 +34,8 @@ test-paths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/end_to_end tests/benchmarks
 
 test-units: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dod tests/export tests/runtime
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dod tests/export
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtime
 
 quality: $(READY)  ## Check format, lint and types
 	$(BIN)/ruff format --check .
