@@ -6,6 +6,7 @@ Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis": the 2
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,15 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        return self.combine(x, lambda h: self.out_layers[0](h) * (1 + scale) + shift)
+
+    def combine(self, x: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block around its second normalisation."""
         h = self.in_layers[1](self.in_layers[0](x))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        h = self.in_layers[2](h)
-        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.out_layers[0](h) * (1 + scale) + shift
+        h = normalise(self.in_layers[2](h))
         return self.skip_connection(x) + self.out_layers[3](self.out_layers[1](h))
 
 
@@ -105,12 +109,16 @@ class ADMEncoder(nn.Module):
         )
         self.channels = channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embedding(self, x: Tensor) -> Tensor:
+        """That of t = 0, [B, 4 * model_channels], for a batch x."""
         half = self.model_channels // 2
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=x.device) / half)
         angles = torch.zeros(1, 1, device=x.device) * frequencies
         embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))
-        embedding = embedding.expand(x.shape[0], -1)
+        return embedding.expand(x.shape[0], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = self.embedding(x)
         for stage in self.input_blocks:
             x = stage(x, embedding)
         return self.middle_block(x, embedding)

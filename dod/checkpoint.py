@@ -83,6 +83,15 @@ def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
     return metadata
 
 
+def copy_trained(source: DOD, target: DOD) -> None:
+    """Fill a model with what another of the same preset was trained to, whatever their bases hold."""
+    target.prototypes, target.statistics = source.prototypes, source.statistics
+    values = _trained(source)
+    with torch.no_grad():
+        for name, parameter in _trained(target).items():
+            parameter.copy_(values[name])
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
     """dod.json of a checkpoint folder. CheckpointError where it is missing, malformed or of a newer format."""
     file = folder / METADATA

@@ -32,7 +32,7 @@ from .errors import CheckpointError, ConfigError, DataError, run_command
 from .evaluation.confusion import Named, as_json, confusion, report
 from .evaluation.tsne import draw, embed, require_libraries
 from .model import DOD
-from .prototypes import nearest, standardise
+from .prototypes import nearest, standardise, statistics_of
 
 __all__ = ["Labelled", "condition_of", "degraded_pictures", "synthetic_pictures"]
 
@@ -160,12 +160,12 @@ def _measure(model: DOD, source: Iterable[Labelled]) -> tuple[list[str], list[st
 
 
 def _statistics(model: DOD, conditions: NDArray[np.float64]) -> NDArray[Any]:
-    """[2, C]: the calibration's, or, for a model that was never calibrated, those of the pictures."""
+    """[1 + C, C]: the calibration's, or, for a model that was never calibrated, those of the pictures."""
     if model.statistics is not None:
         return model.statistics.numpy()
     if model.prototypes:
         raise CheckpointError(f"the checkpoint has prototypes without the statistics of c: {CALIBRATE}")
-    return np.stack([conditions.mean(axis=0), conditions.std(axis=0)])
+    return statistics_of(conditions)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:

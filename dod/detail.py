@@ -81,6 +81,10 @@ class Decoder(nn.Module):
             if enabled
         )
 
+    def base_parameters(self) -> dict[str, nn.Parameter]:
+        """The VAE's own parameters by their names in the VAE: those of the decoder and of the layer before it."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("detail.")}
+
     def forward(self, latent_restored: Tensor, skips: Sequence[Tensor] | None = None) -> Tensor:
         decoder = self.decoder
         dtype = self.post_quant_conv.weight.dtype

@@ -47,15 +47,19 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """modulation: [B, N, 2, r], only where the encoder is conditional (Table 5's ablation)."""
         with clora.modulated(modulation):
-            x = self.encoder.conv_in(image.to(self.quant_conv.weight.dtype))
+            x = self.encoder.conv_in(image.to(self.encoder.conv_in.weight.dtype))
             skips = []
             for block in self.encoder.down_blocks:
                 skips.append(x)
                 x = block(x)
             x = self.encoder.mid_block(x)
-            moments = self.quant_conv(self.encoder.conv_out(self.encoder.conv_act(self.encoder.conv_norm_out(x))))
-        mean = moments.float().chunk(2, dim=1)[0]
-        return mean * self.scaling_factor, skips
+            latent = self.latent(self.encoder.conv_act(self.encoder.conv_norm_out(x)))
+        return latent, skips
+
+    def latent(self, features: Tensor) -> Tensor:
+        """The scaled mode [B, 4, H/8, W/8] float32, from what the last convolution takes."""
+        moments = self.quant_conv(self.encoder.conv_out(features))
+        return moments.float().chunk(2, dim=1)[0] * self.scaling_factor
 
 
 class OneStepUNet(nn.Module):
@@ -101,8 +105,8 @@ class DOD(nn.Module):
     """One-step all-in-one restoration: image [B, 3, H, W] in [-1, 1] -> restored image [B, 3, H, W] float32.
 
     H and W must be multiples of `preset.size_multiple`. `layers` names the N conditional layers in the order of the
-    modulation; `prototypes` holds the mean condition c [C] of each degradation, `statistics` [2, C] the calibration
-    set's mean and deviation of c; `base_sha256` is the identity of the frozen weights.
+    modulation; `prototypes` holds the mean condition c [C] of each degradation, `statistics` [1 + C, C] the calibration
+    set's mean and covariance of c; `base_sha256` is the identity of the frozen weights.
     """
 
     def __init__(self, preset: Preset, parts: base.BaseParts) -> None:

@@ -71,9 +71,13 @@ class DiffusersHSpace(nn.Module):
         self.mid_block = cast(nn.Module, unet.mid_block)
         self.channels: int = unet.config["block_out_channels"][-1]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embedding(self, x: Tensor) -> Tensor:
+        """That of t = 0, [B, E], for a batch x."""
         timestep = torch.zeros(1, dtype=torch.long, device=x.device)
-        embedding = self.time_embedding(self.time_proj(timestep).to(x.dtype)).expand(x.shape[0], -1)
+        return self.time_embedding(self.time_proj(timestep).to(x.dtype)).expand(x.shape[0], -1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        embedding = self.embedding(x)
         x = self.conv_in(x)
         for block in self.down_blocks:
             x, _ = block(hidden_states=x, temb=embedding)

@@ -35,6 +35,7 @@ MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
     ROOT / "export" / "graphs.py",
     ROOT / "export" / "precision.py",
+    ROOT / "export" / "simplify.py",
 ]
 OVERHEAD = 1_500_000_000
 """Bytes that a build takes beside weights: libraries, two tracing processes, a picture's activations."""

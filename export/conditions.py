@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from dod import clora
 from dod.model import DOD
+from export.simplify import attentions
 from runtime.errors import UsageError, unknown
 from runtime.manifest import MergeEntry
 from runtime.merge import merge
@@ -56,14 +57,22 @@ def write_condition(model: DOD, condition: str, path: Path) -> None:
 
 
 def merge_entries(model: DOD) -> list[dict[str, object]]:
-    """The manifest's `merge`: for each conditional layer of the UNet its index, scale and tensors."""
+    """The manifest's `merge`: for each conditional layer of the UNet its index, scale and tensors, and where the merged
+    graph holds something else than its weight and bias (see `simplify_merged`), what becomes of them."""
     entries = []
+    attention = {f"{name}.{end}": (name, each.is_cross_attention) for name, each in attentions(model.unet.unet)
+                 for end in ("to_k", "to_v")}  # fmt: skip
     for name, layer in clora.conditional_layers(model.unet.unet):
-        scale = float(layer.scaling[clora.ADAPTER])
-        tensors = {"weight": "weight", "bias": "bias", "A": "lora_A.weight", "B": "lora_B.weight"}
-        entries.append(
-            {"layer": name, "index": layer.index, "scale": scale, **{k: f"{name}.{v}" for k, v in tensors.items()}}
-        )
+        entry: dict[str, object] = {"layer": name, "index": layer.index, "scale": float(layer.scaling[clora.ADAPTER])}
+        entry |= {"weight": f"{name}.weight", "A": f"{name}.lora_A.weight", "B": f"{name}.lora_B.weight"}
+        entry["bias"] = None if name in attention else f"{name}.bias"
+        if name in attention:
+            within, crosses = attention[name]
+            if name.endswith("to_v"):
+                entry["bias_into"] = f"{within}.to_out.0"
+            if crosses:
+                entry |= {"input": "prompt", "output": f"{name}.output"}
+        entries.append(entry)
     return entries
 
 
@@ -86,9 +95,10 @@ def _merged(
     tensors: Mapping[str, np.ndarray], entries: Sequence[MergeEntry], modulation: np.ndarray
 ) -> Iterator[np.ndarray]:
     """The values of a condition in the order of `tensors`, merged layer by layer: never two UNets in memory."""
-    changed = {name: entry for entry in entries for name in (entry.weight, entry.bias)}
+    together = {each.layer: [each, *(other for other in entries if other.bias_into == each.layer)] for each in entries}
+    changed = {name: together[entry.layer] for entry in entries for name in entry.changes}
     layer: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         if name in changed and name not in layer:
-            layer = merge(tensors, [changed[name]], modulation)
+            layer = merge(tensors, changed[name], modulation)
         yield layer[name] if name in changed else tensor

@@ -14,6 +14,7 @@ from export.conditions import merge_entries
 from export.interface import Component, engine_list, version
 from export.parity import Figure, passed_gates
 from export.targets import TARGETS
+from runtime.manifest import SCHEMA
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy")
 
@@ -39,7 +40,7 @@ def describe(
             "fp32_islands": list(islands) if precision == "fp16" else [],
         }
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": preset.name,
         "tools": {"dod-toolkit": dod.__version__, **{tool: version(tool) for tool in TOOLS}},
         "model": {

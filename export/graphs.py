@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dod import clora
-from dod.model import DOD
+from dod.model import DOD, OneStepUNet
 from export.errors import GraphError
+from export.simplify import attentions, simplify_merged
 from runtime.tensors import tensor_spans, write_tensors
 
 GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
@@ -83,27 +85,30 @@ class _Weightless(nn.Module):
         return functional_call(self._module, weights, (), inputs)
 
 
-def plan(model: DOD, graph: str) -> GraphPlan:
+def plan(
+    model: DOD, graph: str, batch: int = TRACE_BATCH, size: tuple[int, int] | None = None, folded: bool = True
+) -> GraphPlan:
     """What to trace for one graph of `GRAPHS`, with example inputs on the model's device, which may be meta.
 
-    The merged UNet is planned with neutral values.
+    size: height and width of the example picture; by default such as a trace needs. The merged UNet is planned with
+    neutral values, and simplified unless `folded` is False.
     """
+    height, width = size or (n * model.preset.size_multiple for n in TRACE_SIZE)
     with torch.device(model.unet.prompt.device), torch.no_grad():
-        return _plan(model, graph)
+        return _plan(model, graph, batch, height, width, folded)
 
 
-def _plan(model: DOD, graph: str) -> GraphPlan:
+def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: bool) -> GraphPlan:
     preset = model.preset
     multiple, factor = preset.size_multiple, preset.vae_factor
-    height, width = (n * multiple for n in TRACE_SIZE)
-    image = torch.rand(TRACE_BATCH, 3, height, width) * 2 - 1
+    image = torch.rand(batch, 3, height, width) * 2 - 1
     crops, size = preset.mfm.crops, preset.mfm.crop_size
     picture = {0: "batch", 2: "height", 3: "width"}
     small = {0: "batch", 2: f"height/{factor}", 3: f"width/{factor}"}
-    latent = torch.randn(TRACE_BATCH, preset.base.vae.latent_channels, height // factor, width // factor)
-    modulation = torch.randn(TRACE_BATCH, len(model.layers), 2, preset.lora.rank)
+    latent = torch.randn(batch, preset.base.vae.latent_channels, height // factor, width // factor)
+    modulation = torch.randn(batch, len(model.layers), 2, preset.lora.rank)
     if graph == "mfm":
-        example = torch.rand(TRACE_BATCH, crops, 3, size, size) * 2 - 1
+        example = torch.rand(batch, crops, 3, size, size) * 2 - 1
         return GraphPlan(model.mfm, {"crops": example}, {"crops": {0: "batch"}}, ("condition", "modulation"), multiple)
     if graph == "encoder":
         module = _FlatEncoder(clora.merged_copy(model.encoder))
@@ -113,7 +118,9 @@ def _plan(model: DOD, graph: str) -> GraphPlan:
         axes = {"latent": small, "modulation": {0: "batch"}}
         return GraphPlan(model.unet, {"latent": latent, "modulation": modulation}, axes, ("latent_restored",), multiple)
     if graph == "unet_merged":
-        module = clora.merged_copy(model.unet, neutral_modulation(model))
+        module = cast(OneStepUNet, clora.merged_copy(model.unet, neutral_modulation(model)))
+        if folded:
+            simplify_merged(module)
         return GraphPlan(module, {"latent": latent}, {"latent": small}, ("latent_restored",), multiple)
     skips = model.encoder(image)[1]
     inputs, axes = {"latent_restored": latent}, {"latent_restored": small}
@@ -138,17 +145,20 @@ def skeleton(model: DOD) -> DOD:
 def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
     """The tensors of one weights file by name, those of the model itself wherever nothing is merged.
 
-    The UNet's holds the base weights under their plain names, a bias for each conditional layer (zeros where the base
-    has none), and the low-rank factors as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`.
+    The UNet's holds the base weights under their plain names, the low-rank factors as `<layer>.lora_A.weight` and
+    `<layer>.lora_B.weight`, and what only the merged graph has, see `simplify_merged`: a bias of zeros for each query,
+    and the base's keys and values of the prompt.
     """
     if file != "unet":
         graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
         return _named(plan(model, graph).module)
     named = _named(model.unet)
-    for name, _ in clora.adapted_layers(model.unet.unet):
-        weight = named[f"{name}.weight"]
-        if f"{name}.bias" not in named:
-            named[f"{name}.bias"] = weight.new_zeros(weight.shape[0])
+    for name, attention in attentions(model.unet.unet):
+        query = named[f"{name}.to_q.weight"]
+        named.setdefault(f"{name}.to_q.bias", query.new_zeros(query.shape[0]))
+        for layer in ("to_k", "to_v") if attention.is_cross_attention else ():
+            weight = named[f"{name}.{layer}.weight"]
+            named[f"{name}.{layer}.output"] = (named["prompt"].double() @ weight.double().T).to(weight.dtype)
     return named
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from export.errors import ParityError
 
 BUDGETS = {
+    ("chain", "simplified"): ("snr_db", 80.0),
     ("layer", "merged"): ("snr_db", 100.0),
     ("chain", "merged"): ("snr_db", 80.0),
     ("chain", "onnx fp32"): ("snr_db", 80.0),
@@ -27,6 +28,7 @@ GATES = ("openvino bf16",)
 """Steps whose budget decides whether the bundle offers a precision. Missing it fails no build."""
 
 WITNESS = {
+    "simplified": "PyTorch fp32: the model with its exact simplifications against the model as it was loaded",
     "merged": "PyTorch fp32: merged weights against the low-rank branches, at the prototype",
     "onnx fp32": "ONNX Runtime on CPU",
     "half": "PyTorch on CPU in true half arithmetic, with the fp32 islands",

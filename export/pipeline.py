@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from dod.checkpoint import load_model
-from export import calibration, conditions, description, graphs, precision_step, report
+from dod.model import DOD
+from export import calibration, conditions, description, graphs, precision_step, report, simplify_step
 from export.artefacts import Entry, Workshop, hash_sources
 from export.checks import (
     MODEL_SOURCES,
@@ -60,7 +61,7 @@ class Build:
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self.samples = sample_paths(options.samples)
-        self.skeletons = {"fp32": graphs.skeleton(self.model)}
+        self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
         self.trained = hash_model(self.model)
@@ -75,6 +76,7 @@ class Build:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
         self.explaining = True
         for step in (
+            self.simplify,
             self.choose_islands,
             self.write_weights,
             self.trace_graphs,
@@ -100,18 +102,27 @@ class Build:
 
     def make(self) -> Bundle:
         """The bundle. ParityError where a figure missed its budget: then none is written."""
+        simplified = self.simplify()
         self.choose_islands()
         self.write_weights()
         self.trace_graphs()
         self.write_conditions()
-        figures, pictures = self.measure_parity()
+        proven, pictures = self.measure_parity()
+        figures = [*simplified, *proven]
         print(report.parity_table(figures))
         check(figures)
         self.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
         self.build_engines()
         manifest = self.manifest(figures, self.options.targets)
-        report.write(self.shop, manifest, figures, pictures, self.precision)
+        report.write(self.shop, manifest, figures, pictures, self.shop.path(simplify_step.RECORD), self.precision)
         return self.shop.finish(manifest)
+
+    def simplify(self) -> list[Figure]:
+        """Fold what is constant into the model; the model held against itself as it was loaded."""
+        inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
+        figures = simplify_step.measured(self.shop, self.model, self.samples[0], inputs, self.explaining)
+        self.skeletons = {"fp32": graphs.skeleton(self.model)}
+        return figures
 
     def choose_islands(self) -> None:
         """Measure half precision. ParityError where it misses its budget, or where bf16 or int8 was asked for."""

@@ -96,6 +96,7 @@ def ends(model: DOD) -> tuple[tuple[str, ...], ...]:
     """The last modules of each network in order: each takes nothing but the result of the one before, and what the
     last one gives is taken as float32."""
     unet, encoder, decoder = "unet.unet", "encoder.encoder", "decoder.decoder"
+    quant = ("encoder.quant_conv",) if hasattr(model.encoder, "quant_conv") else ()
     return (
         ("mfm",),
         ("mfm.network",),
@@ -105,7 +106,7 @@ def ends(model: DOD) -> tuple[tuple[str, ...], ...]:
         ("unet",),
         (unet,),
         (f"{unet}.up_blocks.{len(model.unet.unet.up_blocks) - 1}", f"{unet}.conv_norm_out", f"{unet}.conv_out"),
-        (f"{encoder}.mid_block", f"{encoder}.conv_norm_out", f"{encoder}.conv_out", "encoder.quant_conv"),
+        (f"{encoder}.mid_block", f"{encoder}.conv_norm_out", f"{encoder}.conv_out", *quant),
         ("decoder",),
         (
             f"{decoder}.up_blocks.{len(model.decoder.decoder.up_blocks) - 1}",

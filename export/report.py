@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export import precision_report, precision_step
+from export import costs, precision_report, precision_step
 from export.artefacts import Workshop
 from export.parity import GATES, Figure
 from runtime.console import table
@@ -66,8 +66,13 @@ def rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
 
 def read_figures(path: Path) -> list[Figure]:
     """What `write_figures` wrote."""
+    return figures_of(json.loads(path.read_text()))
+
+
+def figures_of(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """The figures of `rows`, read back."""
     figures = []
-    for row in json.loads(path.read_text()):
+    for row in rows:
         for key in ("snr_db", "psnr_db") if row["component"] == "chain" else ("snr_db",):
             row[key] = math.inf if row[key] is None else row[key]
         figures.append(Figure(**row))
@@ -89,9 +94,13 @@ def write(
     manifest: Mapping[str, Any],
     figures: Sequence[Figure],
     pictures: Mapping[str, Path],
+    simplified: Path,
     precision: Mapping[str, Any] | None = None,
 ) -> None:
-    """report.md: what was built, the proof, and the restored samples. precision: the record of the precision step."""
+    """report.md: what was built, the proof, and the restored samples.
+
+    simplified: the record of what the exact simplifications save; precision: that of the precision step.
+    """
     targets = [
         (
             name,
@@ -119,6 +128,10 @@ def write(
         "## Parity",
         parity_table(figures, markdown=True),
         f"Modules kept in float32 in fp16: {', '.join(islands) or 'none'}.",
+        "## Cost",
+        f"One picture of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "
+        "the operators read and write one by one in float32, weights included.",
+        costs.section(json.loads(simplified.read_text())["graphs"]),
         *(precision_report.section(precision, precision_step.PLOT) if precision else ()),
         "## Photographs",
         *(

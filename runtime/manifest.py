@@ -25,7 +25,7 @@ __all__ = [
     "TensorSpec",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
 REDUCED = {"bf16": "fp32"}
 """Precisions that a backend can compute in without graphs of their own, and whose graphs they take."""
@@ -79,15 +79,28 @@ class Precision:
 
 @dataclass(frozen=True)
 class MergeEntry:
-    """One conditional layer: its place in the modulation, its scale, and its tensors in the UNet's weights."""
+    """One conditional layer: its place in the modulation, its scale, and its tensors in the UNet's weights.
+
+    bias: None where the merged graph has none. bias_into: the layer whose bias takes what this one's is after that
+    layer's weight (a value's, which attention does not change). input, output: where the layer is always called with
+    the same tensor `input` [1, T, in], the graph holds the result `output` [1, T, out] and no weight.
+    """
 
     layer: str
     index: int
     scale: float
     weight: str
-    bias: str
+    bias: str | None
     A: str
     B: str
+    bias_into: str | None = None
+    input: str | None = None
+    output: str | None = None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The tensors of the merged graph that hold this layer."""
+        return tuple(name for name in (self.output or self.weight, self.bias) if name is not None)
 
 
 @dataclass(frozen=True)
@@ -214,8 +227,10 @@ def _precision(node: Node) -> Precision:
 
 
 def _merge_entry(node: Node) -> MergeEntry:
-    names = {key: node[key].text() for key in ("layer", "weight", "bias", "A", "B")}
-    return MergeEntry(index=node["index"].integer(0), scale=node["scale"].number(), **names)
+    names = {key: node[key].text() for key in ("layer", "weight", "A", "B")}
+    optional = {key: node[key].text() for key in ("bias_into", "input", "output") if key in node}
+    bias = None if node["bias"].value is None else node["bias"].text()
+    return MergeEntry(index=node["index"].integer(0), scale=node["scale"].number(), bias=bias, **names, **optional)
 
 
 def _target(node: Node) -> Target:

@@ -50,14 +50,32 @@ def merge(
     Raises BundleError where a tensor is missing or does not fit.
     """
     merged: dict[str, np.ndarray] = {}
+    passed_on: list[tuple[str, np.ndarray]] = []
+    layers = {}
     for entry in entries:
+        layers[entry.layer] = entry
         try:
-            weight, bias = tensors[entry.weight], tensors[entry.bias]
+            weight = tensors[entry.weight]
+            bias = np.zeros(weight.shape[0], np.float32) if entry.bias is None else tensors[entry.bias]
             gamma, beta = modulation[entry.index]
             values = merge_layer(weight, bias, tensors[entry.A], tensors[entry.B], gamma, beta, entry.scale)
+            if entry.input is not None and entry.output is not None:
+                result = np.asarray(tensors[entry.input], np.float32) @ np.asarray(values[0], np.float32).T
+                merged[entry.output] = result.astype(tensors[entry.output].dtype, copy=False)
+            else:
+                merged[entry.weight] = values[0]
         except KeyError as error:
             raise BundleError(f"cannot merge {entry.layer}: the weights hold no tensor {error}") from error
         except (IndexError, ValueError) as error:
             raise BundleError(f"cannot merge {entry.layer}: shapes do not fit ({error})") from error
-        merged[entry.weight], merged[entry.bias] = values
+        if entry.bias is not None:
+            merged[entry.bias] = values[1]
+        elif entry.bias_into is not None:
+            passed_on.append((entry.bias_into, values[1]))
+    for name, shift in passed_on:
+        if name in layers:
+            into = layers[name]
+            assert into.bias is not None
+            passed = np.asarray(merged[into.weight], np.float32) @ shift
+            merged[into.bias] = (np.asarray(merged[into.bias], np.float32) + passed).astype(merged[into.bias].dtype)
     return merged

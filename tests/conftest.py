@@ -46,7 +46,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(1)
     channels = model.mfm.h_space.channels
     model.prototypes = {name: torch.randn(channels, generator=generator) for name in model.preset.conditions}
-    model.statistics = torch.stack([torch.zeros(channels), torch.ones(channels)])
+    model.statistics = torch.cat([torch.zeros(1, channels), torch.eye(channels)])
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save_checkpoint(model, folder)
     return folder

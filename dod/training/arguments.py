@@ -46,6 +46,9 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
         for field, value in {**asdict(Schedule()), **defaults}.items():
             choices = list(PRECISIONS) if field == "precision" else None
             option = f"--{field.replace('_', '-')}"
+            if isinstance(value, bool):
+                command.add_argument(option, action="store_true", help="default off")
+                continue
             command.add_argument(option, type=type(value), default=value, choices=choices, help=f"default {value}")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -57,7 +58,10 @@ class LatentNoise(Objective):
 
 
 class PixelNoise(Objective):
-    """The epsilon objective of a pixel DDPM (Ho et al. 2020), linear betas 1e-4 to 0.02."""
+    """The epsilon objective of a pixel DDPM (Ho et al. 2020), linear betas 1e-4 to 0.02.
+
+    It learns the pictures of the batch as they come, degraded where the data set degrades them.
+    """
 
     def __init__(self, ddpm: UNet2DModel) -> None:
         super().__init__()
@@ -66,7 +70,7 @@ class PixelNoise(Objective):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         abar = cast(Tensor, self.abar)
-        return {"noise": noise_prediction(lambda x, t: self.ddpm(x, t).sample, batch[1], abar, generator)}
+        return {"noise": noise_prediction(lambda x, t: self.ddpm(x, t).sample, batch[0], abar, generator)}
 
 
 class Restoration(Objective):
@@ -170,25 +174,38 @@ class Detail(Restoration):
 
     A module's w starts at 0 and gates all of it, so that it learns little while w is small. gate_start: what
     a w that is smaller is set to before the first step; gate_rate: how many times faster the w learn.
+
+    decoder: whether the base's decoder learns with them, as the paper's, which is a strong one, need not: a decoder of
+    short training puts a picture's tone into whole-picture statistics that the modules in front cannot correct. So
+    that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too (`plain`).
     """
 
     def __init__(
-        self, model: DOD, rec: float = 1.0, ssim: float = 0.2, gate_rate: float = 1.0, gate_start: float = 0.0
+        self,
+        model: DOD,
+        rec: float = 1.0,
+        ssim: float = 0.2,
+        gate_rate: float = 1.0,
+        gate_start: float = 0.0,
+        decoder: bool = False,
     ) -> None:
         super().__init__(model)
         self.weights = {"rec": rec, "ssim": ssim}
         modules = model.detail_parameters()
-        for parameter in modules.values():
-            parameter.requires_grad_(True)
-        self._modules_alone = {name: parameter for name, parameter in modules.items() if parameter.ndim}
+        self._learning = {name: parameter for name, parameter in modules.items() if parameter.ndim}
         self._gates = {name: parameter for name, parameter in modules.items() if not parameter.ndim}
+        self._with_decoder = decoder
+        if decoder:
+            self._learning |= model.decoder.base_parameters()
+        for parameter in (*self._learning.values(), *self._gates.values()):
+            parameter.requires_grad_(True)
         self._gate_rate = gate_rate
         for gate in self._gates.values():
             if abs(gate.item()) < gate_start:
                 gate.data.fill_(gate_start)
 
     def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        return [(1.0, self._modules_alone), (self._gate_rate, self._gates)]
+        return [(1.0, self._learning), (self._gate_rate, self._gates)]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         degraded, clean = _channels_last(batch)
@@ -200,6 +217,9 @@ class Detail(Restoration):
         terms = {"rec": self.weights["rec"] * reconstruction(image, clean)}
         if self.weights["ssim"]:
             terms["ssim"] = self.weights["ssim"] * structural(image, clean)
+        if self._with_decoder:
+            some = math.ceil(len(clean) / 4)
+            terms["plain"] = self.weights["rec"] * reconstruction(self.model.decoder(restored[:some]), clean[:some]) / 4
         return terms
 
 

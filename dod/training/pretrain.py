@@ -24,7 +24,7 @@ from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
 from .arguments import Samples, preset_from, samples_from, schedule_from, training_parser
-from .loop import cost, is_main_process, train, training_record
+from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 from .state import Log, Schedule
 
@@ -32,7 +32,7 @@ RECORD = "training.json"
 COMMANDS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
     "unet": {"steps": 1200, "batch": 12, "crop": 128, "learning_rate": 5e-4},
-    "ddpm": {"steps": 800, "batch": 16, "crop": 64, "learning_rate": 5e-4},
+    "ddpm": {"steps": 800, "batch": 16, "crop": 64, "learning_rate": 5e-4, "degraded": 0.0},
 }
 
 
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
     if source == "random":
         raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
-    crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1.0)
+    degraded = arguments.degraded if arguments.command == "ddpm" else 0.0
+    crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1 - degraded)
     torch.manual_seed(schedule.seed)
     pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
     pretrain(preset, crops, schedule, arguments.state, arguments.go_on)
@@ -53,26 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Autoencoder. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
     folder = preset.folder / preset.base.source / "vae"
-    vae = _part(AutoencoderKL, folder) if go_on else new_vae(preset.base.vae)
+    vae = read_part(AutoencoderKL, folder) if go_on else new_vae(preset.base.vae)
     log = train("vae", Autoencoder(vae), crops, schedule, state)
     vae.eval()
     with torch.no_grad():
         sample = torch.stack([crops[i][1] for i in range(64)]).to(vae.device)
         deviation = posterior_of(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    _publish(vae, folder, log, schedule, go_on)
+    publish(vae, folder, runs_of(folder, log, schedule, go_on))
 
 
 def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
-    vae = _part(AutoencoderKL, folder / "vae")
+    vae = read_part(AutoencoderKL, folder / "vae")
     latent_channels = preset.base.vae.latent_channels
-    unet = _part(UNet2DConditionModel, folder / "unet") if go_on else new_unet(preset.base.unet, latent_channels)
+    unet = read_part(UNet2DConditionModel, folder / "unet") if go_on else new_unet(preset.base.unet, latent_channels)
     prompt, step = random_prompt(preset.base), preset.step
     objective = LatentNoise(unet, vae, prompt, step)
     log = train("unet", objective, crops, schedule, state, fingerprint(vae.state_dict()))
-    _publish(unet, folder / "unet", log, schedule, go_on)
+    publish(unet, folder / "unet", runs_of(folder / "unet", log, schedule, go_on))
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
         "_class_name": "DDIMScheduler",
@@ -89,12 +90,12 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
 def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
     """Pixel DDPM, of which the encoder and middle block become the MFM's eyes."""
     folder = preset.folder / preset.ddpm.source
-    ddpm = _part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
+    ddpm = read_part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
     log = train("ddpm", PixelNoise(ddpm), crops, schedule, state)
-    _publish(ddpm, folder, log, schedule, go_on)
+    publish(ddpm, folder, runs_of(folder, log, schedule, go_on))
 
 
-def _part(kind: type[Model], folder: Path) -> Model:
+def read_part(kind: type[Model], folder: Path) -> Model:
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"no {folder.name} at {folder}: run `python -m dod.training.pretrain {folder.name}` first"
@@ -102,7 +103,14 @@ def _part(kind: type[Model], folder: Path) -> Model:
     return load_part(kind, str(folder))
 
 
-def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_on: bool) -> None:
+def runs_of(folder: Path, log: Log, schedule: Schedule, go_on: bool) -> list[dict[str, Any]]:
+    """The record of the runs that made a part: those before, where this one went on from them, and this one."""
+    before = json.loads((folder / RECORD).read_text()) if go_on and (folder / RECORD).is_file() else []
+    say(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
+    return [*before, training_record(schedule, log)]
+
+
+def publish(model: ModelMixin, folder: Path, runs: list[dict[str, Any]]) -> None:
     """Replace what the folder holds, once its successor is whole. training.json lists the runs that made it."""
     if not is_main_process():
         return
@@ -112,11 +120,9 @@ def _publish(model: ModelMixin, folder: Path, log: Log, schedule: Schedule, go_o
     config = json.loads((temporary / "config.json").read_text())
     config.pop("_name_or_path", None)  # the folder that --continue started from is nobody's business
     (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    runs = json.loads((folder / RECORD).read_text()) if go_on and (folder / RECORD).is_file() else []
-    (temporary / RECORD).write_text(json.dumps([*runs, training_record(schedule, log)]) + "\n")
+    (temporary / RECORD).write_text(json.dumps(runs) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    print(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
 
 
 if __name__ == "__main__":

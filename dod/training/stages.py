@@ -5,30 +5,36 @@
     python -m dod.training.stages calibrate --photographs photographs/train --preset mini
 
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
-the detail modules alone. Each reads and writes the checkpoint that the preset names; stage 1 starts anew but for
-`--continue`, stage 2 goes on from what is there.
+the detail modules alone, or with `--decoder` the base's decoder too, which is rewritten: for a base of one's own. Each
+reads and writes the checkpoint that the preset names; stage 1 starts anew but for `--continue`, stage 2 goes on from
+what is there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
+from ..checkpoint import METADATA, copy_trained, load_checkpoint, save_checkpoint
 from ..errors import CheckpointError, ConfigError, run_command
 from ..losses import VGG
 from ..model import DOD
+from ..prototypes import statistics_of
 from ..tensors import fingerprint
 from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
+from .pretrain import RECORD, publish, read_part
 from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -52,8 +58,9 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "ssim_weight": 0.2,
         "gate_rate": 3.0,
         "gate_start": 0.2,
+        "decoder": False,
     },
-    "calibrate": {"steps": 64, "batch": 1, "crop": 256},
+    "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
 CLEAN_FRACTION = 0.1
 """Of the samples, how many are left clean, so that a clean picture is left alone."""
@@ -83,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         stage = stage_1 if arguments.command == "1" else stage_2
         options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
         log = stage(model, dataset, schedule, arguments.state, **options)
-        training.append({"stage": int(arguments.command), **training_record(schedule, log, **options)})
+        run = {"stage": int(arguments.command), **training_record(schedule, log, **options)}
+        training.append(run)
+        if options.get("decoder"):
+            model = rebased(model, run)
         say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
     if is_main_process():
         save_checkpoint(model, folder, torch.float16, training=training)
@@ -120,13 +130,30 @@ def stage_2(
     ssim_weight: float = 0.2,
     gate_rate: float = 1.0,
     gate_start: float = 0.0,
+    decoder: bool = False,
 ) -> Log:
     """Equation (13), see `Detail`."""
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start)
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start}"
+    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder}"
     return train("stage-2", objective, dataset, schedule, state, identity)
+
+
+def rebased(model: DOD, run: dict[str, object]) -> DOD:
+    """The same model on its base with the decoder it trained, which is written into the folder that the preset names.
+
+    run: what that folder's record of runs gets.
+    """
+    preset = model.preset
+    folder = preset.folder / preset.base.source / "vae"
+    vae = read_part(AutoencoderKL, folder)
+    vae.load_state_dict({**vae.state_dict(), **model.decoder.base_parameters()})
+    publish(vae, folder, [*json.loads((folder / RECORD).read_text()), run])
+    PartialState().wait_for_everyone()
+    on_new_base = DOD.from_preset(preset)
+    copy_trained(model, on_new_base)
+    return on_new_base
 
 
 def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
@@ -136,7 +163,7 @@ def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count: int) -> None:
-    """Each condition's prototype, the mean c over `count` samples of it; c's mean and deviation over all.
+    """Each condition's prototype, the mean c over `count` samples of it; c's mean and covariance over all.
 
     samples_of: gives the degraded samples of the conditions named.
     """
@@ -146,7 +173,7 @@ def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count:
         per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(count)])
     model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
     everything = torch.cat(list(per_condition.values()))
-    model.statistics = torch.stack([everything.mean(0), everything.std(0)])
+    model.statistics = torch.from_numpy(statistics_of(everything.numpy())).float()
 
 
 if __name__ == "__main__":

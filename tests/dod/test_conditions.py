@@ -19,6 +19,7 @@ from dod.errors import ConfigError, DataError, run_command
 from dod.evaluation.confusion import Confusion, Named, confusion, report
 from dod.evaluation.tsne import draw, embed
 from dod.model import DOD
+from dod.prototypes import standardise, statistics_of
 from tests.dod.small_model import randomise, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> P
         by_name.setdefault(label, []).append(torch.from_numpy(condition_of(model, pixels)).float())
     model.prototypes = {name: torch.stack(c).mean(0) for name, c in by_name.items()}
     everything = torch.stack([c for each in by_name.values() for c in each])
-    model.statistics = torch.stack([everything.mean(0), everything.std(0)])
+    model.statistics = torch.from_numpy(statistics_of(everything.numpy())).float()
     folder = tmp_path_factory.mktemp("checkpoint") / "small"
     save_checkpoint(model, folder)
     return folder
@@ -116,14 +117,14 @@ def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path
 
     model = load_model(checkpoint)
     assert model.statistics is not None
-    mean, deviation = model.statistics.double().numpy()
-    prototypes = {k: (v.double().numpy() - mean) / deviation for k, v in model.prototypes.items()}
+    statistics = model.statistics.double().numpy()
+    prototypes = {k: standardise(v.double().numpy(), statistics) for k, v in model.prototypes.items()}
     expected = np.zeros((5, 5), int)
     names = []
     for name, label, pixels in synthetic_pictures(photographs, DEGRADATIONS, SIZE, seed=0, draws=2):
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None] * 2 - 1
         with torch.no_grad():
-            c = (model.modulation(image)[0][0].double().numpy() - mean) / deviation
+            c = standardise(model.modulation(image)[0][0].double().numpy(), statistics)
         cosine = {k: c @ p / np.sqrt((c @ c) * (p @ p)) for k, p in prototypes.items()}
         names.append((name, label, max(cosine, key=lambda k: cosine[k]), 1 - max(cosine.values())))
         expected[DEGRADATIONS.index(label), DEGRADATIONS.index(names[-1][2])] += 1

@@ -8,26 +8,26 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from dod.errors import DataError
-from dod.prototypes import cosine_distances, nearest, standardise
+from dod.prototypes import cosine_distances, nearest, standardise, statistics_of
 
 
 def by_hand(c: np.ndarray, p: np.ndarray, statistics: np.ndarray) -> float:
-    """Cosine distance of two vectors, number by number; a feature that never varies is left out."""
-    mean, deviation = statistics.tolist()
-    kept = [i for i in range(len(mean)) if deviation[i] > 0]
-    a = [(float(c[i]) - mean[i]) / deviation[i] for i in kept]
-    b = [(float(p[i]) - mean[i]) / deviation[i] for i in kept]
-    return 1 - sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+    """1 - cosine in the inner product a' T^-1 b that whitening by T^(-1/2) amounts to, without any root of T."""
+    covariance = statistics[1:]
+    total = covariance + 1e-3 * covariance.trace() / len(covariance) * np.eye(len(covariance))
+    a, b = c - statistics[0], p - statistics[0]
+    inner = [float(x @ np.linalg.solve(total, y)) for x, y in ((a, b), (a, a), (b, b))]
+    return 1 - inner[0] / math.sqrt(inner[1] * inner[2])
 
 
 @given(seed=st.integers(0, 10_000))
 def test_distances_are_those_computed_by_hand(seed: int) -> None:
     rng = np.random.default_rng(seed)
     conditions, prototypes = rng.normal(3, 2, (4, 6)).astype(np.float32), rng.normal(3, 2, (3, 6)).astype(np.float32)
-    statistics = np.stack([rng.normal(3, 1, 6), rng.uniform(0.1, 9, 6)])
-    statistics[1, 2] = 0
+    statistics = statistics_of(rng.normal(3, 1, (9, 6)) @ rng.normal(0, 1, (6, 6)))
     found = cosine_distances(conditions, prototypes, statistics)
     expected = [[by_hand(c, p, statistics) for p in prototypes] for c in conditions]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
@@ -36,28 +36,40 @@ def test_distances_are_those_computed_by_hand(seed: int) -> None:
     assert [d for _, d in nearest(conditions, names, statistics)] == pytest.approx([min(e) for e in expected])
 
 
-def test_standardising_decides() -> None:
-    """By its deviation the second feature, raw the larger, weighs less than the first."""
-    prototypes = {"rain": [1.0, 0.0], "haze": [0.0, 1.0]}
-    assert nearest([[1.0, 2.0]], prototypes, [[0, 0], [1, 1]])[0][0] == "haze"
-    assert nearest([[1.0, 2.0]], prototypes, [[0, 0], [1, 4]])[0][0] == "rain"
+def test_a_calibration_set_becomes_uncorrelated() -> None:
+    rng = np.random.default_rng(1)
+    conditions = rng.normal(5, 1, (500, 4)) @ rng.normal(0, 3, (4, 4))
+    white = standardise(conditions, statistics_of(conditions))
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.cov(white, rowvar=False, bias=True), np.eye(4), atol=0.06)
+
+
+def test_what_photographs_share_does_not_decide() -> None:
+    """The first two features move together by far more than the third, which alone tells the two apart."""
+    rng = np.random.default_rng(2)
+    scene = rng.normal(0, 10, (200, 1)) * [1.0, 1.0, 0.0]
+    kind = np.arange(200)[:, None] % 2 * [0.0, 0.0, 1.0]
+    conditions = scene + kind + rng.normal(0, 0.1, (200, 3))
+    prototypes = {"rain": conditions[::2].mean(0), "haze": conditions[1::2].mean(0)}
+    named = nearest(conditions, prototypes, statistics_of(conditions))
+    assert np.mean([name == ("rain", "haze")[i % 2] for i, (name, _) in enumerate(named)]) > 0.95
 
 
 def test_a_vector_without_direction_is_far_from_all() -> None:
-    mean = [[2.0, 3.0], [1.0, 1.0]]
-    assert cosine_distances([[2.0, 3.0]], [[5.0, 1.0], [2.0, 3.0]], mean).tolist() == [[1.0, 1.0]]
+    statistics = [[2.0, 3.0], [1.0, 0.0], [0.0, 1.0]]
+    assert cosine_distances([[2.0, 3.0]], [[5.0, 1.0], [2.0, 3.0]], statistics).tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
     ("conditions", "statistics", "words"),
     [
-        ([[1.0, 2.0]], [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], r"not \[2, 3\] and \[1, 2\]"),
-        ([[1.0, 2.0]], [[0.0, 0.0]], r"statistics must be \[2, C\]"),
-        ([[1.0, math.nan]], [[0.0, 0.0], [1.0, 1.0]], "not finite"),
-        ([[1.0, 2.0]], [[0.0, 0.0], [1.0, math.inf]], "not finite"),
+        ([[1.0, 2.0]], [[0.0, 0.0], [1.0, 1.0]], r"not \[2, 2\] and \[1, 2\]"),
+        ([[1.0]], np.zeros((3, 2)), r"statistics must be \[1 \+ C, C\]"),
+        ([[1.0, math.nan]], np.zeros((3, 2)), "not finite"),
+        ([[1.0, 2.0]], [[0.0, 0.0], [1.0, 0.0], [0.0, math.inf]], "not finite"),
     ],
 )
-def test_bad_values(conditions: list[list[float]], statistics: list[list[float]], words: str) -> None:
+def test_bad_values(conditions: list[list[float]], statistics: ArrayLike, words: str) -> None:
     with pytest.raises(DataError, match=words):
         standardise(conditions, statistics)
 

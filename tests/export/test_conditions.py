@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from dod import clora
-from dod.model import DOD
+from dod.model import DOD, OneStepUNet
 from export.conditions import (
     chosen_conditions,
     engine_conditions,
@@ -21,7 +22,9 @@ from export.conditions import (
     write_merged_graph,
 )
 from export.graphs import write_weights
+from export.simplify import simplify_merged
 from runtime.errors import UsageError
+from runtime.manifest import MergeEntry
 from runtime.tensors import tensor_spans
 
 
@@ -68,8 +71,16 @@ def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -
     assert [f"unet.{entry['layer']}" for entry in entries] == model.layers
     rank = model.preset.lora.rank
     for entry in entries:
-        weight, bias, a, b = (spans[str(entry[key])] for key in ("weight", "bias", "A", "B"))
-        assert a.shape[0] == b.shape[1] == rank and weight.shape[0] == bias.shape[0] == b.shape[0]
+        weight, a, b = (spans[str(entry[key])] for key in ("weight", "A", "B"))
+        assert a.shape[0] == b.shape[1] == rank and weight.shape[0] == b.shape[0]
+        name = str(entry["layer"])
+        assert (entry["bias"] is None) == name.endswith(("to_k", "to_v"))
+        assert entry["bias"] is None or spans[str(entry["bias"])].shape == b.shape[:1]
+        assert ("bias_into" in entry) == name.endswith("to_v") and ("output" in entry) == (
+            "attn2" in name and entry["bias"] is None
+        )
+        if "output" in entry:
+            assert spans[str(entry["output"])].shape == (*spans[str(entry["input"])].shape[:2], b.shape[0])
         assert a.shape[1:] == weight.shape[1:] and entry["scale"] == model.preset.lora.alpha / rank
 
 
@@ -82,9 +93,11 @@ def test_the_merged_weights_are_the_models_own(model: DOD, tmp_path: Path) -> No
     path = write_merged_graph(*arguments, tmp_path / "out")
     assert path == tmp_path / "out" / "unet_merged.onnx" and path.read_bytes() == b"the graph"
     assert tensor_spans(path.with_name("unet.safetensors")) == tensor_spans(tmp_path / "unet.safetensors")
-    expected = clora.merged_copy(model.unet.unet, torch.from_numpy(modulation)).state_dict()
+    unet = cast(OneStepUNet, clora.merged_copy(model.unet, torch.from_numpy(modulation)))
+    simplify_merged(unet)
     merged, plain = load_file(path.with_name("unet.safetensors")), load_file(tmp_path / "unet.safetensors")
-    for name, value in expected.items():
+    for name, value in unet.unet.state_dict().items():
         np.testing.assert_allclose(merged[name], value.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
     changed = {name for name in plain if not np.array_equal(plain[name], merged[name])}
-    assert changed == {str(entry[key]) for entry in merge_entries(model) for key in ("weight", "bias")}
+    entries = [MergeEntry(**entry) for entry in merge_entries(model)]
+    assert changed == {name for entry in entries for name in entry.changes}

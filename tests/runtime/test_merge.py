@@ -78,3 +78,28 @@ def test_what_does_not_fit_is_named() -> None:
         merge(tensors, [MergeEntry("layer", 5, 1, "w", "b", "A", "B")], modulation)
     with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
         merge(tensors, [MergeEntry("layer", 0, 1, "w", "b", "B", "A")], modulation)
+
+
+def test_a_bias_is_passed_on_and_a_constant_result_is_kept() -> None:
+    random = np.random.default_rng(3)
+    value, out = layer(random, 6, 5, 2, ()), layer(random, 4, 6, 2, ())
+    x, prompt = random.standard_normal((7, 5)).astype(np.float32), random.standard_normal((1, 3, 5)).astype(np.float32)
+    names = ("weight", "bias", "A", "B")
+    tensors = {f"v.{name}": each for name, each in zip(names, value, strict=False) if name != "bias"}
+    tensors |= {f"out.{name}": each for name, each in zip(names, out, strict=False)}
+    tensors |= {"prompt": prompt, "v.output": np.zeros((1, 3, 6), np.float32)}
+    modulation = np.stack([np.stack(value[4:]), np.stack(out[4:])])
+    into = MergeEntry("v", 0, 0.5, "v.weight", None, "v.A", "v.B", bias_into="out")
+    entries = [into, MergeEntry("out", 1, 2.0, "out.weight", "out.bias", "out.A", "out.B")]
+    merged = merge(tensors, entries, modulation)
+    assert merged.keys() == {"v.weight", "out.weight", "out.bias"}
+    weight, shift = merge_layer(value[0], np.zeros(6, np.float32), *value[2:], 0.5)
+    last, bias = merge_layer(*out, 2.0)
+    expected = (x @ weight.T + shift) @ last.T + bias
+    found = x @ merged["v.weight"].T @ merged["out.weight"].T + merged["out.bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+    constant = MergeEntry("v", 0, 0.5, "v.weight", None, "v.A", "v.B", input="prompt", output="v.output")
+    merged = merge(tensors, [constant], modulation)
+    assert merged.keys() == {"v.output"}
+    np.testing.assert_allclose(merged["v.output"], prompt @ weight.T, rtol=1e-5)
