@@ -48,16 +48,17 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
             os.replace(Path(temporary) / name, folder / name)
 
 
-def load_checkpoint(model: DOD, folder: Path) -> dict[str, Any]:
+def load_checkpoint(model: DOD, folder: Path, any_base: bool = False) -> dict[str, Any]:
     """Fill the model with a checkpoint's values, in place, and return its metadata.
 
-    CheckpointError where it is missing or malformed, belongs to another base, or was trained with other switches.
+    any_base: take one that was trained on other frozen weights too, to be trained further on these. CheckpointError
+    where it is missing or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
     tensors = read_safetensors(folder / WEIGHTS)
     _check_channels(model, folder, tensors)
     for key, value in _switches(model).items():
-        if metadata.get(key) != value:
+        if metadata.get(key) != value and not (any_base and key == "base_sha256"):
             what = "another base model" if key == "base_sha256" else f"another {key}"
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(metadata.get(key))}, this model has "

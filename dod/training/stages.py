@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
-    training = [] if anew else load_checkpoint(model, folder).get("training", [])
+    metadata = {} if anew else load_checkpoint(model, folder, any_base=arguments.command == "1")
+    if metadata and metadata["base_sha256"] != model.base_sha256:
+        say("the checkpoint was trained on other frozen weights: it goes on on these")
+    training = metadata.get("training", [])
     if arguments.command == "calibrate":
         calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
     else:
