@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import onnx
@@ -33,6 +33,8 @@ from runtime.tensors import tensor_spans, write_tensors
 
 GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
 """Each graph and the weights file (without its suffix) that it points into."""
+
+Module = TypeVar("Module", bound=nn.Module)
 
 OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
@@ -136,8 +138,8 @@ def neutral_modulation(model: DOD) -> Tensor:
     return torch.zeros(len(model.layers), 2, model.preset.lora.rank)
 
 
-def skeleton(model: DOD) -> DOD:
-    """The model without its values, on the meta device: all that a trace needs, whatever the model's size."""
+def skeleton(model: Module) -> Module:
+    """A model, or a part of one, without its values, on the meta device: all that a trace needs, whatever its size."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): _without_values(tensor) for tensor in tensors})
 
@@ -151,8 +153,8 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
     """
     if file != "unet":
         graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
-        return _named(plan(model, graph).module)
-    named = _named(model.unet)
+        return named_weights(plan(model, graph).module)
+    named = named_weights(model.unet)
     for name, attention in attentions(model.unet.unet):
         query = named[f"{name}.to_q.weight"]
         named.setdefault(f"{name}.to_q.bias", query.new_zeros(query.shape[0]))
@@ -177,7 +179,11 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
     Batch, height and width are dynamic. No value of the model is read, nor is memory taken for any: only its structure
     is traced. GraphError where the exporter or onnx's full check refuses it.
     """
-    planned = plan(skeleton(model), graph)
+    trace_planned(plan(skeleton(model), graph), graph, path, weights_path, opset)
+
+
+def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
+    """`trace` for a plan of one's own, whose module lies on the meta device; `graph` names it in errors."""
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
     # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
@@ -299,7 +305,8 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _named(module: nn.Module) -> dict[str, Tensor]:
+def named_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A planned module's tensors under the names that its graph gives them."""
     return {_plain(name): tensor for name, tensor in _state(module).items()}
 
 
