@@ -1,0 +1,48 @@
+"""Counts against what can be worked out by hand, and what the simplifications must save."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dod.model import DOD
+from export import graphs
+from export.costs import Cost, cost, costs, rows, section
+from export.simplify import simplify
+from tests.dod.small_model import tiny
+
+
+class Small(nn.Module):
+    """A convolution, a sum, a view; a layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.unused = nn.Conv2d(3, 5, 3, padding=1), nn.Linear(7, 7)
+
+    def forward(self, image: Tensor) -> Tensor:
+        found = self.conv(image)
+        return (found + found).flatten(1)
+
+
+def test_by_hand() -> None:
+    planned = graphs.GraphPlan(Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1)
+    pixels = 2 * 8 * 6
+    moved = (3 * pixels + 3 * 5 * 9 + 5 + 5 * pixels) + 3 * 5 * pixels
+    assert cost(planned) == Cost(2, 3 * 5 * 9 + 5, pixels * 3 * 5 * 9, 4 * moved)
+
+
+def test_what_is_saved() -> None:
+    model = DOD.from_preset(tiny())
+    before = costs(graphs.skeleton(model), folded=False)
+    other = copy.deepcopy(model)
+    simplify(other)
+    after = costs(graphs.skeleton(other))
+    assert before.keys() == after.keys() == graphs.GRAPHS.keys()
+    for name in graphs.GRAPHS:
+        assert after[name].operators < before[name].operators, name
+        assert after[name].multiply_adds <= before[name].multiply_adds
+        assert (after[name].parameters < before[name].parameters) or name == "encoder"
+    written = section(rows(before, after))
+    assert f"{before['decoder'].operators} → {after['decoder'].operators}" in written and "unet_merged" in written
