@@ -43,14 +43,18 @@ class DetailEnhancement(nn.Module):
     """Equation (6): F_m = F_d + w RRDB(fuse([Conv(F_e), F_d])).
 
     F_e: [B, C_e, H, W]; F_d, F_m: [B, C, H, W]. Conv is 1 x 1 and zero-initialised, w a learnable number that starts
-    at 0, so the module starts as the identity; the RRDBs do not start at zero, so gradient reaches w.
+    at 0, so the module starts as the identity; the RRDBs do not start at zero, so gradient reaches w. narrow: the
+    RRDBs work on C / narrow channels; where that is fewer than C, a 1 x 1 convolution follows them.
     """
 
-    def __init__(self, encoder_channels: int, channels: int, blocks: int, growth: int) -> None:
+    def __init__(self, encoder_channels: int, channels: int, blocks: int, growth: int, narrow: int = 1) -> None:
         super().__init__()
+        width = channels // narrow
         self.align = nn.Conv2d(encoder_channels, channels, 1)
-        self.fuse = nn.Conv2d(2 * channels, channels, 1)
-        self.body = nn.Sequential(*(RRDB(channels, growth) for _ in range(blocks)))
+        self.fuse = nn.Conv2d(2 * channels, width, 1)
+        self.body = nn.Sequential(*(RRDB(width, growth) for _ in range(blocks)))
+        if width != channels:
+            self.body.append(nn.Conv2d(width, channels, 1))
         self.weight = nn.Parameter(torch.zeros(()))
         for parameter in self.align.parameters():
             nn.init.zeros_(parameter)
@@ -68,7 +72,7 @@ class Decoder(nn.Module):
     skips it is passed by (stage 1 trains without it).
     """
 
-    def __init__(self, vae: AutoencoderKL, enabled: bool, blocks: int, growth: int) -> None:
+    def __init__(self, vae: AutoencoderKL, enabled: bool, blocks: int, growth: int, narrow: int = 1) -> None:
         super().__init__()
         self.scaling_factor: float = vae.config["scaling_factor"]
         self.post_quant_conv, self.decoder = cast(nn.Conv2d, vae.post_quant_conv), vae.decoder
@@ -76,7 +80,7 @@ class Decoder(nn.Module):
         encoder_widths = [widths[0], *widths[:-1]]
         decoder_widths = [widths[-1], *reversed(widths[1:])]
         self.detail = nn.ModuleList(
-            DetailEnhancement(e, d, blocks, growth)
+            DetailEnhancement(e, d, blocks, growth, narrow)
             for e, d in zip(reversed(encoder_widths), decoder_widths, strict=True)
             if enabled
         )

@@ -130,7 +130,7 @@ class DOD(nn.Module):
         self.encoder = Encoder(parts.vae)
         self.unet = OneStepUNet(parts.unet, parts.prompt, preset.step)
         detail = preset.detail
-        self.decoder = Decoder(parts.vae, detail.enabled, detail.blocks, detail.growth)
+        self.decoder = Decoder(parts.vae, detail.enabled, detail.blocks, detail.growth, detail.narrow)
         self.prototypes: dict[str, Tensor] = {}
         self.statistics: Tensor | None = None
         self.eval()

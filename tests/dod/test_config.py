@@ -61,6 +61,7 @@ def test_values_arrive_as_their_kind(tmp_path: Path) -> None:
         ("name: a\nlora: {conditional: vae}", r"lora: conditional: 'vae' is not one of none, unet, unet\+encoder"),
         ("name: a\nlora: 8", r"lora: expected keys and values, found 8"),
         ("name: a\nlora: {rank: 0}", r"lora: rank: 0 is not at least 1"),
+        ("name: a\ndetail: {narrow: 0}", r"detail: narrow: 0 is not at least 1"),
         ("name: a\nmfm: {crops: 5}", r"mfm: crops: 5 is not a square number"),
         ("name: a\nstep: {timestep: 1000}", r"step: timestep: 1000 is not one of 0 to 999"),
         ("name: a\nfolder: /etc", r"unknown key 'folder'"),
