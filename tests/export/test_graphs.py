@@ -190,7 +190,11 @@ def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path
     stored = read_tensors(tmp_path / "unet.safetensors")
     assert stored["conv_out.weight"].dtype == np.float32 and stored["conv_in.weight"].dtype == np.float16
     expected = weights_of(half_copy(model, ("unet.unet.conv_out",)), "unet")
-    assert all(np.array_equal(stored[name], value.detach().numpy()) for name, value in expected.items())
+    assert stored.keys() == expected.keys()
+    for name, value in expected.items():
+        # what is computed from weights is computed before they are rounded
+        tolerance = 2e-3 if name.endswith(".output") else 0
+        np.testing.assert_allclose(stored[name], value.detach().numpy(), rtol=0, atol=tolerance, err_msg=name)
 
 
 def test_a_refused_trace_is_an_error_of_ours(model: DOD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,8 @@ def test_manifest_that_is_none(content: bytes, copy: Path) -> None:
 
 
 def test_newer_and_older_schema(copy: Path) -> None:
-    with pytest.raises(BundleError, match=r"schema 2, newer than schema 1 .*: update dod-runtime"):
-        Bundle.open(edited(copy, lambda data: data.update(schema=2)))
+    with pytest.raises(BundleError, match=r"schema 3, newer than schema 2 .*: update dod-runtime"):
+        Bundle.open(edited(copy, lambda data: data.update(schema=3)))
     with pytest.raises(BundleError, match=r"schema 0, older .*: rebuild"):
         Bundle.open(edited(copy, lambda data: data.update(schema=0)))
 

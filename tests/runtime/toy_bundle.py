@@ -17,6 +17,7 @@ import onnx
 from safetensors.numpy import save_file
 
 from runtime.bundle import write_bundle
+from runtime.manifest import SCHEMA
 from tests.runtime.toy_graphs import LAYERS, RANK, SCALE, toy_graph
 
 HIDDEN = 8
@@ -143,7 +144,7 @@ def write_toy_bundle(
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
         (staging / path).write_bytes(content)
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": "toy",
         "tools": {"onnx": onnx.__version__},
         "model": {"preset": "toy"},
