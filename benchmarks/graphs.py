@@ -31,6 +31,7 @@ from benchmarks.machine import facts, summary
 from benchmarks.timing import Turns, measure, percentiles
 from dod import clora
 from dod.checkpoint import load_model
+from dod.errors import DODError
 from dod.model import DOD, OneStepUNet
 from export import costs, graphs
 from export.simplify import simplify
@@ -223,4 +224,4 @@ def ratios(times: dict[tuple[str, str], float], backend: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main, sys.argv[1:]))
+    raise SystemExit(run_command(main, also=(DODError,)))
