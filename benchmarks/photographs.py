@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,31 @@ from dod.data.pictures import pictures
 from runtime.errors import PictureError, UsageError
 from runtime.image import read
 
-__all__ = ["SCIKIT_IMAGE", "centre_crop", "photographs", "square"]
+__all__ = ["OWN", "SCIKIT_IMAGE", "centre_crop", "photographs", "square"]
 
+OWN = "scikit-image"
+"""What stands for scikit-image's photographs in the place of a folder."""
 SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
 """Its colour photographs of everyday scenes; all come with its wheel, so that nothing is downloaded."""
 
 
-def photographs(folder: Path | None, limit: int | None = None) -> dict[str, np.ndarray]:
-    """Photographs by name: those of a folder and its subfolders, or scikit-image's; uint8 [H, W, 3].
+def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None) -> dict[str, np.ndarray]:
+    """Photographs by name, uint8 [H, W, 3]: of each folder and its subfolders, or scikit-image's where it is `OWN`.
 
-    Raises PictureError for a file that is no picture, UsageError where scikit-image is missing, and DataError for a
-    folder that is missing or has no pictures.
+    limit: of them, the first so many of each source. Raises PictureError for a file that is no picture, UsageError
+    where scikit-image is missing or two sources have a name in common, and DataError for a folder that is missing or
+    has no pictures.
     """
-    if folder is None:
-        return {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
-    return {name: np.asarray(_rgb(path)) for name, path in list(pictures(folder).items())[:limit]}
+    found: dict[str, np.ndarray] = {}
+    for source in sources:
+        if str(source) == OWN:
+            some = {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
+        else:
+            some = {name: np.asarray(_rgb(path)) for name, path in list(pictures(Path(source)).items())[:limit]}
+        if twice := sorted(found.keys() & some.keys()):
+            raise UsageError(f"{source} holds a photograph named {twice[0]}, as a folder before it does: rename one")
+        found |= some
+    return found
 
 
 def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.classical import classical
 from benchmarks.machine import facts
-from benchmarks.photographs import centre_crop, photographs
+from benchmarks.photographs import OWN, centre_crop, photographs
 from benchmarks.quality_report import FIGURES, SHEET, print_tables, write
 from benchmarks.tasks import TASKS, Result, Task, spoil
 from dod.errors import DODError
@@ -36,9 +36,15 @@ def parser() -> Parser:
     """The arguments of the command."""
     made = Parser(prog="python benchmarks/quality.py", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument("--photographs", type=Path, help="folder of clean photographs (default: scikit-image's)")
+    made.add_argument(
+        "--photographs",
+        nargs="+",
+        default=[OWN],
+        metavar="FOLDER",
+        help="folders of clean photographs, or the word scikit-image for its own (default: %(default)s)",
+    )
     made.add_argument("--size", type=int, default=SIZE, help="they are cropped to at most this (default: %(default)s)")
-    made.add_argument("--limit", type=int, help="take only the first so many")
+    made.add_argument("--limit", type=int, help="take only the first so many of each folder")
     made.add_argument("--condition", default="auto", help="auto, a degradation, or matching: the task's own")
     made.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
     made.add_argument("--backend", default="auto", help="default: %(default)s")
@@ -77,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
             "model": dict(restorer.bundle.manifest.model),
             "backend": restorer.description,
             "condition": arguments.condition,
+            "photographs": list(clean),
             "size": arguments.size,
             "seed": arguments.seed,
         }

@@ -40,8 +40,10 @@ def structural(output: Tensor, target: Tensor) -> Tensor:
     gaussian = gaussian / gaussian.sum()
 
     def local(x: Tensor) -> Tensor:
-        x = F.conv2d(x, gaussian.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
-        return F.conv2d(x, gaussian.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+        # Autocast would leave a variance as the difference of two means of eight bits: noise, of either sign.
+        with torch.autocast(x.device.type, enabled=False):
+            x = F.conv2d(x, gaussian.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+            return F.conv2d(x, gaussian.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
 
     a, b = (output.float() + 1) / 2, (target.float() + 1) / 2
     mean_a, mean_b = local(a), local(b)

@@ -1,4 +1,5 @@
-"""The paper's ablations (Tables 4, 5 and 6) at a small equal budget, beside what the paper reports.
+"""The paper's ablations (Tables 4, 5 and 6) at a small equal budget, beside what the paper reports, and one of our own:
+detail modules half as wide as the decoder (`detail.narrow`).
 
     python -m dod.training.ablations --photographs photographs/train --held-out photographs/held_out
 
@@ -28,40 +29,45 @@ from ..evaluation.metrics import psnr, ssim
 from ..evaluation.restoration import restore_picture
 from ..evaluation.scores import table
 from ..model import DOD
+from .loop import PRECISIONS
 from .stages import CLEAN_FRACTION, stage_1, stage_2
 from .state import Schedule
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One pair of trained stages: where the LoRA is conditional (`none`, `unet`, `unet+encoder`), and its rank."""
+    """One pair of trained stages: where the LoRA is conditional (`none`, `unet`, `unet+encoder`), its rank, and by how
+    much narrower than the decoder the detail modules are."""
 
     conditional: str
     rank: int
+    narrow: int = 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table of the paper. paper: its PSNR in dB, None where it reports a collapse."""
+    """A line of a table. paper: the paper's PSNR in dB, or a word where it gives none."""
 
-    table: int
+    table: str
     name: str
     variant: Variant
     detail: bool
-    paper: float | None
+    paper: float | str
 
 
 FULL, PLAIN = Variant("unet", 8), Variant("none", 8)
 ROWS = (
-    Row(4, "neither CLoRA nor DEM", PLAIN, False, 23.05),
-    Row(4, "CLoRA", FULL, False, 24.60),
-    Row(4, "DEM", PLAIN, True, 31.83),
-    Row(4, "CLoRA and DEM", FULL, True, 31.87),
-    Row(5, "CLoRA in encoder and UNet", Variant("unet+encoder", 8), True, 30.68),
-    Row(5, "CLoRA in the UNet only", FULL, True, 31.87),
-    Row(6, "rank 4", Variant("unet", 4), True, None),
-    Row(6, "rank 8", FULL, True, 31.87),
-    Row(6, "rank 16", Variant("unet", 16), True, 31.68),
+    Row("Table 4", "neither CLoRA nor DEM", PLAIN, False, 23.05),
+    Row("Table 4", "CLoRA", FULL, False, 24.60),
+    Row("Table 4", "DEM", PLAIN, True, 31.83),
+    Row("Table 4", "CLoRA and DEM", FULL, True, 31.87),
+    Row("Table 5", "CLoRA in encoder and UNet", Variant("unet+encoder", 8), True, 30.68),
+    Row("Table 5", "CLoRA in the UNet only", FULL, True, 31.87),
+    Row("Table 6", "rank 4", Variant("unet", 4), True, "collapses"),
+    Row("Table 6", "rank 8", FULL, True, 31.87),
+    Row("Table 6", "rank 16", Variant("unet", 16), True, 31.68),
+    Row("Detail modules", "as wide as the decoder", FULL, True, 31.87),
+    Row("Detail modules", "half as wide", Variant("unet", 8, 2), True, "not tried"),
 )
 
 Figures = dict[Variant, dict[bool, tuple[float, float]]]
@@ -77,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs=2, default=(300, 300), metavar=("ONE", "TWO"), help="of each stage")
     parser.add_argument("--batch", type=int, default=6, help="default %(default)s")
     parser.add_argument("--crop", type=int, default=64, help="of training, in px; default %(default)s")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="default %(default)s")
     parser.add_argument("--size", type=int, default=256, help="of the measured crops, in px; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument(
@@ -109,14 +116,17 @@ def measure(
     variant: Variant, arguments: argparse.Namespace, held_out: dict[str, np.ndarray]
 ) -> dict[bool, tuple[float, float]]:
     """(PSNR, SSIM) without and with the detail modules, after both stages."""
-    lora = {"lora.conditional": variant.conditional, "lora.rank": variant.rank, "lora.alpha": float(variant.rank)}
+    keys = {"lora.conditional": variant.conditional, "lora.rank": variant.rank, "lora.alpha": float(variant.rank)}
+    keys["detail.narrow"] = variant.narrow
     torch.manual_seed(arguments.seed)
-    model = DOD.from_preset(load_preset(arguments.preset, lora))
+    model = DOD.from_preset(load_preset(arguments.preset, keys))
     crop, seed = arguments.crop, arguments.seed
     dataset = PhotographCrops(arguments.photographs, crop, seed, model.preset.conditions, CLEAN_FRACTION)
     one, two = arguments.steps
-    schedule = Schedule(one, arguments.batch, crop, learning_rate=1e-3, seed=seed, workers=0)
-    state = arguments.out / "state" / f"{variant.conditional}-{variant.rank}"
+    schedule = Schedule(
+        one, arguments.batch, crop, learning_rate=1e-3, seed=seed, workers=0, precision=arguments.precision
+    )
+    state = arguments.out / "state" / f"{variant.conditional}-{variant.rank}-{variant.narrow}"
     stage_1(
         model,
         dataset,
@@ -128,7 +138,7 @@ def measure(
         latent_weight=arguments.latent_weight,
     )
     without = quality(model, held_out, arguments.size, arguments.seed)
-    stage_2(model, dataset, replace(schedule, steps=two, learning_rate=2e-3), state, gate_rate=30.0)
+    stage_2(model, dataset, replace(schedule, steps=two, learning_rate=2e-3), state, gate_rate=3.0, gate_start=0.2)
     return {False: without, True: quality(model, held_out, arguments.size, arguments.seed)}
 
 
@@ -147,19 +157,19 @@ def quality(model: DOD, photographs: dict[str, np.ndarray], size: int, seed: int
 
 
 def as_markdown(figures: Figures) -> str:
-    """Tables 4, 5 and 6: PSNR and SSIM reached, the paper's PSNR, each against the table's first line."""
+    """The tables: PSNR and SSIM reached, the paper's PSNR, each against the table's first line."""
     parts = []
-    for number in dict.fromkeys(row.table for row in ROWS):
-        rows = [row for row in ROWS if row.table == number and row.variant in figures]
+    for title in dict.fromkeys(row.table for row in ROWS):
+        rows = [row for row in ROWS if row.table == title and row.variant in figures]
         cells: list[list[Any]] = []
         for row in rows:
             reached, similarity = figures[row.variant][row.detail]
             first = figures[rows[0].variant][rows[0].detail][0]
             paper, base = row.paper, rows[0].paper
-            theirs = f"{paper - base:+.2f}" if paper is not None and base is not None else "-"
-            listed = "collapses" if paper is None else f"{paper:.2f}"
+            theirs = f"{paper - base:+.2f}" if isinstance(paper, float) and isinstance(base, float) else "-"
+            listed = f"{paper:.2f}" if isinstance(paper, float) else paper
             cells.append([row.name, f"{reached:.2f}", f"{reached - first:+.2f}", f"{similarity:.4f}", listed, theirs])
-        headers = [f"Table {number}", "PSNR dB", "against line 1", "SSIM", "paper's PSNR", "against line 1"]
+        headers = [title, "PSNR dB", "against line 1", "SSIM", "paper's PSNR", "against line 1"]
         parts.append(table(headers, cells, markdown=True))
     return "\n\n".join(parts)
 

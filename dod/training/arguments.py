@@ -21,7 +21,8 @@ Samples = PhotographCrops | PairedCrops
 def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
     """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
 
-    commands: the defaults of each command where they are not those of `Schedule`, and of its further options.
+    commands: the defaults of each command where they are not those of `Schedule`, and of its further options; a tuple
+    holds the choices, the default first.
     """
     parser = ArgumentParser(prog=prog, description=description)
     parsers = parser.add_subparsers(dest="command", required=True)
@@ -45,6 +46,8 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
         )
         for field, value in {**asdict(Schedule()), **defaults}.items():
             choices = list(PRECISIONS) if field == "precision" else None
+            if isinstance(value, tuple):
+                choices, value = list(value), value[0]
             option = f"--{field.replace('_', '-')}"
             if isinstance(value, bool):
                 command.add_argument(option, action="store_true", help="default off")

@@ -5,7 +5,8 @@
     python -m dod.training.stages calibrate --photographs photographs/train --preset mini
 
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
-the detail modules alone, or with `--decoder` the base's decoder too, which is rewritten: for a base of one's own. Each
+the detail modules alone, or with `--decoder trained` the base's decoder too, which is rewritten, for a base of one's own:
+`--decoder new` starts it from random weights, for one that its autoencoder's training left short of tone. Each
 reads and writes the checkpoint that the preset names; stage 1 starts anew but for `--continue`, stage 2 goes on from
 what is there.
 """
@@ -34,7 +35,7 @@ from ..tensors import fingerprint
 from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
-from .pretrain import RECORD, publish, read_part
+from .pretrain import RECORD, new_autoencoder, publish, read_part
 from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -58,7 +59,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "ssim_weight": 0.2,
         "gate_rate": 3.0,
         "gate_start": 0.2,
-        "decoder": False,
+        "decoder": ("frozen", "trained", "new"),
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         log = stage(model, dataset, schedule, arguments.state, **options)
         run = {"stage": int(arguments.command), **training_record(schedule, log, **options)}
         training.append(run)
-        if options.get("decoder"):
+        if options.get("decoder", "frozen") != "frozen":
             model = rebased(model, run)
         say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
     if is_main_process():
@@ -133,10 +134,14 @@ def stage_2(
     ssim_weight: float = 0.2,
     gate_rate: float = 1.0,
     gate_start: float = 0.0,
-    decoder: bool = False,
+    decoder: str = "frozen",
 ) -> Log:
-    """Equation (13), see `Detail`."""
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder)
+    """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
+    if decoder == "new":
+        fresh = new_autoencoder(model.preset.base.vae).state_dict()
+        for name, parameter in model.decoder.base_parameters().items():
+            parameter.data.copy_(fresh[name])
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder != "frozen")
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
     identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder}"

@@ -13,12 +13,13 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.classical import METHODS
-from benchmarks.photographs import SCIKIT_IMAGE, centre_crop, photographs
+from benchmarks.photographs import OWN, SCIKIT_IMAGE, centre_crop, photographs
 from benchmarks.quality import main
 from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
 from dod.evaluate import evaluate, find_scenes
 from dod.evaluation.metrics import psnr
+from runtime.errors import UsageError
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 
@@ -113,9 +114,18 @@ def _psnr(out: Path, kind: str, task: str) -> float:
 
 
 def test_photographs_come_with_the_wheel() -> None:
-    found = photographs(None)
+    found = photographs()
     assert tuple(found) == SCIKIT_IMAGE
     assert all(picture.dtype == np.uint8 and picture.shape[2] == 3 for picture in found.values())
+
+
+def test_photographs_of_several_sources(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        Image.fromarray(data.chelsea()).save(tmp_path / f"{name}.png")
+    assert tuple(photographs((tmp_path, OWN), limit=1)) == ("cat", SCIKIT_IMAGE[0])
+    (tmp_path / "cat.png").rename(tmp_path / "coffee.png")
+    with pytest.raises(UsageError, match="holds a photograph named coffee, as a folder before it does"):
+        photographs((OWN, tmp_path))
 
 
 def test_bad_input(identity: Path, tmp_path: Path) -> None:

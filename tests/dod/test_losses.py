@@ -37,6 +37,10 @@ def test_structural_is_scikit_images_ssim() -> None:
     inner = whole[5:-5, 5:-5].mean()  # windows that lie inside the picture
     assert 1 - structural(noisy, clean).item() == pytest.approx(inner, abs=1e-5)
     assert structural(clean, clean).item() == pytest.approx(0, abs=1e-6)
+    flat = (0.9 + clean / 1000, 0.9 + noisy / 1000)  # whose variances bfloat16 could not tell from 0
+    with torch.autocast("cpu", torch.bfloat16):
+        reduced = structural(*flat)
+    assert reduced.item() == pytest.approx(structural(*flat).item(), abs=1e-6)
 
 
 def vgg_state() -> dict[str, Tensor]:
