@@ -177,7 +177,8 @@ class Detail(Restoration):
 
     decoder: whether the base's decoder learns with them, as the paper's, which is a strong one, need not: a decoder of
     short training puts a picture's tone into whole-picture statistics that the modules in front cannot correct. So
-    that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too (`plain`).
+    that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too, with the
+    weight `plain`; with 0 it may rely on them.
     """
 
     def __init__(
@@ -188,13 +189,13 @@ class Detail(Restoration):
         gate_rate: float = 1.0,
         gate_start: float = 0.0,
         decoder: bool = False,
+        plain: float = 0.25,
     ) -> None:
         super().__init__(model)
-        self.weights = {"rec": rec, "ssim": ssim}
+        self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
         modules = model.detail_parameters()
         self._learning = {name: parameter for name, parameter in modules.items() if parameter.ndim}
         self._gates = {name: parameter for name, parameter in modules.items() if not parameter.ndim}
-        self._with_decoder = decoder
         if decoder:
             self._learning |= model.decoder.base_parameters()
         for parameter in (*self._learning.values(), *self._gates.values()):
@@ -217,9 +218,10 @@ class Detail(Restoration):
         terms = {"rec": self.weights["rec"] * reconstruction(image, clean)}
         if self.weights["ssim"]:
             terms["ssim"] = self.weights["ssim"] * structural(image, clean)
-        if self._with_decoder:
+        if self.weights["plain"]:
             some = math.ceil(len(clean) / 4)
-            terms["plain"] = self.weights["rec"] * reconstruction(self.model.decoder(restored[:some]), clean[:some]) / 4
+            plain = reconstruction(self.model.decoder(restored[:some]), clean[:some])
+            terms["plain"] = self.weights["plain"] * plain
         return terms
 
 

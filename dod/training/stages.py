@@ -5,10 +5,9 @@
     python -m dod.training.stages calibrate --photographs photographs/train --preset mini
 
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
-the detail modules alone, or with `--decoder trained` the base's decoder too, which is rewritten, for a base of one's own:
-`--decoder new` starts it from random weights, for one that its autoencoder's training left short of tone. Each
-reads and writes the checkpoint that the preset names; stage 1 starts anew but for `--continue`, stage 2 goes on from
-what is there.
+the detail modules alone, or with `--decoder trained` the base's decoder too, which is rewritten: for a base of one's
+own. `--decoder new` starts that from random weights. Each reads and writes the checkpoint that the preset names; stage
+1 starts anew but for `--continue`, stage 2 goes on from what is there.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "gate_rate": 3.0,
         "gate_start": 0.2,
         "decoder": ("frozen", "trained", "new"),
+        "plain_weight": 0.25,
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -135,16 +135,17 @@ def stage_2(
     gate_rate: float = 1.0,
     gate_start: float = 0.0,
     decoder: str = "frozen",
+    plain_weight: float = 0.25,
 ) -> Log:
     """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
     if decoder == "new":
         fresh = new_autoencoder(model.preset.base.vae).state_dict()
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder != "frozen")
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder != "frozen", plain_weight)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder}"
+    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder} {plain_weight}"
     return train("stage-2", objective, dataset, schedule, state, identity)
 
 

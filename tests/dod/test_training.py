@@ -15,7 +15,7 @@ from dod.errors import CheckpointError, TrainingError
 from dod.model import DOD
 from dod.training import loop, stages
 from dod.training.loop import batches, train
-from dod.training.objectives import Adaptation
+from dod.training.objectives import Adaptation, Detail
 from dod.training.state import Log, Schedule
 from tests.dod.small_model import image, normal, smaller
 
@@ -182,6 +182,23 @@ def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pyt
     assert {name for name, p in model.named_parameters() if not torch.equal(before[name], p)} == mine
     assert {name for name, p in model.named_parameters() if p.requires_grad} == mine
     assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_trained_decoder_keeps_decoding_without_the_modules() -> None:
+    model = DOD.from_preset(smaller())
+    batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
+
+    def terms(**options: Any) -> dict[str, Tensor]:
+        return Detail(model, **options)(batch, torch.Generator())
+
+    assert terms().keys() == terms(decoder=True, plain=0.0).keys() == {"rec", "ssim"}
+    plain, twice = (terms(decoder=True, plain=weight)["plain"] for weight in (0.5, 1.0))
+    assert twice.item() == pytest.approx(2 * plain.item())
+    rec = terms()["rec"].item()
+    with torch.no_grad():
+        model.decoder.base_parameters()["decoder.conv_out.bias"].add_(0.1)
+        moved = terms(decoder=True, plain=1.0)
+    assert moved["plain"].item() != twice.item() and moved["rec"].item() != rec
 
 
 def test_distribution_matching_trains_two_networks_apart() -> None:
