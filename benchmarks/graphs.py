@@ -19,13 +19,14 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 
 from benchmarks.machine import facts, summary
 from benchmarks.timing import Turns, measure, percentiles
@@ -122,7 +123,9 @@ def collect(
 
 def plain(model: DOD, size: int) -> graphs.GraphPlan:
     """Stable Diffusion's UNet as it is published, in one step: no LoRA, no bias more, the embedding computed."""
-    unet = OneStepUNet(clora.base_copy(model.unet.unet), model.unet.prompt, model.preset.step)
+    unet = OneStepUNet(
+        cast(UNet2DConditionModel, clora.base_copy(model.unet.unet)), model.unet.prompt, model.preset.step
+    )
     planned = graphs.plan(graphs.skeleton(model), "unet_merged")
     side = size // model.preset.vae_factor
     return replace(

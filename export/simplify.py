@@ -40,13 +40,15 @@ def simplify_merged(unet: OneStepUNet) -> None:
     the structure changes.
     """
     for _, attention in attentions(unet.unet):
-        out = cast(nn.Linear, attention.to_out[0])
-        shift = out.weight.double() @ attention.to_v.bias.double()
+        projections = (cast(nn.ModuleList, attention.to_out)[0], attention.to_k, attention.to_v)
+        out, to_k, to_v = (cast(nn.Linear, each) for each in projections)
+        shift = out.weight.double() @ to_v.bias.double()
         out.bias = _like(out.bias, out.bias.double() + shift)
-        attention.to_k.bias = attention.to_v.bias = None
+        to_k.register_parameter("bias", None)
+        to_v.register_parameter("bias", None)
         if attention.is_cross_attention:
-            attention.to_k = OfPrompt(attention.to_k, unet.prompt)
-            attention.to_v = OfPrompt(attention.to_v, unet.prompt)
+            attention.to_k = OfPrompt(to_k, unet.prompt)
+            attention.to_v = OfPrompt(to_v, unet.prompt)
 
 
 def attentions(unet: nn.Module) -> Iterator[tuple[str, Attention]]:
@@ -139,7 +141,7 @@ class TimelessADM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for stage in (*self.input_blocks, self.middle_block):
-            for layer in stage:
+            for layer in cast(nn.Sequential, stage):
                 x = layer(x)
         return x
 
