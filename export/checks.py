@@ -34,6 +34,7 @@ MODEL_MODULES = [
 MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
     ROOT / "export" / "graphs.py",
+    ROOT / "export" / "norms.py",
     ROOT / "export" / "precision.py",
     ROOT / "export" / "simplify.py",
 ]

@@ -28,6 +28,7 @@ from torch.func import functional_call
 from dod import clora
 from dod.model import DOD, OneStepUNet
 from export.errors import GraphError
+from export.norms import split_sums
 from export.simplify import attentions, simplify_merged
 from runtime.tensors import tensor_spans, write_tensors
 
@@ -175,32 +176,6 @@ def write_weights(model: DOD, like: DOD, file: str, path: Path) -> dict[str, str
     return {"sha256": write_tensors(path, shapes, values)}
 
 
-class _OneGroupNorm(nn.GroupNorm):
-    """A GroupNorm of one group as means of means, of rows and then of the rest.
-
-    Below opset 21 the exporter writes InstanceNormalization of one channel as long as all channels of the picture. ONNX
-    Runtime adds up its millions of numbers one after the other, on one thread: 108 dB and 0.11 s for 16 channels of
-    512 x 512 with constants of 25 in them, where these sums give 124 dB in 0.04 s.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        centred = input - _mean(input)
-        normalised = centred * torch.rsqrt(_mean(centred * centred) + self.eps)
-        shape = (-1, *(1 for _ in input.shape[2:]))
-        return normalised * self.weight.view(shape) + self.bias.view(shape)
-
-
-def _mean(x: Tensor) -> Tensor:
-    """[B, ...] -> [B, 1, ...]."""
-    return x.mean(dim=-1, keepdim=True).mean(dim=tuple(range(1, x.ndim - 1)), keepdim=True)
-
-
-def _split_sums(module: nn.Module) -> None:
-    for each in module.modules():
-        if type(each) is nn.GroupNorm and each.num_groups == 1:
-            each.__class__ = _OneGroupNorm  # the same parameters under the same names, computed otherwise
-
-
 def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) -> None:
     """Trace one graph to `path`, its initializers pointing into `weights_path` (in the same folder), and check it.
 
@@ -213,7 +188,7 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
 def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
     """`trace` for a plan of one's own, whose module lies on the meta device; `graph` names it in errors."""
     if opset < GROUP_NORMALIZATION:
-        _split_sums(planned.module)
+        split_sums(planned.module)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
     # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
