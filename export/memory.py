@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -37,6 +39,14 @@ class MemoryMeter:
             self.peak = max(self.peak, sum(_held(process) for process in (here, *here.children(recursive=True))))
             if self._done.wait(PERIOD_SECONDS):
                 return
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system. glibc keeps it wherever something above it is still in use: weights of tens
+    of MB each, freed one session after the other, would stay with the process."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # other C libraries do it by themselves
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _held(process: psutil.Process) -> int:

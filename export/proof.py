@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD
 from export.conditions import modulation_of
+from export.memory import give_back
 from export.parity import Figure, figure, snr_db
 from export.precision import half_copy
 from runtime.backends import Backend, Options, open_backend
@@ -24,6 +25,7 @@ from runtime.manifest import REDUCED
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
 MERGED = ("encoder", "unet_merged", "decoder")
+FIRST = ("mfm", "encoder")
 OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}
 Values = Mapping[str, np.ndarray]
 
@@ -137,14 +139,15 @@ def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:
 def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[Sample]) -> Iterator[Proof]:
     """Hold a bundle against its model in PyTorch: first merged weights against branches, then each of `subjects`.
 
-    The components are compared one by one on the first sample, the chain on each. One subject and path after the other
-    is loaded and let go, so that memory holds one at a time; `model` itself has no values any more (it is on the meta
-    device) once its copy in half, with these islands, is made.
+    Each component is compared once by itself, on the first sample, and the chain on each. One subject and path after
+    the other is loaded and let go, so that memory holds one at a time; `model` itself has no values any more (it is on
+    the meta device) once its copy in half, with these islands, is made.
     """
     runs = _runs(bundle, samples)
     wanted: dict[tuple[str, str], Values] = {}
     reference = TorchChain(model)
     for run in runs:
+        give_back()
         path, sample, first = run.path, run.sample, run.sample is samples[0]
         values = _run(reference, run.components, sample.values, path, bundle)
         figures = [] if path == "auto" else _merge_figures(model, sample, values, layers=first)
@@ -154,16 +157,21 @@ def prove(model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[
     for subject in subjects(bundle):
         half = half_copy(model, islands) if subject.backend is None else None
         model.to("meta")
+        compared: set[str] = set()
         for path in dict.fromkeys(run.path for run in runs):
+            give_back()
             computer = TorchChain(half) if half else _backend(subject, bundle)
             try:
                 for run in runs:
                     if run.path == path:
                         expected = wanted[run.sample.name, path]
-                        figures, restored = _against(computer, subject, run, expected, bundle, run.sample is samples[0])
+                        alone = [name for name in run.components if name not in compared] if len(expected) > 1 else []
+                        compared.update(alone)
+                        figures, restored = _against(computer, subject, run, expected, bundle, alone)
                         yield Proof(subject.step, run.sample.name, path, figures, restored)
             finally:
                 computer.close()
+                del computer
     model.to("meta")
 
 
@@ -181,15 +189,20 @@ def _backend(subject: Subject, bundle: Bundle) -> Backend:
 
 
 def _against(
-    computer: TorchChain | Backend, subject: Subject, run: Run, expected: Values, bundle: Bundle, alone: bool
+    computer: TorchChain | Backend, subject: Subject, run: Run, expected: Values, bundle: Bundle, alone: Sequence[str]
 ) -> tuple[list[Figure], np.ndarray]:
-    """The chain's figure and, where asked for, those of the components alone."""
+    """The chain's figure, and those of the components named, each fed with the reference's own inputs."""
     name, path, precision = run.sample.name, run.path, subject.graphs
-    found = _run(computer, run.components, run.sample.values, path, bundle, precision)["image"]
-    figures = [figure(name, path, "chain", subject.step, expected["image"], found)]
-    for component in run.components if alone else ():
-        figures.append(_component(computer, component, name, path, subject.step, expected, bundle, precision))
-    return figures, found
+    found = _run(computer, run.components, run.sample.values, path, bundle, precision)
+    figures = [figure(name, path, "chain", subject.step, expected["image"], found["image"])]
+    for component in alone:
+        output = OUTPUT.get(component, "latent_restored")
+        result = found[output]
+        if component not in FIRST:  # those were fed with the picture itself in the chain too
+            inputs = _inputs(component, expected, bundle, precision)
+            result = computer.run(component, inputs, None if path == "auto" else path)[output]
+        figures.append(figure(name, path, component, subject.step, expected[output], result))
+    return figures, found["image"]
 
 
 def _run(
@@ -208,24 +221,6 @@ def _run(
     return values
 
 
-def _component(
-    subject: TorchChain | Backend,
-    component: str,
-    picture: str,
-    path: str,
-    step: str,
-    expected: Values,
-    bundle: Bundle,
-    precision: str,
-) -> Figure:
-    """One component alone, fed with the reference's own inputs."""
-    degraded = expected["degraded"] if component == "encoder" else expected["image"]
-    inputs = _inputs(component, {**expected, "image": degraded}, bundle, precision)
-    output = OUTPUT.get(component, "latent_restored")
-    found = subject.run(component, inputs, None if path == "auto" else path)[output]
-    return figure(picture, path, component, step, expected[output], found)
-
-
 def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
     """What a component takes, in the types of the bundle's graphs of a precision; None: as the reference takes it."""
     specs = bundle.manifest.components[component].inputs
@@ -237,13 +232,13 @@ def _inputs(component: str, values: Values, bundle: Bundle, precision: str | Non
 def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> list[Figure]:
     """The merged path against the low-rank branches at the prototype: the chain, and the worst single layer."""
     modulation = torch.from_numpy(modulation_of(model, sample.condition))[None]
-    image = torch.from_numpy(sample.values["image"])
+    latent = torch.from_numpy(merged["latent"])
+    skips = [torch.from_numpy(merged[name]) for name in sorted(merged) if name.startswith("skip_")]
     worst: list[tuple[float, np.ndarray, np.ndarray]] = []
     hooks = []
     for _, layer in clora.conditional_layers(model.unet.unet) if layers else ():
         hooks.append(layer.register_forward_hook(_layer_hook(layer, modulation[0], worst)))
     try:
-        latent, skips = model.encoder(image)
         branched = model.decoder(model.unet(latent, modulation), skips).numpy()
     finally:
         for hook in hooks:
