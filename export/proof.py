@@ -26,6 +26,7 @@ from runtime.manifest import REDUCED
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
 MERGED = ("encoder", "unet_merged", "decoder")
 FIRST = ("mfm", "encoder")
+"""What takes the picture itself, in the chain as alone."""
 OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}
 Values = Mapping[str, np.ndarray]
 
@@ -198,7 +199,7 @@ def _against(
     for component in alone:
         output = OUTPUT.get(component, "latent_restored")
         result = found[output]
-        if component not in FIRST:  # those were fed with the picture itself in the chain too
+        if component not in FIRST:
             inputs = _inputs(component, expected, bundle, precision)
             result = computer.run(component, inputs, None if path == "auto" else path)[output]
         figures.append(figure(name, path, component, subject.step, expected[output], result))
