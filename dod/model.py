@@ -142,7 +142,9 @@ class DOD(nn.Module):
 
     def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(condition c [B, C], modulation [B, N, 2, r]) of native pictures [B, 3, H, W] in [-1, 1]."""
-        return self.mfm(native_crops(image, self.preset.mfm.crops, self.preset.mfm.crop_size))
+        mfm = self.preset.mfm
+        all_alike = max(image.shape[-2:]) <= mfm.crop_size
+        return self.mfm(native_crops(image, 1 if all_alike else mfm.crops, mfm.crop_size))
 
     def forward(self, image: Tensor, modulation: Tensor | None = None) -> Tensor:
         """modulation: [B, N, 2, r]; computed from the image where it is not given."""

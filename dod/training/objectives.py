@@ -19,6 +19,7 @@ from ..model import DOD, alpha_bars
 from .loop import Objective
 
 KL_WEIGHT = 1e-6
+TONE_WEIGHT = 2.0
 DMD_TIMESTEPS = 20, 980
 """The timesteps at which distribution matching compares the two scores (Yin et al. 2024): not the very ends."""
 
@@ -26,7 +27,11 @@ Batch = Sequence[Tensor]
 
 
 class Autoencoder(Objective):
-    """L1 and a small KL term. The batch is (degraded, clean, ...), of which clean is taken, as by the other priors."""
+    """L1, L1 of the means over a latent's square of pixels, and a small KL term.
+
+    A latent that holds every edge but not its square's mean colour cannot be put right by any restoration of it. The
+    batch is (degraded, clean, ...), of which clean is taken, as by the other priors.
+    """
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -37,7 +42,13 @@ class Autoencoder(Objective):
         posterior = posterior_of(self.vae, clean)
         latent = posterior.mean + posterior.std * _normal(posterior.mean.shape, generator, clean.device)
         image = self.vae.decode(cast(FloatTensor, latent), return_dict=False)[0]
-        return {"rec": F.l1_loss(image.float(), clean), "kl": KL_WEIGHT * posterior.kl().mean()}
+        error = image.float() - clean
+        means = F.avg_pool2d(error, clean.shape[-1] // latent.shape[-1])
+        return {
+            "rec": error.abs().mean(),
+            "tone": TONE_WEIGHT * means.abs().mean(),
+            "kl": KL_WEIGHT * posterior.kl().mean(),
+        }
 
 
 class LatentNoise(Objective):
