@@ -19,18 +19,17 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
 
-from ..base import PROMPT_FILE, Model, load_part, new_ddpm, new_unet, new_vae, random_prompt
-from ..config import Preset, VAEConfig
+from ..base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
+from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
 from .arguments import Samples, preset_from, samples_from, schedule_from, training_parser
+from .linear_start import new_autoencoder, new_latent_unet
 from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 from .state import Log, Schedule
 
 RECORD = "training.json"
-TONE = 4.0
-"""The constants of `let_tone_through`, in deviations of the features."""
 COMMANDS: dict[str, dict[str, Any]] = {
     "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
     "unet": {"steps": 1200, "batch": 12, "crop": 128, "learning_rate": 5e-4},
@@ -70,12 +69,10 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
     vae = read_part(AutoencoderKL, folder / "vae")
-    latent_channels = preset.base.vae.latent_channels
     if go_on:
         unet = read_part(UNet2DConditionModel, folder / "unet")
     else:
-        unet = new_unet(preset.base.unet, latent_channels)
-        let_tone_through(unet.conv_norm_out, unet.up_blocks[-1])
+        unet = new_latent_unet(preset)
     prompt, step = random_prompt(preset.base), preset.step
     objective = LatentNoise(unet, vae, prompt, step)
     log = train("unet", objective, crops, schedule, state, fingerprint(vae.state_dict()))
@@ -99,29 +96,6 @@ def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     ddpm = read_part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
     log = train("ddpm", PixelNoise(ddpm), crops, schedule, state)
     publish(ddpm, folder, runs_of(folder, log, schedule, go_on))
-
-
-def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
-    """A `new_vae` whose encoder and decoder let a picture's tone through."""
-    vae = new_vae(config)
-    let_tone_through(vae.encoder.conv_norm_out, vae.encoder.mid_block)
-    let_tone_through(vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1])
-    return vae
-
-
-@torch.no_grad()
-def let_tone_through(norm: Any, block: Any) -> None:
-    """Let a network's last normalisation start as nearly the identity. norm: GroupNorm; block: the one before it.
-
-    It takes from each group of channels the mean and the deviation over the whole picture, and there the residual
-    stream ends, which alone carries them: a picture's brightness, cast and contrast. Constants of +-TONE in alternate
-    channels outweigh what differs between pictures, so that nearly the same is subtracted and divided by for all. A
-    group of two channels would still have no room for its own mean and deviation: `norm_num_groups` must be small.
-    """
-    constants = TONE * (1 - 2.0 * (torch.arange(norm.num_channels) % 2))
-    block.resnets[-1].conv2.bias += constants
-    norm.weight.fill_((TONE**2 + 1) ** 0.5)
-    norm.bias.copy_(-constants)
 
 
 def read_part(kind: type[Model], folder: Path) -> Model:

@@ -32,9 +32,10 @@ from ..model import DOD
 from ..prototypes import statistics_of
 from ..tensors import fingerprint
 from .arguments import preset_from, samples_from, schedule_from, training_parser
+from .linear_start import new_autoencoder
 from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
-from .pretrain import RECORD, new_autoencoder, publish, read_part
+from .pretrain import RECORD, publish, read_part
 from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {

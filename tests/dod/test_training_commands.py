@@ -122,7 +122,7 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
     vae = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
     norm, block = vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1]
     before = block.resnets[-1].conv2.bias.detach().clone()
-    pretrain.let_tone_through(norm, block)
+    linear_start.let_tone_through(norm, block)
     constants = block.resnets[-1].conv2.bias.detach() - before
     dark = torch.randn(1, 16, 32, 32) / 2
     bright = dark + torch.randn(1, 16, 1, 1)
@@ -153,7 +153,7 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     anew = ("--decoder", "new", "--learning-rate", "1e-6", "--state", str(folder / "anew"))
     assert command(stages.main, "2", folder, *anew) == 0
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
-    assert torch.allclose(bias.abs(), torch.full_like(bias, pretrain.TONE), atol=0.01), "it starts from nothing"
+    assert torch.allclose(bias.abs(), torch.full_like(bias, linear_start.TONE), atol=0.01), "it starts from nothing"
     capsys.readouterr()
 
     # Another DDPM: only stage 1 may go on from a checkpoint of other frozen weights, and says so.
