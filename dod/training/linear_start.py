@@ -53,13 +53,11 @@ def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
     let_tone_through(encoder.conv_norm_out, encoder.mid_block)
     let_tone_through(decoder.conv_norm_out, decoder.up_blocks[-1])
     moments, latents = encoder.conv_out, config.latent_channels
-    moments.weight[:COLOURS] *= QUIET
-    _carry(moments, pairs.T, rest=moments.weight.clone())
+    _carry(moments, pairs.T, quiet=QUIET)
     moments.weight[latents:], moments.bias[latents:] = 0, LOG_VARIANCE
     for conv in (vae.quant_conv, vae.post_quant_conv):
         _carry(cast(nn.Conv2d, conv), torch.eye(cast(nn.Conv2d, conv).out_channels))
-    decoder.conv_out.weight *= QUIET
-    _carry(decoder.conv_out, pairs.T, rest=decoder.conv_out.weight.clone())
+    _carry(decoder.conv_out, pairs.T, quiet=QUIET)
     return vae
 
 
@@ -78,9 +76,8 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
     _pair_up(unet.conv_in)
     _pair_up(shortcut)
     let_tone_through(unet.conv_norm_out, last)
-    unet.conv_out.weight *= QUIET
     gain = (1 - alpha_bar(preset.step)) ** 0.5
-    _carry(unet.conv_out, gain * _pairs(latents).T, rest=unet.conv_out.weight.clone())
+    _carry(unet.conv_out, gain * _pairs(latents).T, quiet=QUIET)
     return unet
 
 
@@ -106,14 +103,14 @@ def _pairs(count: int) -> Tensor:
     return torch.eye(count).repeat_interleave(2, dim=0) * torch.tensor([1.0, -1.0]).repeat(count)[:, None]
 
 
-def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int = 0, rest: Tensor | None = None) -> None:
-    """Make the first rows of a convolution `matrix` of the channels from `first` on, and nothing (rest: or that) of
-    the others. kernel: over the picture, [kh, kw]; None: the pixel itself."""
+def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int = 0, quiet: float = 0.0) -> None:
+    """Make the first rows of a convolution `matrix` of the channels from `first` on, and of the others nothing, or
+    `quiet` times what they were. kernel: over the picture, [kh, kw]; None: the pixel itself."""
     rows, columns = matrix.shape
     if kernel is None:
         kernel = torch.zeros(conv.weight.shape[2:])
         kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = 1
-    conv.weight[:rows] = 0 if rest is None else rest[:rows]
+    conv.weight[:rows] *= quiet
     conv.weight[:rows, first : first + columns] = matrix[:, :, None, None] * kernel
     conv.bias[:rows] = 0
 
