@@ -12,9 +12,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Conv2d as LoRAConv2d
 from peft.tuners.lora import Linear as LoRALinear
@@ -164,20 +166,47 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
     model = copy.deepcopy(model)
     for name, layer in list(adapted_layers(model)):
         base = cast(nn.Linear, layer.get_base_layer())
-        a, b = factors(layer)
-        gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
-        if isinstance(layer, ConditionalLoRA):
-            if modulation is None:
-                raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
-            gamma, beta = modulation[layer.index].unbind(0)
-        weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta)
-        dtype = base.weight.dtype
-        base.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-        base.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+        weight, bias = _merged_values(name, layer, modulation)
+        base.weight = nn.Parameter(weight, requires_grad=False)
+        base.bias = nn.Parameter(bias, requires_grad=False)
         for hooks in HOOKS:
             getattr(base, hooks).update(getattr(layer, hooks))
         model.set_submodule(name, base)
     return model
+
+
+@contextmanager
+def merging(model: nn.Module, modulation: Tensor | None = None) -> Iterator[None]:
+    """Inside the block the model computes what its `merged_copy` does, without a copy: each layer with LoRA merges its
+    weights whenever it is called, and forgets them. Hooks on it stay in force. Not for two threads at once."""
+    layers = list(adapted_layers(model))
+    for name, layer in layers:
+        cast(Any, layer).forward = partial(_merged_forward, name, layer, modulation)
+    try:
+        yield
+    finally:
+        for _, layer in layers:
+            del cast(Any, layer).forward
+
+
+def _merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Tensor, *_: object) -> Tensor:
+    base = cast(Any, layer.get_base_layer())
+    weight, bias = _merged_values(name, layer, modulation)
+    return F.linear(x, weight, bias) if weight.ndim == 2 else base._conv_forward(x, weight, bias)
+
+
+def _merged_values(name: str, layer: LoraLayer, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A layer's (W', b') at a condition, each in the dtype of its base's weight."""
+    base = cast(nn.Linear, layer.get_base_layer())
+    a, b = factors(layer)
+    gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
+    if isinstance(layer, ConditionalLoRA):
+        if modulation is None:
+            raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
+        gamma, beta = modulation[layer.index].unbind(0)
+    weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta)
+    dtype = base.weight.dtype
+    return weight.detach().to(dtype), bias.detach().to(dtype)
 
 
 def base_copy(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ from dod.model import DOD, OneStepUNet
 from export.errors import GraphError
 from export.norms import split_sums
 from export.simplify import attentions, simplify_merged
-from runtime.tensors import tensor_spans, write_tensors
+from runtime.tensors import ALIGNMENT, tensor_spans, write_tensors
 
 GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
 """Each graph and the weights file (without its suffix) that it points into."""
@@ -171,6 +171,8 @@ def write_weights(model: DOD, like: DOD, file: str, path: Path) -> dict[str, str
     """Write one weights file, each tensor in the dtype that it has in `like`; its `sha256`, taken while writing."""
     dtypes = {name: tensor.dtype for name, tensor in weights_of(like, file).items()}
     tensors = weights_of(model, file)
+    odd = {name: tensor.numel() * dtypes[name].itemsize % ALIGNMENT for name, tensor in tensors.items()}
+    tensors = {name: tensors[name] for name in sorted(tensors, key=lambda name: odd[name] > 0)}  # the others aligned
     shapes = {name: (_numpy(dtypes[name]), tuple(tensor.shape)) for name, tensor in tensors.items()}
     values = (tensor.detach().to(dtypes[name]).numpy() for name, tensor in tensors.items())
     return {"sha256": write_tensors(path, shapes, values)}

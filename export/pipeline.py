@@ -15,6 +15,7 @@ from dod.checkpoint import load_model
 from dod.model import DOD
 from export import calibration, conditions, description, graphs, precision_step, report, simplify_step
 from export.artefacts import Entry, Workshop, hash_sources
+from export.chain import load_sample
 from export.checks import (
     MODEL_SOURCES,
     ROOT,
@@ -33,7 +34,7 @@ from export.interface import Component, engine_list, library_version, profile, r
 from export.memory import MemoryMeter
 from export.parity import GATES, Figure, check
 from export.precision import check_islands, half_copy
-from export.proof import load_sample, proof_count, prove
+from export.proof import proof_count, prove
 from export.targets import TARGETS, gpu_here
 from export.tracing import TraceJob, trace_all
 from runtime.backends.openvino import reduced_precisions
@@ -54,13 +55,13 @@ class Build:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.start = time.monotonic()
+        self.samples = sample_paths(options.samples)
         self.model = load_model(options.checkpoint, options.base, options.ddpm)
         check_islands(self.model, options.islands or ())
         check_exportable(self.model)
         check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
-        self.samples = sample_paths(options.samples)
         self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
@@ -223,7 +224,7 @@ class Build:
         name = "report/parity.json"
         apart = ("engines/", "report/")
         files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
-        sources = hash_sources(ROOT / "export" / name for name in ("parity.py", "proof.py"))
+        sources = hash_sources(ROOT / "export" / name for name in ("parity.py", "chain.py", "proof.py"))
         inputs = {"files": files, "samples": hash_samples(self.samples), "sources": sources, "torch": torch.__version__}
         pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
         wanted = [name, *pictures.values()]
@@ -233,9 +234,9 @@ class Build:
                 self.shop.path(each).unlink(missing_ok=True)
             start = time.monotonic()
             loaded = [load_sample(path, bundle, self.conditions) for path in self.samples]
-            proofs = list(
-                progress(prove(self.model, self.islands, bundle, loaded), proof_count(bundle, loaded), "parity")
-            )
+            with tempfile.TemporaryDirectory(dir=self.shop.root) as scratch:
+                proven = prove(self.model, self.islands, bundle, loaded, Path(scratch))
+                proofs = list(progress(proven, proof_count(bundle, loaded), "parity"))
             shown = [proof for proof in proofs if proof.path == "auto" and proof.step not in GATES]
             restored = {proof.sample: proof.restored for proof in shown}  # the last step's
             for path in self.samples:

@@ -40,7 +40,7 @@ class TorchChain:
         elif component == "unet_merged":
             assert condition is not None
             modulation = torch.from_numpy(modulation_of(self.model, condition))
-            with clora.merged(self.model.unet, modulation):
+            with clora.merging(self.model.unet, modulation):
                 outputs["latent_restored"] = self.model.unet(tensors["latent"])
         else:
             skips = [tensors[name] for name in sorted(tensors) if name.startswith("skip_")]
@@ -73,7 +73,6 @@ def prove(
             figures = [] if path == "auto" else _merge_figures(model, run.sample, values, layers=bool(run.alone))
             wanted.keep(run, values if run.alone else {"image": values["image"]})
             yield Proof("merged", run.sample.name, path, figures, values["image"])
-    del values
     for subject in subjects(bundle):
         half = half_copy(model, islands) if subject.backend is None else None
         model.to("meta")
@@ -115,10 +114,10 @@ def _layer_hook(
     """Compares one layer's branched output with its merged weights on the same input; keeps the worst."""
     base = cast(nn.Conv2d, layer.get_base_layer())
     scale, (gamma, beta) = layer.scaling[clora.ADAPTER], modulation[layer.index]
-    weight, bias = clora.merge(base.weight, base.bias, *clora.factors(layer), scale, gamma, beta)
 
     def compare(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0]
+        weight, bias = clora.merge(base.weight, base.bias, *clora.factors(layer), scale, gamma, beta)
         if weight.ndim == 4:
             found = torch.nn.functional.conv2d(x, weight, bias, base.stride, base.padding)
         else:

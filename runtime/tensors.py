@@ -14,9 +14,11 @@ import numpy as np
 
 from .errors import BundleError
 
-__all__ = ["Span", "read_tensors", "tensor_spans", "write_tensors"]
+__all__ = ["ALIGNMENT", "Span", "aligned", "read_tensors", "tensor_spans", "write_tensors"]
 
 MAX_HEADER = 100_000_000
+ALIGNMENT = 64
+"""Bytes. What a runtime maps it takes as it lies only where that is a multiple of this; else it makes a copy."""
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -60,7 +62,8 @@ def write_tensors(
 ) -> str:
     """Writes tensors one after the other as they come, never two at once; returns the file's SHA-256 in hexadecimal.
 
-    shapes: dtype and shape of each tensor by name; values: in the same order. Raises ValueError where one differs.
+    shapes: dtype and shape of each tensor by name; values: in the same order. The first lies at a multiple of
+    ALIGNMENT, as do those behind tensors whose sizes are such. Raises ValueError where one differs.
     """
     kinds = {dtype: kind for kind, dtype in DTYPES.items()}
     header, end = {}, 0
@@ -68,7 +71,7 @@ def write_tensors(
         begin, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {"dtype": kinds[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
     digest = hashlib.sha256()
     with open(path, "wb") as file:
         for part in (len(text).to_bytes(8, "little"), text):
@@ -81,6 +84,15 @@ def write_tensors(
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
+
+
+def aligned(value: np.ndarray) -> np.ndarray:
+    """A copy of an array, row by row, whose address is a multiple of ALIGNMENT: numpy's own are of 16 bytes."""
+    room = np.empty(value.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    copy[...] = value
+    return copy
 
 
 def tensor_spans(path: str | PathLike[str]) -> dict[str, Span]:

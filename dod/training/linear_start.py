@@ -8,6 +8,7 @@ other channels of the stream come in such pairs too, so that no normalisation fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 
 from ..base import new_unet, new_vae
 from ..config import Preset, VAEConfig
-from ..errors import ConfigError
 from ..model import alpha_bar
 
 TONE = 8.0
@@ -32,9 +32,9 @@ LOG_VARIANCE = -8.0
 def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
     """A `new_vae` that starts as averaging: the first three latents are the colours' means over the latent's square."""
     vae = new_vae(config)
-    _check_width(config.block_out_channels, COLOURS)
     encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
-    pairs, keep = _pairs(COLOURS), torch.eye(2 * COLOURS)
+    count = _fitting(COLOURS, config.block_out_channels)
+    pairs, keep = _pairs(count), torch.eye(2 * count)
     mean = torch.zeros(3, 3)
     mean[:2, :2] = 1 / 4  # of the stride's square: diffusers pads on the right and below
     _carry(encoder.conv_in, pairs)
@@ -67,17 +67,17 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
     eps = sqrt(1 - alpha_bar) z, along the outermost skip connection."""
     latents = preset.base.vae.latent_channels
     unet = new_unet(preset.base.unet, latents)
-    _check_width(preset.base.unet.block_out_channels[:1], latents)
+    count = _fitting(latents, preset.base.unet.block_out_channels[:1])
     last = cast(Any, unet.up_blocks[-1])
     _silence(unet)
-    _carry(unet.conv_in, _pairs(latents))
+    _carry(unet.conv_in, _pairs(count))
     shortcut = last.resnets[-1].conv_shortcut
-    _carry(shortcut, torch.eye(2 * latents), first=shortcut.in_channels - unet.conv_in.out_channels)
+    _carry(shortcut, torch.eye(2 * count), first=shortcut.in_channels - unet.conv_in.out_channels)
     _pair_up(unet.conv_in)
     _pair_up(shortcut)
     let_tone_through(unet.conv_norm_out, last)
     gain = (1 - alpha_bar(preset.step)) ** 0.5
-    _carry(unet.conv_out, gain * _pairs(latents).T, quiet=QUIET)
+    _carry(unet.conv_out, gain * _pairs(count).T, quiet=QUIET)
     return unet
 
 
@@ -128,6 +128,6 @@ def _silence(model: nn.Module) -> None:
                 nn.init.zeros_(parameter)
 
 
-def _check_width(widths: Any, count: int) -> None:
-    if min(widths) < 2 * count:
-        raise ConfigError(f"block_out_channels {tuple(widths)}: a new network needs {2 * count} channels or more")
+def _fitting(wanted: int, widths: Sequence[int]) -> int:
+    """How many values can be carried: two channels each, beside the two of `let_tone_through`."""
+    return min(wanted, (min(widths) - 2) // 2)

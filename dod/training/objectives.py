@@ -189,7 +189,7 @@ class Detail(Restoration):
     decoder: whether the base's decoder learns with them, as the paper's, which is a strong one, need not: a decoder of
     short training puts a picture's tone into whole-picture statistics that the modules in front cannot correct. So
     that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too, with the
-    weight `plain`; with 0 it may rely on them.
+    weight `plain`; with 0 it may rely on them. decoder_rate: how many times faster than the modules it learns.
     """
 
     def __init__(
@@ -201,23 +201,24 @@ class Detail(Restoration):
         gate_start: float = 0.0,
         decoder: bool = False,
         plain: float = 0.25,
+        decoder_rate: float = 1.0,
     ) -> None:
         super().__init__(model)
         self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
         modules = model.detail_parameters()
         self._learning = {name: parameter for name, parameter in modules.items() if parameter.ndim}
         self._gates = {name: parameter for name, parameter in modules.items() if not parameter.ndim}
-        if decoder:
-            self._learning |= model.decoder.base_parameters()
-        for parameter in (*self._learning.values(), *self._gates.values()):
+        self._decoder = model.decoder.base_parameters() if decoder else {}
+        for parameter in (*self._learning.values(), *self._decoder.values(), *self._gates.values()):
             parameter.requires_grad_(True)
-        self._gate_rate = gate_rate
+        self._gate_rate, self._decoder_rate = gate_rate, decoder_rate
         for gate in self._gates.values():
             if abs(gate.item()) < gate_start:
                 gate.data.fill_(gate_start)
 
     def groups(self) -> list[tuple[float, dict[str, nn.Parameter]]]:
-        return [(1.0, self._learning), (self._gate_rate, self._gates)]
+        groups = [(1.0, self._learning), (self._decoder_rate, self._decoder), (self._gate_rate, self._gates)]
+        return [(rate, members) for rate, members in groups if members]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         degraded, clean = _channels_last(batch)

@@ -61,6 +61,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "gate_start": 0.2,
         "decoder": ("frozen", "trained", "new"),
         "plain_weight": 0.25,
+        "decoder_rate": 1.0,
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -137,16 +138,20 @@ def stage_2(
     gate_start: float = 0.0,
     decoder: str = "frozen",
     plain_weight: float = 0.25,
+    decoder_rate: float = 1.0,
 ) -> Log:
     """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
     if decoder == "new":
         fresh = new_autoencoder(model.preset.base.vae).state_dict()
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, decoder != "frozen", plain_weight)
+    trained = decoder != "frozen"
+    objective = Detail(
+        model, rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate
+    )
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder} {plain_weight}"
+    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder} {plain_weight} {decoder_rate}"
     return train("stage-2", objective, dataset, schedule, state, identity)
 
 

@@ -16,6 +16,7 @@ from ..bundle import Bundle
 from ..errors import BackendError, BundleError, unknown
 from ..manifest import REDUCED
 from ..merge import merge
+from ..tensors import aligned
 from . import Options, choose_precision, kept_sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
@@ -150,8 +151,7 @@ class OpenVINO:
         values = {} if condition is None else self._values(condition)
         try:
             model = self._core.read_model(path)
-            self._replace(model, values)
-            del values  # the model holds them from here, and gives up each that it has packed
+            self._replace(model, values)  # the model holds them from here, and gives up each that it has packed
             return self._core.compile_model(model, "CPU", self._settings)
         except BundleError:
             raise
@@ -165,17 +165,19 @@ class OpenVINO:
         stored = self._bundle.tensors(self._files.weights["unet_merged"])
         return merge(stored, manifest.merge, self._bundle.modulation(condition))
 
-    def _replace(self, model: Any, values: Mapping[str, np.ndarray]) -> None:
-        """Puts `values` in the place of the constants of their names, without copying them.
+    def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
+        """Puts `values` in the place of the constants of their names, and takes them out of it one by one.
+
+        They move to addresses that OpenVINO takes as they are: numpy's it copies, and keeps both.
 
         The frontend names a constant after its initializer and folds nothing before `compile_model`, which is when
         what was derived from the old value (a transpose, a packed kernel) would be.
         """
         constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
-        for name, value in values.items():
+        for name in list(values):
             if name not in constants:
                 raise BundleError(f"cannot merge: the graph unet_merged holds no constant {name!r}")
-            merged = self._ov.op.Constant(np.ascontiguousarray(value), shared_memory=True)
+            merged = self._ov.op.Constant(aligned(values.pop(name)), shared_memory=True)
             merged.set_friendly_name(name)
             for user in constants[name].output(0).get_target_inputs():
                 user.replace_source_output(merged.output(0))

@@ -154,6 +154,29 @@ def test_merging_leaves_the_model_as_it_was(model: DOD, at_prototype: tuple[Tens
         assert torch.equal(model.unet(latent, modulation[None]), dynamic)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merging_in_passing_is_the_merged_copy_to_the_bit(
+    model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
+) -> None:
+    latent, modulation, dynamic = at_prototype
+    unet = copy.deepcopy(model.unet).to(dtype)
+    seen: list[Tensor] = []
+    name, layer = next(clora.conditional_layers(unet))
+    layer.register_forward_hook(lambda *arguments: seen.append(arguments[2]))
+    with torch.no_grad():
+        expected = clora.merged_copy(unet, modulation)(latent)
+        with clora.merging(unet, modulation):
+            found = unet(latent)
+        assert torch.equal(found, expected) and len(seen) == 2, "its hooks stay, in the copy as here"
+        assert torch.equal(clora.merged_copy(unet, modulation)(latent), expected), "and it is undone"
+        again = unet(latent, modulation[None])
+    assert snr_db(dynamic, again) >= (200 if dtype == torch.float32 else 30)
+    with torch.no_grad(), pytest.raises(ValueError, match="needs a modulation"), clora.merging(unet):
+        unet(latent)
+    with torch.no_grad(), clora.merging(encoder := copy.deepcopy(model.encoder)):
+        assert torch.equal(encoder(image())[0], clora.merged_copy(model.encoder)(image())[0]), "plain LoRA too"
+
+
 def test_plain_lora_of_the_encoder_merges(model: DOD) -> None:
     merged = clora.merged_copy(model.encoder)
     with torch.no_grad():

@@ -23,9 +23,10 @@ from dod.base import load_base, new_vae
 from dod.checkpoint import METADATA, load_model
 from dod.config import VAEConfig, load_preset
 from dod.errors import ConfigError, run_command
-from dod.training import pretrain, stages
+from dod.model import alpha_bar
+from dod.training import linear_start, pretrain, stages
 from tests.dod.data.small_tree import make_tree
-from tests.dod.small_model import SMALLER
+from tests.dod.small_model import SMALLER, image
 
 
 @pytest.fixture
@@ -132,6 +133,37 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
     assert (error < 0.3) == kept, error
 
 
+def test_a_new_autoencoder_averages() -> None:
+    """Before any training: its latents are the colours' means, and its pictures have the tone of what they show."""
+    torch.manual_seed(0)
+    vae = linear_start.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    picture = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
+    means = torch.nn.functional.avg_pool2d(picture, 8)
+    with torch.no_grad():
+        latent = vae.encode(picture).latent_dist
+        restored = vae.decode(latent.mode()).sample
+    assert (latent.mode()[:, :3] - means).abs().max() < 0.03 and latent.std.max() < 0.02
+    assert (torch.nn.functional.avg_pool2d(restored, 8) - means).abs().mean() < 0.02
+    plain = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    with torch.no_grad():
+        assert (plain(picture).sample.mean((2, 3)) - picture.mean((2, 3))).abs().mean() > 0.1, "others do not"
+
+
+@pytest.mark.parametrize("timestep", [249, 999])
+def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
+    preset = load_preset(
+        "mini", {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]}
+    )
+    unet = linear_start.new_latent_unet(preset).eval()
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2, 4, 16, 24, generator=generator) / 2 + torch.tensor([0.5, -0.5, 1, 0])[:, None, None]
+    with torch.no_grad():
+        eps = unet(latent, timestep, torch.randn(2, 8, 64, generator=generator)).sample
+    wanted = (1 - alpha_bar(preset.step)) ** 0.5 * latent
+    assert (eps - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+
+
 def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("vae", "unet"):
         assert command(pretrain.main, part, folder) == 0
@@ -153,7 +185,8 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     anew = ("--decoder", "new", "--learning-rate", "1e-6", "--state", str(folder / "anew"))
     assert command(stages.main, "2", folder, *anew) == 0
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
-    assert torch.allclose(bias.abs(), torch.full_like(bias, linear_start.TONE), atol=0.01), "it starts from nothing"
+    new = linear_start.new_autoencoder(checkpoint.preset.base.vae)
+    assert torch.allclose(bias, new.decoder.conv_norm_out.bias, atol=0.01), "it starts from nothing"
     capsys.readouterr()
 
     # Another DDPM: only stage 1 may go on from a checkpoint of other frozen weights, and says so.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from PIL import Image
 
 from dod.model import DOD
 from export import proof
+from export.chain import Proof, Sample, Subject, Wanted, compare, load_sample
 from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
 from export.precision import default_islands, half_copy
-from export.proof import Proof, Sample, TorchChain, load_sample, proof_count, prove
+from export.proof import TorchChain, proof_count, prove
 from export.report import parity_table, read_figures, rows, write_comparison, write_figures
-from runtime.backends import Options
 from runtime.bundle import Bundle
 from runtime.manifest import Component, Crops, Manifest, Precision, Profile, TensorSpec
 from tests.dod.small_model import image
@@ -65,17 +67,20 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
     """Makes one model stand in for the fp32 graphs of a bundle, another for the fp16 ones."""
 
     def replace(single: DOD, half: DOD | None = None) -> None:
-        def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[TorchChain, list[str]]:
-            assert name == "onnxruntime_cpu"
-            return TorchChain(half if options.precision == "fp16" and half is not None else single), []
+        @contextmanager
+        def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Callable[..., list[Proof]]]:
+            assert subject.backend == "onnxruntime_cpu"
+            computer = TorchChain(half if subject.precision == "fp16" and half is not None else single)
+            yield lambda runs: compare(computer, subject, bundle, runs, wanted)
 
-        monkeypatch.setattr(proof, "open_backend", open_backend)
+        monkeypatch.setattr(proof, "bundle_process", bundle_process)
 
     return replace
 
 
 def proofs_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Proof]:
-    return list(prove(copy.deepcopy(model), default_islands(model), proven, samples))  # it uses the model up
+    with tempfile.TemporaryDirectory() as scratch:  # and a copy, for it uses the model up
+        return list(prove(copy.deepcopy(model), default_islands(model), proven, samples, Path(scratch)))
 
 
 def figures_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Figure]:

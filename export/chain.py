@@ -1,0 +1,220 @@
+"""A chain of components on photographs, held against the reference's values; a bundle's in a process of its own.
+
+ONNX Runtime and OpenVINO do not give everything back that they took where a model in PyTorch lived before them; a
+process does when it ends. This module needs no torch, so that such a process is a light one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from export.errors import ParityError
+from export.memory import give_back
+from export.parity import Figure, figure
+from runtime.backends import Options, open_backend
+from runtime.bundle import Bundle
+from runtime.geometry import crops, pad, padded_size
+from runtime.image import read
+from runtime.manifest import REDUCED, Manifest
+from runtime.tensors import read_tensors, write_tensors
+
+DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
+MERGED = ("encoder", "unet_merged", "decoder")
+FIRST = ("mfm", "encoder")
+"""What takes the picture itself, in the chain as alone."""
+OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}
+Values = Mapping[str, np.ndarray]
+
+
+class Computer(Protocol):
+    """What runs components by name: a backend of the runtime, or a model in PyTorch."""
+
+    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
+        """See `runtime.backends.Backend.run`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A photograph ready for the chain: image [1, 3, H, W] and crops [1, K, 3, R, R], float32 in [-1, 1]."""
+
+    name: str
+    condition: str
+    values: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is held against the reference in one step: the precision of its graphs, and who computes them in which.
+
+    backend: None is PyTorch itself.
+    """
+
+    step: str
+    graphs: str
+    backend: str | None
+    precision: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One picture through one path. alone: those of its components that are compared by themselves too."""
+
+    path: str
+    components: Sequence[str]
+    sample: Sample
+    alone: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What one step gave for one sample on one path: its figures, and the restored picture [1, 3, H, W]."""
+
+    step: str
+    sample: str
+    path: str
+    figures: list[Figure]
+    restored: np.ndarray
+
+
+@dataclass
+class Wanted:
+    """The reference's values of each run, in files of a folder: as large as a picture's skips, they need not wait in
+    memory."""
+
+    folder: Path
+    files: dict[tuple[str, str], Path] = field(default_factory=dict)
+
+    def keep(self, run: Run, values: Values) -> None:
+        """Write what a run gave."""
+        path = self.folder / f"{len(self.files)}.safetensors"
+        write_tensors(path, {name: (value.dtype, value.shape) for name, value in values.items()}, values.values())
+        self.files[run.sample.name, run.path] = path
+
+    def of(self, run: Run) -> dict[str, np.ndarray]:
+        """The values of a run, mapped."""
+        return read_tensors(self.files[run.sample.name, run.path])
+
+
+def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:
+    """A photograph as the runtime prepares it. Its condition is the one its name begins with, else the first."""
+    manifest = bundle.manifest
+    pixels = read(path).pixels
+    sizes = manifest.size_multiple, manifest.profile.size[0], manifest.profile.size[2]
+    image = pad(pixels, *(padded_size(side, *sizes) for side in pixels.shape[:2])).transpose(2, 0, 1)[None]
+    taken = crops(pixels, manifest.crops.count, manifest.crops.size)[None]
+    condition = next((name for name in conditions if path.stem.startswith(name)), conditions[0] if conditions else "")
+    return Sample(path.name, condition, {"image": np.ascontiguousarray(image), "crops": taken})
+
+
+def subjects(bundle: Bundle) -> list[Subject]:
+    """The steps of a proof in order. PyTorch's half comes first: then the model's values are not needed any more."""
+    manifest = bundle.manifest
+    found = [Subject("half", "fp16", None, "fp16")] if "fp16" in manifest.precisions else []
+    found += [Subject(f"onnx {each}", each, "onnxruntime_cpu", each) for each in manifest.precisions]
+    openvino = manifest.targets.get("openvino")
+    for precision in openvino.precisions if openvino else ():
+        found.append(Subject(f"openvino {precision}", REDUCED.get(precision, precision), "openvino", precision))
+    return found
+
+
+def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
+    """The runs of each path: every sample through `auto`, and through the merged path of its condition."""
+    paths = {"auto": [Run("auto", DYNAMIC, each, DYNAMIC if each is samples[0] else ()) for each in samples]}
+    for sample in sorted(samples, key=lambda each: each.condition):
+        if sample.condition in bundle.manifest.conditions:
+            alone = ("unet_merged",) if sample is samples[0] else ()
+            paths.setdefault(sample.condition, []).append(Run(sample.condition, MERGED, sample, alone))
+    return paths
+
+
+@contextmanager
+def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Any]:
+    """A process for one subject's backend; gives a function from the runs of one path to their proofs.
+
+    Raises what went wrong in it, ParityError where it is ended from outside.
+    """
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+    def compared(runs: Sequence[Run]) -> list[Proof]:
+        try:
+            return pool.submit(_compare_bundle, subject, bundle.folder, bundle.manifest, runs, wanted).result()
+        except BrokenProcessPool:
+            raise ParityError(
+                f"the process that ran {subject.step} on path {runs[0].path} was ended from outside: with too little "
+                "memory, smaller pictures take less (--samples); the same command goes on from what is finished"
+            ) from None
+
+    try:
+        yield compared
+    finally:
+        for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
+            process.kill()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _compare_bundle(
+    subject: Subject, folder: Path, manifest: Manifest, runs: Sequence[Run], wanted: Wanted
+) -> list[Proof]:
+    bundle = Bundle(folder, manifest)
+    assert subject.backend is not None
+    computer = open_backend(subject.backend, bundle, Options(precision=subject.precision))[0]
+    try:
+        return compare(computer, subject, bundle, runs, wanted)
+    finally:
+        computer.close()
+        del computer
+        give_back()
+
+
+def compare(
+    computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted
+) -> list[Proof]:
+    """Each run's figures: the chain's, and those of the components alone, each fed with the reference's own inputs."""
+    proofs = []
+    for run in runs:
+        name, path, precision, expected = run.sample.name, run.path, subject.graphs, wanted.of(run)
+        found = run_chain(computer, run, bundle, precision)
+        figures = [figure(name, path, "chain", subject.step, expected["image"], found["image"])]
+        for component in run.alone:
+            output = OUTPUT.get(component, "latent_restored")
+            result = found[output]
+            if component not in FIRST:
+                inputs = _inputs(component, expected, bundle, precision)
+                result = computer.run(component, inputs, None if path == "auto" else path)[output]
+            figures.append(figure(name, path, component, subject.step, expected[output], result))
+        proofs.append(Proof(subject.step, name, path, figures, found["image"]))
+    return proofs
+
+
+def run_chain(computer: Computer, run: Run, bundle: Bundle, precision: str | None = None) -> dict[str, np.ndarray]:
+    """Every value along the chain, by name. The restored picture replaces the degraded one under `image`.
+
+    precision: of the bundle's graphs; None: as the reference takes it.
+    """
+    values = {**run.sample.values, "degraded": run.sample.values["image"]}
+    condition = None if run.path == "auto" else run.path
+    for component in run.components:
+        values |= computer.run(component, _inputs(component, values, bundle, precision), condition)
+    return values
+
+
+def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
+    """What a component takes, in the types of the bundle's graphs of a precision."""
+    specs = bundle.manifest.components[component].inputs
+    dtypes = {spec.name: spec.dtype(precision) if precision else "float32" for spec in specs}
+    return {name: np.asarray(values[name]).astype(dtype, copy=False) for name, dtype in dtypes.items()}
