@@ -106,7 +106,7 @@ class DOD(nn.Module):
 
     H and W must be multiples of `preset.size_multiple`. `layers` names the N conditional layers in the order of the
     modulation; `prototypes` holds the mean condition c [C] of each degradation, `statistics` [1 + C, C] the calibration
-    set's mean and covariance of c; `base_sha256` is the identity of the frozen weights.
+    set's mean of c and its covariance about them; `base_sha256` is the identity of the frozen weights.
     """
 
     def __init__(self, preset: Preset, parts: base.BaseParts) -> None:

@@ -26,7 +26,7 @@ def statistics_of(conditions: ArrayLike) -> Array:
 
 
 def standardise(conditions: ArrayLike, statistics: ArrayLike) -> Array:
-    """(c - mean) S^(-1/2): every direction of c with deviation 1 over the calibration set, and uncorrelated.
+    """(c - mean) S^(-1/2): every direction of c with deviation 1 over what S was taken of, and uncorrelated.
 
     Feature by feature would leave what photographs differ in, which most features share, to outweigh what degradations
     differ in. S is the covariance, with a thousandth of its mean variance added to each feature, for directions in

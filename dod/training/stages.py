@@ -178,7 +178,8 @@ def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count: int) -> None:
-    """Each condition's prototype, the mean c over `count` samples of it; c's mean and covariance over all.
+    """Each condition's prototype, the mean c over `count` samples of it; c's mean over all, and its covariance about
+    the prototypes: what photographs differ in, which is to be divided out, without what degradations differ in.
 
     samples_of: gives the degraded samples of the conditions named.
     """
@@ -187,8 +188,9 @@ def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count:
         dataset = samples_of((name,))
         per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(count)])
     model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
-    everything = torch.cat(list(per_condition.values()))
-    model.statistics = torch.from_numpy(statistics_of(everything.numpy())).float()
+    mean = torch.cat(list(per_condition.values())).mean(0)
+    about = torch.cat([c - c.mean(0) + mean for c in per_condition.values()])
+    model.statistics = torch.from_numpy(statistics_of(about.numpy())).float()
 
 
 if __name__ == "__main__":
