@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from PIL import Image
 
 from dod.model import DOD
 from export import proof
-from export.chain import Proof, Sample, Subject, Wanted, compare, load_sample
+from export.chain import Proof, Run, Sample, Subject, Wanted, bundle_process, compare, load_sample
+from export.errors import ParityError
 from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
 from export.precision import default_islands, half_copy
 from export.proof import TorchChain, proof_count, prove
@@ -240,6 +242,22 @@ def test_components_alone_once_and_only_on_the_first_sample(model: DOD, sample: 
         crops = torch.from_numpy(second.values["crops"])
         expected = model(torch.from_numpy(second.values["image"]), model.mfm(crops)[1])
     assert np.array_equal(restored, expected.numpy())
+
+
+class Fatal:
+    """Ends the process that it is sent to."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_parity_process_that_is_ended_says_so(tmp_path: Path) -> None:
+    subject = Subject("onnx fp32", "fp32", "onnxruntime_cpu", "fp32")
+    with (
+        pytest.raises(ParityError, match=r"ran onnx fp32 on path rain was ended from outside.*--samples"),
+        bundle_process(subject, bundle(), Wanted(tmp_path)) as compared,
+    ):
+        compared([Run("rain", (), cast(Sample, Fatal()))])
 
 
 def test_load_sample(tmp_path: Path) -> None:
