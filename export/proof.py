@@ -28,7 +28,8 @@ class TorchChain:
 
     @torch.no_grad()
     def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        # A copy where it is mapped: torch warns of what cannot be written.
+        tensors = {name: torch.from_numpy(np.require(value, requirements="CW")) for name, value in inputs.items()}
         outputs: dict[str, Tensor] = {}
         if component == "mfm":
             outputs["condition"], outputs["modulation"] = self.model.mfm(tensors["crops"])

@@ -61,7 +61,8 @@ def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
     """M standardises c with the calibration's statistics, as training would, and its last layer is not zero."""
     assert model.statistics is not None  # calibrate has just set it
     network = model.mfm.network
-    mean, deviation = model.statistics[0], model.statistics[1:].diagonal().sqrt()
+    between = torch.stack(list(model.prototypes.values())).var(dim=0, correction=0)
+    mean, deviation = model.statistics[0], (model.statistics[1:].diagonal() + between).sqrt()
     first = network.condition_in[0]
     assert isinstance(first, nn.Linear)
     scale = deviation.clamp_min(1e-6 * float(deviation.max()))

@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
     if arguments.command != "calibrate" and schedule.crop % preset.size_multiple:
         raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
+    if arguments.command == "calibrate" and schedule.steps < 2:
+        raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
     folder = preset.folder / preset.checkpoint
     anew = arguments.command == "1" and not arguments.go_on
     if not anew and not (folder / METADATA).is_file():
