@@ -181,9 +181,7 @@ def _compare_bundle(
         give_back()
 
 
-def compare(
-    computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted
-) -> list[Proof]:
+def compare(computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted) -> list[Proof]:
     """Each run's figures: the chain's, and those of the components alone, each fed with the reference's own inputs."""
     proofs = []
     for run in runs:

@@ -69,10 +69,7 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
     folder = preset.folder / preset.base.source
     vae = read_part(AutoencoderKL, folder / "vae")
-    if go_on:
-        unet = read_part(UNet2DConditionModel, folder / "unet")
-    else:
-        unet = new_latent_unet(preset)
+    unet = read_part(UNet2DConditionModel, folder / "unet") if go_on else new_latent_unet(preset)
     prompt, step = random_prompt(preset.base), preset.step
     objective = LatentNoise(unet, vae, prompt, step)
     log = train("unet", objective, crops, schedule, state, fingerprint(vae.state_dict()))

@@ -148,9 +148,7 @@ def stage_2(
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
     trained = decoder != "frozen"
-    objective = Detail(
-        model, rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate
-    )
+    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
     identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder} {plain_weight} {decoder_rate}"

@@ -161,7 +161,7 @@ def test_merging_in_passing_is_the_merged_copy_to_the_bit(
     latent, modulation, dynamic = at_prototype
     unet = copy.deepcopy(model.unet).to(dtype)
     seen: list[Tensor] = []
-    name, layer = next(clora.conditional_layers(unet))
+    _name, layer = next(clora.conditional_layers(unet))
     layer.register_forward_hook(lambda *arguments: seen.append(arguments[2]))
     with torch.no_grad():
         expected = clora.merged_copy(unet, modulation)(latent)

@@ -153,7 +153,8 @@ def test_a_new_autoencoder_averages() -> None:
 @pytest.mark.parametrize("timestep", [249, 999])
 def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
     preset = load_preset(
-        "mini", {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]}
+        "mini",
+        {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]},
     )
     unet = linear_start.new_latent_unet(preset).eval()
     generator = torch.Generator().manual_seed(0)
