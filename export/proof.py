@@ -29,7 +29,7 @@ class TorchChain:
     @torch.no_grad()
     def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
         # A copy where it is mapped: torch warns of what cannot be written.
-        tensors = {name: torch.from_numpy(np.require(value, requirements="CW")) for name, value in inputs.items()}
+        tensors = {name: torch.from_numpy(np.require(value, requirements=("C", "W"))) for name, value in inputs.items()}
         outputs: dict[str, Tensor] = {}
         if component == "mfm":
             outputs["condition"], outputs["modulation"] = self.model.mfm(tensors["crops"])

@@ -120,7 +120,7 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
     """Two pictures that differ in brightness alone still do behind the last normalisation, but not with two channels
     in a group, which is why `mini` has one group."""
     torch.manual_seed(0)
-    vae = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
+    vae: Any = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
     norm, block = vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1]
     before = block.resnets[-1].conv2.bias.detach().clone()
     linear_start.let_tone_through(norm, block)
@@ -136,7 +136,7 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
 def test_a_new_autoencoder_averages() -> None:
     """Before any training: its latents are the colours' means, and its pictures have the tone of what they show."""
     torch.manual_seed(0)
-    vae = linear_start.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    vae: Any = linear_start.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
     picture = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
     means = torch.nn.functional.avg_pool2d(picture, 8)
@@ -145,7 +145,7 @@ def test_a_new_autoencoder_averages() -> None:
         restored = vae.decode(latent.mode()).sample
     assert (latent.mode()[:, :3] - means).abs().max() < 0.03 and latent.std.max() < 0.02
     assert (torch.nn.functional.avg_pool2d(restored, 8) - means).abs().mean() < 0.02
-    plain = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    plain: Any = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     with torch.no_grad():
         assert (plain(picture).sample.mean((2, 3)) - picture.mean((2, 3))).abs().mean() > 0.1, "others do not"
 
@@ -186,7 +186,7 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     anew = ("--decoder", "new", "--learning-rate", "1e-6", "--state", str(folder / "anew"))
     assert command(stages.main, "2", folder, *anew) == 0
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
-    new = linear_start.new_autoencoder(checkpoint.preset.base.vae)
+    new: Any = linear_start.new_autoencoder(checkpoint.preset.base.vae)
     assert torch.allclose(bias, new.decoder.conv_norm_out.bias, atol=0.01), "it starts from nothing"
     capsys.readouterr()
 
