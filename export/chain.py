@@ -43,10 +43,6 @@ class Computer(Protocol):
         """See `runtime.backends.Backend.run`."""
         ...
 
-    def close(self) -> None:
-        """Let go of what was opened."""
-        ...
-
 
 @dataclass(frozen=True)
 class Sample:

@@ -48,9 +48,6 @@ class TorchChain:
             outputs["image"] = self.model.decoder(tensors["latent_restored"], skips)
         return {name: value.numpy() for name, value in outputs.items()}
 
-    def close(self) -> None:
-        """Nothing is open."""
-
 
 def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:
     """How many proofs `prove` gives."""
