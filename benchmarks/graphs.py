@@ -34,14 +34,14 @@ from dod import clora
 from dod.checkpoint import load_model
 from dod.errors import DODError
 from dod.model import DOD, OneStepUNet
-from export import costs, graphs
+from export import costs, graphs, plans
 from export.simplify import simplify
 from runtime.console import Parser, run_command, table
 from runtime.errors import UsageError, unknown
 from runtime.tensors import write_tensors
 
 PLAIN = "unet_plain"
-NAMES = (*graphs.GRAPHS, PLAIN)
+NAMES = (*plans.GRAPHS, PLAIN)
 BACKENDS = ("torch", "onnxruntime", "openvino")
 JSON = Path("build/graphs.json")
 TURNS = Turns(seconds=60, warmup=1, least=5)
@@ -107,7 +107,7 @@ def collect(
     model: DOD, arguments: Namespace, scratch: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Run]]:
     """The counts, for JSON, and what is to be timed, by (graph, state, backend). The model is simplified on the way."""
-    before = costs.costs(graphs.skeleton(model), folded=False)
+    before = costs.costs(plans.skeleton(model), folded=False)
     runs: dict[tuple[str, str, str], Run] = {}
     states = ("after",) if arguments.after else ("before", "after")
     for state in ("before", "after"):
@@ -116,17 +116,17 @@ def collect(
         if state == "after":
             simplify(model)
         for name in [name for name in arguments.graphs if name != PLAIN and state in states]:
-            planned = graphs.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
+            planned = plans.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
             runs |= prepare(planned, name, state, arguments, scratch)
-    return costs.rows(before, costs.costs(graphs.skeleton(model))), runs
+    return costs.rows(before, costs.costs(plans.skeleton(model))), runs
 
 
-def plain(model: DOD, size: int) -> graphs.GraphPlan:
+def plain(model: DOD, size: int) -> plans.GraphPlan:
     """Stable Diffusion's UNet as it is published, in one step: no LoRA, no bias more, the embedding computed."""
     unet = OneStepUNet(
         cast(UNet2DConditionModel, clora.base_copy(model.unet.unet)), model.unet.prompt, model.preset.step
     )
-    planned = graphs.plan(graphs.skeleton(model), "unet_merged")
+    planned = plans.plan(plans.skeleton(model), "unet_merged")
     side = size // model.preset.vae_factor
     return replace(
         planned, module=unet, inputs={"latent": torch.randn(1, planned.inputs["latent"].shape[1], side, side)}
@@ -134,7 +134,7 @@ def plain(model: DOD, size: int) -> graphs.GraphPlan:
 
 
 def prepare(
-    planned: graphs.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
+    planned: plans.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
 ) -> dict[tuple[str, str, str], Run]:
     """One graph on each backend that was asked for."""
     found: dict[tuple[str, str, str], Run] = {}
@@ -152,7 +152,7 @@ def prepare(
     return found
 
 
-def write(planned: graphs.GraphPlan, name: str, path: Path) -> None:
+def write(planned: plans.GraphPlan, name: str, path: Path) -> None:
     """Trace a graph with its weights beside it, as an export does."""
     weights = graphs.named_weights(planned.module)
     shapes = {key: (np.dtype(np.float32), tuple(value.shape)) for key, value in weights.items()}
@@ -160,7 +160,7 @@ def write(planned: graphs.GraphPlan, name: str, path: Path) -> None:
     write_tensors(stored, shapes, (value.detach().numpy() for value in weights.values()))
     with torch.device("meta"):
         inputs = {key: torch.empty_like(value, device="meta") for key, value in planned.inputs.items()}
-    empty = replace(planned, module=graphs.skeleton(planned.module), inputs=inputs, axes={key: {} for key in inputs})
+    empty = replace(planned, module=plans.skeleton(planned.module), inputs=inputs, axes={key: {} for key in inputs})
     graphs.trace_planned(empty, name, path, stored, graphs.OPSETS["fp32"])
 
 

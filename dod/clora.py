@@ -181,7 +181,7 @@ def merging(model: nn.Module, modulation: Tensor | None = None) -> Iterator[None
     weights whenever it is called, and forgets them. Hooks on it stay in force. Not for two threads at once."""
     layers = list(adapted_layers(model))
     for name, layer in layers:
-        cast(Any, layer).forward = partial(_merged_forward, name, layer, modulation)
+        cast(Any, layer).forward = partial(merged_forward, name, layer, modulation)
     try:
         yield
     finally:
@@ -189,7 +189,8 @@ def merging(model: nn.Module, modulation: Tensor | None = None) -> Iterator[None
             del cast(Any, layer).forward
 
 
-def _merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Tensor, *_: object) -> Tensor:
+def merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Tensor, *_: object) -> Tensor:
+    """What a layer with LoRA, of this name, gives for x with its weights merged at a condition, see `merged_copy`."""
     base = cast(Any, layer.get_base_layer())
     weight, bias = _merged_values(name, layer, modulation)
     return F.linear(x, weight, bias) if weight.ndim == 2 else base._conv_forward(x, weight, bias)

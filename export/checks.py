@@ -35,6 +35,7 @@ MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
     ROOT / "export" / "graphs.py",
     ROOT / "export" / "norms.py",
+    ROOT / "export" / "plans.py",
     ROOT / "export" / "precision.py",
     ROOT / "export" / "simplify.py",
 ]

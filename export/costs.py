@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dod.model import DOD
-from export import graphs
+from export import plans
 from runtime.console import table
 
 SIDE = 512
@@ -35,11 +35,11 @@ class Cost:
 def costs(skeleton: DOD, folded: bool = True) -> dict[str, Cost]:
     """The cost of each graph for a picture of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
     otherwise the merged UNet as merging leaves it."""
-    return {name: cost(graphs.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in graphs.GRAPHS}
+    return {name: cost(plans.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in plans.GRAPHS}
 
 
 @torch.no_grad()
-def cost(planned: graphs.GraphPlan) -> Cost:
+def cost(planned: plans.GraphPlan) -> Cost:
     """Count one call of a graph."""
     seen, flops = _Seen(), FlopCounterMode(display=False)
     with flops, seen:

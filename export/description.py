@@ -7,7 +7,7 @@ from typing import Any
 
 import dod
 from dod.model import DOD
-from export import graphs
+from export import plans
 from export.artefacts import Entry
 from export.checks import Options
 from export.conditions import merge_entries
@@ -35,8 +35,8 @@ def describe(
     for precision in options.precisions:
         folder = f"onnx/{precision}"
         precisions[precision] = {
-            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs.GRAPHS},
-            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs.GRAPHS.items()},
+            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in plans.GRAPHS},
+            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in plans.GRAPHS.items()},
             "fp32_islands": list(islands) if precision == "fp16" else [],
         }
     return {

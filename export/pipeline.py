@@ -13,7 +13,7 @@ import torch
 
 from dod.checkpoint import load_model
 from dod.model import DOD
-from export import calibration, conditions, description, graphs, precision_step, report, simplify_step
+from export import calibration, conditions, description, graphs, plans, precision_step, report, simplify_step
 from export.artefacts import Entry, Workshop, hash_sources
 from export.chain import load_sample
 from export.checks import (
@@ -122,7 +122,7 @@ class Build:
         """Fold what is constant into the model; the model held against itself as it was loaded."""
         inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
         figures = simplify_step.measured(self.shop, self.model, self.samples[0], inputs, self.explaining)
-        self.skeletons = {"fp32": graphs.skeleton(self.model)}
+        self.skeletons = {"fp32": plans.skeleton(self.model)}
         return figures
 
     def choose_islands(self) -> None:
@@ -140,7 +140,7 @@ class Build:
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
         for precision in self.options.precisions:
-            for file in dict.fromkeys(graphs.GRAPHS.values()):
+            for file in dict.fromkeys(plans.GRAPHS.values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
                     maker = partial(graphs.write_weights, self.model, self.skeletons[precision], file)
@@ -154,7 +154,7 @@ class Build:
                 name = f"onnx/{precision}/{graph}.onnx"
                 if not self.shop.fresh(name, self._graph_inputs(precision)):
                     path = self.shop.path(name)
-                    weights = path.with_name(f"{graphs.GRAPHS[graph]}.safetensors")
+                    weights = path.with_name(f"{plans.GRAPHS[graph]}.safetensors")
                     opset = graphs.OPSETS[precision]
                     jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
         if jobs and not self.explaining:
@@ -191,7 +191,7 @@ class Build:
                         () if target.built_on_gpu else self.options.capabilities,
                     )
                     planned.append(job)
-                    weights = self.shop.path(f"onnx/{precision}/{graphs.GRAPHS[graph]}.safetensors")
+                    weights = self.shop.path(f"onnx/{precision}/{plans.GRAPHS[graph]}.safetensors")
                     needed = max(needed, MEMORY_PER_WEIGHT * weights.stat().st_size)
                     jobs[job.engine_path] = name, inputs
                 built = build_engines(planned, min(self.options.workers, max(1, BUILDERS_MEMORY // needed)))
@@ -215,7 +215,7 @@ class Build:
 
     def components(self) -> dict[str, Component]:
         """The manifest's `components`, read off the graphs."""
-        paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in graphs.GRAPHS} for p in self.options.precisions}
+        paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in plans.GRAPHS} for p in self.options.precisions}
         return read_components(paths)
 
     def measure_parity(self) -> tuple[list[Figure], dict[str, Path]]:
@@ -288,7 +288,7 @@ class Build:
         gpu = gpu_here() if TARGETS[target].built_on_gpu else None
         return {
             "graph": self._hash(f"onnx/{precision}/{graph}.onnx"),
-            "weights": self._hash(f"onnx/{precision}/{graphs.GRAPHS[graph]}.safetensors"),
+            "weights": self._hash(f"onnx/{precision}/{plans.GRAPHS[graph]}.safetensors"),
             "condition": condition and self._hash(f"conditions/{condition}.safetensors"),
             "batch": list(self.options.batch),
             "size": list(self.options.size),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from dod import clora
@@ -92,8 +92,8 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
     skips = [torch.from_numpy(merged[name]) for name in sorted(merged) if name.startswith("skip_")]
     worst: list[tuple[float, np.ndarray, np.ndarray]] = []
     hooks = []
-    for _, layer in clora.conditional_layers(model.unet.unet) if layers else ():
-        hooks.append(layer.register_forward_hook(_layer_hook(layer, modulation[0], worst)))
+    for name, layer in clora.conditional_layers(model.unet.unet) if layers else ():
+        hooks.append(layer.register_forward_hook(_layer_hook(name, layer, modulation[0], worst)))
     try:
         branched = model.decoder(model.unet(latent, modulation), skips).numpy()
     finally:
@@ -107,19 +107,12 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
 
 
 def _layer_hook(
-    layer: clora.CLoRALinear | clora.CLoRAConv2d, modulation: Tensor, worst: list
+    name: str, layer: LoraLayer, modulation: Tensor, worst: list
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     """Compares one layer's branched output with its merged weights on the same input; keeps the worst."""
-    base = cast(nn.Conv2d, layer.get_base_layer())
-    scale, (gamma, beta) = layer.scaling[clora.ADAPTER], modulation[layer.index]
 
     def compare(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0]
-        weight, bias = clora.merge(base.weight, base.bias, *clora.factors(layer), scale, gamma, beta)
-        if weight.ndim == 4:
-            found = torch.nn.functional.conv2d(x, weight, bias, base.stride, base.padding)
-        else:
-            found = torch.nn.functional.linear(x, weight, bias)
+        found = clora.merged_forward(name, layer, modulation, inputs[0])
         quality = snr_db(output.numpy(), found.numpy())
         if not worst or quality < worst[0][0]:
             worst[:] = [(quality, output.numpy().copy(), found.numpy())]

@@ -13,8 +13,8 @@ from dod.model import DOD
 from export import costs, report
 from export.artefacts import Workshop, hash_sources
 from export.checks import ROOT
-from export.graphs import skeleton
 from export.parity import Figure, figure
+from export.plans import skeleton
 from export.ranges import load_picture, restore
 from export.simplify import simplify
 

@@ -34,7 +34,7 @@ class TraceJob:
 def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: int) -> Iterator[tuple[TraceJob, float]]:
     """Trace every job, at most `workers` at once; yields each job with its seconds as it is done.
 
-    skeletons: the model of each precision, see `graphs.skeleton`.
+    skeletons: the model of each precision, see `plans.skeleton`.
 
     Leaving the generator early ends the workers. Raises what a worker raised, GraphError where one is ended.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dod.model import DOD
-from export import graphs
+from export import plans
 from export.costs import Cost, cost, costs, rows, section
 from export.simplify import simplify
 from tests.dod.small_model import tiny
@@ -27,7 +27,7 @@ class Small(nn.Module):
 
 
 def test_by_hand() -> None:
-    planned = graphs.GraphPlan(Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1)
+    planned = plans.GraphPlan(Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1)
     pixels = 2 * 8 * 6
     moved = (3 * pixels + 3 * 5 * 9 + 5 + 5 * pixels) + 3 * 5 * pixels
     assert cost(planned) == Cost(2, 3 * 5 * 9 + 5, pixels * 3 * 5 * 9, 4 * moved)
@@ -35,12 +35,12 @@ def test_by_hand() -> None:
 
 def test_what_is_saved() -> None:
     model = DOD.from_preset(tiny())
-    before = costs(graphs.skeleton(model), folded=False)
+    before = costs(plans.skeleton(model), folded=False)
     other = copy.deepcopy(model)
     simplify(other)
-    after = costs(graphs.skeleton(other))
-    assert before.keys() == after.keys() == graphs.GRAPHS.keys()
-    for name in graphs.GRAPHS:
+    after = costs(plans.skeleton(other))
+    assert before.keys() == after.keys() == plans.GRAPHS.keys()
+    for name in plans.GRAPHS:
         assert after[name].operators < before[name].operators, name
         assert after[name].multiply_adds <= before[name].multiply_adds
         assert (after[name].parameters < before[name].parameters) or name == "encoder"

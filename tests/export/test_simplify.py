@@ -13,8 +13,8 @@ from dod import clora
 from dod.adm import ADMEncoder
 from dod.model import DOD, OneStepUNet
 from export import simplify
-from export.graphs import neutral_modulation
 from export.parity import snr_db
+from export.plans import neutral_modulation
 from tests.dod.small_model import image, randomise, tiny
 
 EXACT = 110.0
