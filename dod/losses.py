@@ -21,12 +21,14 @@ VGG_FEATURES = (1, 4, 8, 12, 16)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def reconstruction(output: Tensor, target: Tensor) -> Tensor:
+def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Tensor:
     """Eq. (8): the L2 norm of each picture's error, as a root mean square so that it does not grow with the crop.
 
-    The square of the norm would leave the gradient to low light and haze, whose errors are the largest.
+    The square of the norm would leave the gradient to low light and haze, whose errors are the largest. relative: its
+    natural logarithm, PSNR but for a factor: a degradation that is hard to restore counts no more than another.
     """
-    return (output - target).square().mean(dim=(1, 2, 3)).add(1e-8).sqrt().mean()
+    error = (output - target).square().mean(dim=(1, 2, 3)).add(1e-8).sqrt()
+    return (error.log() if relative else error).mean()
 
 
 def structural(output: Tensor, target: Tensor) -> Tensor:

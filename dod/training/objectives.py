@@ -190,6 +190,8 @@ class Detail(Restoration):
     short training puts a picture's tone into whole-picture statistics that the modules in front cannot correct. So
     that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too, with the
     weight `plain`; with 0 it may rely on them. decoder_rate: how many times faster than the modules it learns.
+
+    relative: see `dod.losses.reconstruction`.
     """
 
     def __init__(
@@ -202,6 +204,7 @@ class Detail(Restoration):
         decoder: bool = False,
         plain: float = 0.25,
         decoder_rate: float = 1.0,
+        relative: bool = False,
     ) -> None:
         super().__init__(model)
         self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
@@ -211,7 +214,7 @@ class Detail(Restoration):
         self._decoder = model.decoder.base_parameters() if decoder else {}
         for parameter in (*self._learning.values(), *self._decoder.values(), *self._gates.values()):
             parameter.requires_grad_(True)
-        self._gate_rate, self._decoder_rate = gate_rate, decoder_rate
+        self._gate_rate, self._decoder_rate, self._relative = gate_rate, decoder_rate, relative
         for gate in self._gates.values():
             if abs(gate.item()) < gate_start:
                 gate.data.fill_(gate_start)
@@ -227,12 +230,12 @@ class Detail(Restoration):
             latent, skips = self.model.encode(degraded, modulation)
             restored = self.model.unet(latent, modulation)
         image = self.model.decoder(restored, skips)
-        terms = {"rec": self.weights["rec"] * reconstruction(image, clean)}
+        terms = {"rec": self.weights["rec"] * reconstruction(image, clean, self._relative)}
         if self.weights["ssim"]:
             terms["ssim"] = self.weights["ssim"] * structural(image, clean)
         if self.weights["plain"]:
             some = math.ceil(len(clean) / 4)
-            plain = reconstruction(self.model.decoder(restored[:some]), clean[:some])
+            plain = reconstruction(self.model.decoder(restored[:some]), clean[:some], self._relative)
             terms["plain"] = self.weights["plain"] * plain
         return terms
 

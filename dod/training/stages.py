@@ -62,6 +62,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "decoder": ("frozen", "trained", "new"),
         "plain_weight": 0.25,
         "decoder_rate": 1.0,
+        "relative": False,
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -141,6 +142,7 @@ def stage_2(
     decoder: str = "frozen",
     plain_weight: float = 0.25,
     decoder_rate: float = 1.0,
+    relative: bool = False,
 ) -> Log:
     """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
     if decoder == "new":
@@ -148,11 +150,11 @@ def stage_2(
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
     trained = decoder != "frozen"
-    objective = Detail(model, rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate)
+    options = rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate, relative
+    objective = Detail(model, *options)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    identity = f"{frozen} {rec_weight} {ssim_weight} {gate_rate} {gate_start} {decoder} {plain_weight} {decoder_rate}"
-    return train("stage-2", objective, dataset, schedule, state, identity)
+    return train("stage-2", objective, dataset, schedule, state, f"{frozen} {options}")
 
 
 def rebased(model: DOD, run: dict[str, object]) -> DOD:

@@ -28,6 +28,19 @@ def test_reconstruction_is_the_norm_of_each_picture() -> None:
     assert same.grad is not None and same.grad.isfinite().all(), "an untouched clean picture must not give NaN"
 
 
+def test_a_relative_reconstruction_counts_every_picture_alike() -> None:
+    clean = image(2, seed=1)
+    errors = torch.tensor([0.3, 0.01])[:, None, None, None] * normal(2, 3, *clean.shape[2:], seed=2)
+    restored = clean + errors
+    psnr = [10 * np.log10(4 / np.mean((x - y) ** 2)) for x, y in zip(restored.numpy(), clean.numpy(), strict=True)]
+    found = reconstruction(restored.requires_grad_(True), clean, relative=True)
+    assert found.item() == pytest.approx(np.log(2) - np.log(10) / 20 * np.mean(psnr), rel=1e-4)
+    found.backward()
+    assert restored.grad is not None
+    moved = (restored.grad * errors).sum(dim=(1, 2, 3))  # what shrinking an error by a share gains
+    assert moved[0].item() == pytest.approx(moved[1].item(), rel=1e-3)
+
+
 def test_structural_is_scikit_images_ssim() -> None:
     clean = image(1, 48, 40, seed=1)
     noisy = (clean + 0.3 * normal(1, 3, 48, 40, seed=2)).clamp(-1, 1)

@@ -172,15 +172,13 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     assert command(stages.main, "1", folder, "--dmd-weight", "0", "--rec-weight", "0", "--latent-weight", "1") == 0
     file = folder / "base" / "vae" / "diffusion_pytorch_model.safetensors"
     before, checkpoint = load_file(file), load_model(folder)
-    assert command(stages.main, "2", folder, "--decoder", "trained", "--learning-rate", "1e-2") == 0
+    assert command(stages.main, "2", folder, "--decoder", "trained", "--relative", "--learning-rate", "1e-2") == 0
     after, model = load_file(file), load_model(folder)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
     assert model.base_sha256 != checkpoint.base_sha256
-    assert [run.get("stage") for run in json.loads((folder / "base" / "vae" / "training.json").read_text())] == [
-        None,
-        2,
-    ]
+    runs = json.loads((folder / "base" / "vae" / "training.json").read_text())
+    assert [run.get("stage") for run in runs] == [None, 2] and runs[1]["options"]["relative"]
     adapted = checkpoint.adaptation_parameters()
     assert all(torch.equal(adapted[name], value) for name, value in model.adaptation_parameters().items())
     anew = ("--decoder", "new", "--learning-rate", "1e-6", "--state", str(folder / "anew"))
