@@ -189,21 +189,8 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     capsys.readouterr()
 
     # Another DDPM: only stage 1 may go on from a checkpoint of other frozen weights, and says so.
-    assert (
-        command(
-            pretrain.main,
-            "ddpm",
-            folder,
-            "--degraded",
-            "0.8",
-            "--continue",
-            "--seed",
-            "1",
-            "--state",
-            str(folder / "b"),
-        )
-        == 0
-    )
+    other = ("--degraded", "0.8", "--continue", "--seed", "1", "--state", str(folder / "b"))
+    assert command(pretrain.main, "ddpm", folder, *other) == 0
     assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder, "--continue", "--dmd-weight", "0", "--state", str(folder / "third")) == 0

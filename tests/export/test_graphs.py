@@ -16,15 +16,7 @@ from torch import nn
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.graphs import (
-    OPSETS,
-    _label,
-    _plain,
-    trace,
-    trace_planned,
-    weights_of,
-    write_weights,
-)
+from export.graphs import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
 from export.plans import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
 from export.precision import half_copy
 from runtime.tensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
