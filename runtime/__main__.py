@@ -27,6 +27,7 @@ def parser() -> Parser:
     made.add_argument("--backend", default="auto", help=f"auto, onnxruntime, or one of {', '.join(BACKENDS)}")
     made.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     made.add_argument("--batch-size", type=int, default=1, help="pictures of one size run together (default: 1)")
+    made.add_argument("--tile", type=int, help="longest side in px run whole, larger in tiles (default: the bundle's)")
     made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
     made.add_argument("--threads", type=int, help="threads of the CPU (default: all cores)")
     return made
@@ -37,9 +38,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     pairs = plan(arguments.input, arguments.output)
     warnings.showwarning = _show_warning
-    with Restorer(
-        arguments.bundle, arguments.backend, arguments.device, arguments.precision, arguments.threads
-    ) as restorer:
+    options = arguments.backend, arguments.device, arguments.precision, arguments.threads, arguments.tile
+    with Restorer(arguments.bundle, *options) as restorer:
         restorer.check_condition(arguments.condition)
         print(f"{restorer.backend}: {restorer.description}; {restorer.reason}")
         if arguments.input.is_dir():

@@ -51,19 +51,18 @@ class Picture:
         return image
 
 
-def read(source: Source, largest: int | None = None) -> Picture:
+def read(source: Source) -> Picture:
     """Reads a file, a Pillow image, or an array of uint8, uint16 or float in 0..1 laid out as HW or HWC.
 
     One channel is grey, two are grey and alpha, three RGB, four RGB and alpha. EXIF orientation is applied. Grey of
     16 bits keeps them, and so does every array; other images are read at 8 bits, with a PictureWarning where they
     have more. Only the first of several frames is read, with a warning too.
-    Raises PictureError, in particular for a side of more than `largest` pixels before anything is decoded.
+    Raises PictureError.
     """
     if isinstance(source, np.ndarray):
-        _check_size(source.shape[1::-1], "the array", largest)
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _from_image(source, "the picture", largest)
+        return _from_image(source, "the picture")
     if not isinstance(source, str | os.PathLike):
         raise PictureError(f"a picture is a path, a Pillow image or a numpy array, not {type(source).__name__}")
     path = Path(source)
@@ -78,20 +77,10 @@ def read(source: Source, largest: int | None = None) -> Picture:
     except Exception as error:  # Pillow's decoders answer hostile bytes with exceptions of many kinds
         raise PictureError(f"cannot read {path}: {error}") from error
     with image:
-        return _from_image(image, str(path), largest)
+        return _from_image(image, str(path))
 
 
-def _check_size(size: tuple[int, ...], name: str, largest: int | None) -> None:
-    if len(size) == 2 and largest is not None and max(size) > largest:
-        width, height = size
-        raise PictureError(
-            f"{name} is {width}x{height}: this bundle takes at most {largest} pixels on either side; "
-            f"reduce the picture, or rebuild the bundle with --max {max(size)} or more"
-        )
-
-
-def _from_image(image: Image.Image, name: str, largest: int | None) -> Picture:
-    _check_size(image.size, name, largest)
+def _from_image(image: Image.Image, name: str) -> Picture:
     if 0 in image.size:
         raise PictureError(f"{name} has no pixels: it is {image.width}x{image.height}")
     try:

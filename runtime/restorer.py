@@ -16,6 +16,7 @@ from .bundle import Bundle
 from .errors import BackendError, PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
+from .tiling import check_tile, tiles
 
 __all__ = ["Observer", "Prepared", "Restored", "Restorer"]
 
@@ -25,7 +26,10 @@ Observer: TypeAlias = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that is ready to run. image: float32 [3, H, W], padded, in [-1, 1]. crops: float32 [K, 3, R, R]."""
+    """A picture that is ready to run. image: float32 [3, H, W] in [-1, 1]. crops: float32 [K, 3, R, R].
+
+    A side that is no longer than a tile is padded to what the graphs take; a longer one stays, for tiles to lie in it.
+    """
 
     picture: Picture
     image: np.ndarray
@@ -38,7 +42,9 @@ class Restorer:
     bundle: the folder, or an open `Bundle`. backend: `auto` (the first of tensorrt, tensorrt_rtx, onnxruntime_cuda,
     openvino and onnxruntime_cpu that can run here), one of these, or `onnxruntime`; it never changes afterwards.
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
-    parity gate passed for it. threads: of the CPU backends, all cores by default.
+    parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
+    is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
+    of the whole picture. Smaller tiles take less memory and see less of the picture.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
@@ -49,14 +55,14 @@ class Restorer:
         device: int = 0,
         precision: str = "auto",
         threads: int | None = None,
+        tile: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
+        self._sizes = multiple, least, check_tile(tile, multiple, least, largest)
         self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
-        manifest = self.bundle.manifest
-        multiple = manifest.size_multiple
-        self._sizes = multiple, manifest.profile.size[0], manifest.profile.size[2] // multiple * multiple
 
     @property
     def backend(self) -> str:
@@ -83,7 +89,8 @@ class Restorer:
 
         picture: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
         gives an image, upright, with its colour profile; an array gives an array of the same dtype and layout.
-        Raises PictureError for what is no picture or too large for the bundle, UsageError for an unknown condition.
+        A picture of any size: see `tile` above.
+        Raises PictureError for what is no picture, UsageError for an unknown condition.
         """
         self.check_condition(condition)
         return self._run_batch([self.prepare(picture, condition)], condition)[0]
@@ -146,8 +153,9 @@ class Restorer:
 
     def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
         """Reads and pads a picture; takes the MFM's crops of it where the condition is `auto`. Raises PictureError."""
-        loaded = read(picture, largest=self._sizes[2])
-        height, width = (padded_size(side, *self._sizes) for side in loaded.pixels.shape[:2])
+        loaded = read(picture)
+        tile = self._sizes[2]
+        height, width = (side if side > tile else padded_size(side, *self._sizes) for side in loaded.pixels.shape[:2])
         image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
         rule = self.bundle.manifest.crops
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if condition == "auto" else None)
@@ -155,7 +163,7 @@ class Restorer:
     def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored]:
         images = np.stack([each.image for each in batch])
         taken = [each.crops for each in batch if each.crops is not None]
-        restored = self.run_components(images, np.stack(taken) if taken else None, condition)
+        restored = self._run_tiles(images, np.stack(taken) if taken else None, condition)
         if not np.isfinite(restored).all():
             raise BackendError(
                 f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
@@ -167,25 +175,46 @@ class Restorer:
             results.append(each.picture.finish(image[:, :height, :width].transpose(1, 2, 0)))
         return results
 
+    def _run_tiles(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> np.ndarray:
+        """As `run_components`, for pictures of any size: the MFM runs once, the rest for each tile."""
+        height, width = images.shape[2:]
+        if max(height, width) <= self._sizes[2]:
+            return self.run_components(images, crops, condition)
+        modulation = None if crops is None else self._modulation(crops)
+        restored = np.zeros_like(images)
+        for rows, columns, weights in tiles(height, width, self._sizes[2]):
+            part = np.ascontiguousarray(images[:, :, rows, columns])
+            restored[:, :, rows, columns] += weights * self.run_components(part, None, condition, modulation=modulation)
+        return restored
+
+    def _modulation(self, crops: np.ndarray) -> np.ndarray:
+        with self._backend.chain(crops.shape):
+            return self._backend.to_numpy(self._backend.run("mfm", {"crops": crops})["modulation"])
+
     def run_components(
         self,
         images: np.ndarray,
         crops: np.ndarray | None = None,
         condition: str = "auto",
         observe: Observer | None = None,
+        *,
+        modulation: np.ndarray | None = None,
     ) -> np.ndarray:
         """The chain of components on padded pictures; the step below `restore`, for benchmarks and tests.
 
-        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], needed where the condition is `auto`;
-        the MFM is not run for any other. Returns float32 [B, 3, H, W]. `observe` is called with each component and
-        its seconds on the device; without it nothing waits between the components.
+        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the condition `auto` needs, or in
+        their place modulation: [B, N, 2, r], what the MFM made of them; for other conditions it is not run. Returns
+        float32 [B, 3, H, W]. `observe` is called with each component and its seconds on the device; without it nothing
+        waits between the components.
         """
         self.check_condition(condition)
         dynamic = condition == "auto"
-        if dynamic and crops is None:
+        if dynamic and crops is None and modulation is None:
             raise UsageError("the condition auto needs crops")
-        values: dict[str, object] = {"image": images, "crops": crops}
+        values: dict[str, object] = {"image": images, "crops": crops, "modulation": modulation}
         order = ("mfm", "encoder", "unet_dynamic", "decoder") if dynamic else ("encoder", "unet_merged", "decoder")
+        if modulation is not None:
+            order = tuple(component for component in order if component != "mfm")
         with self._backend.chain(images.shape):
             for component in order:
                 inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BackendError, BundleError, unknown
-from ..merge import merge
-from . import Options, choose_precision, kept_sessions
+from ..errors import BackendError, BundleError
+from . import Options, choose_precision
 from .gpu import find_gpu
+from .sessions import Sessions
 
 __all__ = ["OnnxRuntime", "open_backend", "why_not"]
 
@@ -58,7 +54,7 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> OnnxRuntime:
     return OnnxRuntime(name, bundle, options)
 
 
-class OnnxRuntime:
+class OnnxRuntime(Sessions):
     """A session for each component and condition, made when it is first needed. Sessions may be shared by threads."""
 
     def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
@@ -67,16 +63,10 @@ class OnnxRuntime:
         precision = _precision(name, bundle, options)
         if precision is None:
             raise BackendError(why_not(name, bundle, options) or "no precision to run")
+        super().__init__(bundle, bundle.manifest.precisions[precision])
         self.name, self.precision = name, precision
-        self.conditions = ("auto", *bundle.manifest.conditions)
-        self._ort, self._bundle, self._options = onnxruntime, bundle, options
-        self._files = bundle.manifest.precisions[precision]
+        self._ort, self._options = onnxruntime, options
         self._device = options.device if name == "onnxruntime_cuda" else None
-        self._sessions: dict[str, Any] = {}
-        self._merged: OrderedDict[str, Any] = OrderedDict()
-        weights = bundle.manifest.files[self._files.weights["unet_merged"]]
-        self._kept = kept_sessions(weights.bytes)
-        self._lock = threading.Lock()
         if self._device is None:
             place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
         else:
@@ -111,43 +101,7 @@ class OnnxRuntime:
         """See `Backend.to_numpy`."""
         return value if isinstance(value, np.ndarray) else value.numpy()
 
-    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
-        """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""
-        return nullcontext()
-
-    def stopwatch(self) -> Callable[[], float]:
-        """See `Backend.stopwatch`. `run` returns when all is done, so that the clock of the CPU will do."""
-        start = time.perf_counter()
-        return lambda: time.perf_counter() - start
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        with self._lock:
-            self._sessions.clear()
-            self._merged.clear()
-
-    def _session(self, component: str, condition: str | None) -> Any:
-        with self._lock:
-            if component != "unet_merged":
-                if component not in self._sessions:
-                    self._sessions[component] = self._open(component, {})
-                return self._sessions[component]
-            if condition is None or condition not in self._bundle.manifest.conditions:
-                raise unknown("condition", condition, self._bundle.manifest.conditions)
-            if condition not in self._merged:
-                self._merged[condition] = self._open(component, self._values(condition))
-                if len(self._merged) > self._kept:
-                    self._merged.popitem(last=False)
-            self._merged.move_to_end(condition)
-            return self._merged[condition]
-
-    def _values(self, condition: str) -> dict[str, np.ndarray]:
-        """The merged weights and biases of a condition."""
-        manifest = self._bundle.manifest
-        stored = self._bundle.tensors(self._files.weights["unet_merged"])
-        return merge(stored, manifest.merge, self._bundle.modulation(condition))
-
-    def _open(self, component: str, values: Mapping[str, np.ndarray]) -> Any:
+    def _open(self, component: str, values: dict[str, np.ndarray]) -> Any:
         path = self._bundle.path(self._files.onnx[component])
         options = self._ort.SessionOptions()
         options.log_severity_level = 3

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BackendError, BundleError, unknown
+from ..errors import BackendError, BundleError
 from ..manifest import REDUCED
-from ..merge import merge
 from ..tensors import aligned
-from . import Options, choose_precision, kept_sessions
+from . import Options, choose_precision
+from .sessions import Sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
 
@@ -72,7 +68,7 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> OpenVINO:
     return OpenVINO(name, bundle, options)
 
 
-class OpenVINO:
+class OpenVINO(Sessions):
     """A compiled model for each component and condition, made when it is first needed. Threads may share all of it."""
 
     def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
@@ -83,10 +79,8 @@ class OpenVINO:
 
         target = bundle.manifest.targets[name]
         self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
-        self.conditions = ("auto", *bundle.manifest.conditions)
-        self._ov, self._bundle = openvino, bundle
-        self._core = openvino.Core()
-        self._files = bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)]
+        super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)])
+        self._ov, self._core = openvino, openvino.Core()
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -95,16 +89,12 @@ class OpenVINO:
         }
         if options.threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
-        self._models: dict[str, Any] = {}
-        self._merged: OrderedDict[str, Any] = OrderedDict()
-        self._kept = kept_sessions(bundle.manifest.files[self._files.weights["unet_merged"]].bytes)
-        self._lock = threading.Lock()
         place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
         self.description = f"OpenVINO {openvino.__version__.partition('-')[0]} on {place}, {self.precision}"
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, np.ndarray]:
         """See `Backend.run`. Each call has an inference request of its own, so that threads share compiled models."""
-        model = self._model(component, condition)
+        model = self._session(component, condition)
         try:
             found = model.create_infer_request().infer(dict(inputs), share_inputs=True)
             # By name: a port that OpenVINO has merged with another bears several, in no order.
@@ -116,39 +106,8 @@ class OpenVINO:
         """See `Backend.to_numpy`."""
         return value
 
-    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
-        """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""
-        return nullcontext()
-
-    def stopwatch(self) -> Callable[[], float]:
-        """See `Backend.stopwatch`. `run` returns when all is done, so that the clock of the CPU will do."""
-        start = time.perf_counter()
-        return lambda: time.perf_counter() - start
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        with self._lock:
-            self._models.clear()
-            self._merged.clear()
-
-    def _model(self, component: str, condition: str | None) -> Any:
-        with self._lock:
-            if component != "unet_merged":
-                if component not in self._models:
-                    self._models[component] = self._compile(component, None)
-                return self._models[component]
-            if condition is None or condition not in self._bundle.manifest.conditions:
-                raise unknown("condition", condition, self._bundle.manifest.conditions)
-            if condition not in self._merged:
-                while len(self._merged) >= self._kept:  # before the next is loaded: two at once may be too large
-                    self._merged.popitem(last=False)
-                self._merged[condition] = self._compile(component, condition)
-            self._merged.move_to_end(condition)
-            return self._merged[condition]
-
-    def _compile(self, component: str, condition: str | None) -> Any:
+    def _open(self, component: str, values: dict[str, np.ndarray]) -> Any:
         path = self._bundle.path(self._files.onnx[component])
-        values = {} if condition is None else self._values(condition)
         try:
             model = self._core.read_model(path)
             self._replace(model, values)  # the model holds them from here, and gives up each that it has packed
@@ -158,12 +117,6 @@ class OpenVINO:
         except Exception as error:  # as in `run`
             version = self._ov.__version__.partition("-")[0]
             raise BundleError(f"OpenVINO {version} cannot load {path}: {_one_line(error)}") from error
-
-    def _values(self, condition: str) -> dict[str, np.ndarray]:
-        """The merged weights and biases of a condition. The memory map of the stored ones ends with this call."""
-        manifest = self._bundle.manifest
-        stored = self._bundle.tensors(self._files.weights["unet_merged"])
-        return merge(stored, manifest.merge, self._bundle.modulation(condition))
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
         """Puts `values` in the place of the constants of their names, and takes them out of it one by one.

@@ -248,14 +248,6 @@ def test_bad_files(tmp_path: Path, photo: np.ndarray) -> None:
             read(str(tmp_path / name))
 
 
-def test_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    Image.new("L", (300, 20)).save(tmp_path / "wide.png")
-    message = "is 300x20: this bundle takes at most 256 pixels on either side; .*--max 300"
-    for source in (tmp_path / "wide.png", np.zeros((20, 300, 3), np.uint8), Image.new("L", (300, 20))):
-        with pytest.raises(PictureError, match=message):
-            read(source, largest=256)
-
-
 @given(position=st.integers(0, 5000), value=st.integers(0, 255), suffix=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF"]))
 def test_damaged_files_are_read_or_refused(
     position: int, value: int, suffix: str, tmp_path_factory: pytest.TempPathFactory
@@ -269,6 +261,6 @@ def test_damaged_files_are_read_or_refused(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            read(path, largest=1024)
+            read(path)
         except PictureError as error:
             assert "damaged" in str(error)

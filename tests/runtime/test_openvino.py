@@ -140,12 +140,12 @@ def test_auto_takes_it_before_onnxruntime_on_the_cpu(ov_toy: Bundle, toy: Bundle
 
 def test_models_are_compiled_when_needed(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    assert not backend._models and not backend._merged
+    assert not backend._sessions and not backend._merged
     backend.run("encoder", {"image": picture()})
-    assert list(backend._models) == ["encoder"]
+    assert list(backend._sessions) == ["encoder"]
     backend.close()
     backend.close()
-    assert not backend._models
+    assert not backend._sessions
 
 
 def test_float32_and_threads_are_what_was_asked_for(ov_toy: Bundle) -> None:
@@ -153,7 +153,7 @@ def test_float32_and_threads_are_what_was_asked_for(ov_toy: Bundle) -> None:
 
     backend = opened(ov_toy, threads=1)
     backend.run("encoder", {"image": picture()})
-    model = backend._models["encoder"]
+    model = backend._sessions["encoder"]
     assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert model.get_property("INFERENCE_NUM_THREADS") == 1
     assert backend.precision == "fp32"

@@ -129,7 +129,7 @@ def test_many_is_lazy(restorer: Restorer, photo: np.ndarray) -> None:
 
 
 def test_a_bad_picture_among_many(restorer: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
-    pictures = [photo, tmp_path / "none.png", photo, np.zeros((200, 4), np.uint8), photo]
+    pictures = [photo, tmp_path / "none.png", photo, np.zeros((200, 4), np.int8), photo]
     found = list(restorer.restore_many(pictures, "noise", 3, return_errors=True))
     assert [type(each).__name__ for each in found] == ["ndarray", "PictureError", "ndarray", "PictureError", "ndarray"]
     generator = restorer.restore_many(pictures, "noise", 3)
@@ -147,13 +147,37 @@ def test_usage(restorer: Restorer, toy: Bundle, photo: np.ndarray) -> None:
         restorer.restore_many([photo], batch_size=0)
     with pytest.raises(UsageError, match="threads must be at least 1"):
         Restorer(toy, threads=0)
+    with pytest.raises(UsageError, match="tile 72: .* multiples of 16 from 32 to 128 pixels; the nearest is 64"):
+        Restorer(toy, tile=72)
     with pytest.raises(BundleError, match="no such bundle"):
         Restorer("none")
 
 
-def test_too_large_names_the_limit(restorer: Restorer) -> None:
-    with pytest.raises(PictureError, match=r"129x4: this bundle takes at most 128 pixels .*--max"):
-        restorer.restore(np.zeros((4, 129, 3), np.uint8))
+@pytest.mark.parametrize("size", [(129, 4), (4, 129), (300, 200), (200, 129), (513, 128)])
+def test_tiles_join_without_a_seam(size: tuple[int, int], same: Restorer) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for condition in ("auto", "haze"):
+        np.testing.assert_array_equal(same.restore(picture, condition), picture)
+
+
+def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's UNet sees 8 pixels around a place and no whole picture: tiles differ from it at most where they end."""
+    picture = np.random.default_rng(1).integers(0, 256, (120, 96, 3), dtype=np.uint8)
+    picture[:, :40] //= 4  # other crops in other tiles, so that a modulation of their own would show
+    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile=64) as tiled:
+        components: list[str] = []
+        run = tiled._backend.run
+        monkeypatch.setattr(tiled._backend, "run", lambda name, *rest: (components.append(name), run(name, *rest))[1])
+        expected, found = (each.restore(picture).astype(int) for each in (whole, tiled))
+        assert components.count("mfm") == 1 and components.count("decoder") == 4
+        assert np.abs(found - expected)[:40, :24].max() <= 1
+        assert not np.array_equal(whole.restore(picture, "haze"), expected)
+
+
+def test_large_pictures_in_a_batch(same: Restorer) -> None:
+    pictures = [np.random.default_rng(i).integers(0, 256, (140, 90, 3), dtype=np.uint8) for i in range(3)]
+    for picture, found in zip(pictures, same.restore_many(pictures, batch_size=2), strict=True):
+        np.testing.assert_array_equal(found, picture)
 
 
 def test_values_that_are_no_numbers_are_an_error(restorer: Restorer, photo, monkeypatch: pytest.MonkeyPatch) -> None:
