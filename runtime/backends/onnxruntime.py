@@ -11,7 +11,8 @@ from ..bundle import Bundle
 from ..errors import BackendError, BundleError
 from . import Options, choose_precision
 from .gpu import find_gpu
-from .sessions import Sessions
+from .mapped import placed
+from .sessions import Sessions, Shapes
 
 __all__ = ["OnnxRuntime", "open_backend", "why_not"]
 
@@ -76,14 +77,15 @@ class OnnxRuntime(Sessions):
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
         """See `Backend.run`. On CUDA the results are `OrtValue`s on the GPU, else arrays."""
-        session = self._session(component, condition)
-        names = [output.name for output in session.get_outputs()]
-        try:
-            if self._device is None:
-                return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-            return self._run_bound(session, names, inputs)
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
-            raise BackendError(f"ONNX Runtime failed in {component}: {_first_line(error)}") from error
+        with self._sparing():
+            session = self._session(component, condition)
+            names = [output.name for output in session.get_outputs()]
+            try:
+                if self._device is None:
+                    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+                return self._run_bound(session, names, inputs)
+            except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+                raise BackendError(f"ONNX Runtime failed in {component}: {_first_line(error)}") from error
 
     def _run_bound(self, session: Any, names: list[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
         binding = session.io_binding()
@@ -101,16 +103,17 @@ class OnnxRuntime(Sessions):
         """See `Backend.to_numpy`."""
         return value if isinstance(value, np.ndarray) else value.numpy()
 
-    def _open(self, component: str, values: dict[str, np.ndarray]) -> Any:
+    def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
         path = self._bundle.path(self._files.onnx[component])
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         if self._options.threads is not None:
             options.intra_op_num_threads = self._options.threads
         try:
-            if values:
-                arrays = [self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for v in values.values()]
-                options.add_external_initializers(list(values), arrays)
+            if values:  # the session keeps them beside what it has packed: hence large ones lie on disk
+                merged = dict(placed(values, on_disk=self._large))
+                arrays = [self._ort.OrtValue.ortvalue_from_numpy(value) for value in merged.values()]
+                options.add_external_initializers(list(merged), arrays)
             session = self._ort.InferenceSession(str(path), options, providers=self._providers())
         except Exception as error:  # as in `run`
             kind = BundleError if self._device is None else BackendError

@@ -1,11 +1,11 @@
-"""What ONNX Runtime and OpenVINO have in common: a session for each component and condition, opened when needed."""
+"""What ONNX Runtime and OpenVINO have in common: sessions that are opened when needed, and how many are kept."""
 
 from __future__ import annotations
 
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,29 +17,37 @@ from ..errors import unknown
 from ..manifest import Precision
 from ..merge import merge
 from . import kept_sessions
+from .mapped import shedding
 
 __all__ = ["Sessions"]
+
+LARGE = 1 << 30
+"""Bytes of a UNet's weights from which memory is dearer than the hundredth of the time that giving it back takes."""
+Shapes = tuple[tuple[int, ...], ...]
 
 
 class Sessions(ABC):
     """Base of a backend whose sessions threads may share. A condition replaces values of the one merged graph.
 
-    Of merged sessions the last used are kept, as many as `kept_sessions` allows.
+    Of each component the last used are kept, as many as `kept_sessions` allows: of the merged UNet for the conditions,
+    of others for the shapes that they were opened for.
     """
 
     def __init__(self, bundle: Bundle, files: Precision) -> None:
         self.conditions = ("auto", *bundle.manifest.conditions)
         self._bundle, self._files = bundle, files
-        self._sessions: dict[str, Any] = {}
-        self._merged: OrderedDict[str, Any] = OrderedDict()
-        self._kept = kept_sessions(bundle.manifest.files[files.weights["unet_merged"]].bytes)
+        sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
+        self._kept = {component: kept_sessions(size) for component, size in sizes.items()}
+        self._large = sizes["unet_merged"] >= LARGE
+        self._sessions: defaultdict[str, OrderedDict[tuple[str | None, Shapes], Any]] = defaultdict(OrderedDict)
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _open(self, component: str, values: dict[str, np.ndarray]) -> Any:
+    def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
         """A session of a component's graph with `values` in place of its initializers of the same names.
 
-        `values` is its own: it may take entries out when it needs them no longer.
+        `values` is its own: it takes entries out when it needs them no longer. shapes: of the inputs, in their order,
+        where the session is to serve no other; else none.
         """
 
     def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
@@ -55,22 +63,24 @@ class Sessions(ABC):
         """See `Backend.close`."""
         with self._lock:
             self._sessions.clear()
-            self._merged.clear()
 
-    def _session(self, component: str, condition: str | None) -> Any:
+    def _session(self, component: str, condition: str | None, shapes: Shapes = ()) -> Any:
+        merged = component == "unet_merged"
+        if merged and (condition is None or condition not in self._bundle.manifest.conditions):
+            raise unknown("condition", condition, self._bundle.manifest.conditions)
+        key = condition if merged else None, shapes
         with self._lock:
-            if component != "unet_merged":
-                if component not in self._sessions:
-                    self._sessions[component] = self._open(component, {})
-                return self._sessions[component]
-            if condition is None or condition not in self._bundle.manifest.conditions:
-                raise unknown("condition", condition, self._bundle.manifest.conditions)
-            if condition not in self._merged:
-                while len(self._merged) >= self._kept:  # before the next is opened: two at once may be too large
-                    self._merged.popitem(last=False)
-                self._merged[condition] = self._open(component, self._values(condition))
-            self._merged.move_to_end(condition)
-            return self._merged[condition]
+            opened = self._sessions[component]
+            if key not in opened:
+                while len(opened) >= self._kept[component]:  # before the next is opened: two may be too large
+                    opened.popitem(last=False)
+                opened[key] = self._open(component, self._values(key[0]) if key[0] else {}, shapes)
+            opened.move_to_end(key)
+            return opened[key]
+
+    def _sparing(self) -> AbstractContextManager[None]:
+        """Surrounds opening and running: keeps no pages of mapped weights of gigabytes."""
+        return shedding(self._bundle.folder) if self._large else nullcontext()
 
     def _values(self, condition: str) -> dict[str, np.ndarray]:
         """The merged weights and biases of a condition. The memory map of the stored ones ends with this call."""

@@ -71,7 +71,7 @@ def test_mfm_computes_the_modulation(toy: Bundle) -> None:
 @pytest.mark.parametrize("kept", [1, 8])
 def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
     backend = opened(toy, "fp32")
-    backend._kept = kept
+    backend._kept["unet_merged"] = kept
     latent = backend.run("encoder", {"image": picture()})["latent"]
     first, other, again = (
         backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
@@ -79,7 +79,18 @@ def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert len(backend._merged) == min(kept, 2)
+    assert len(backend._sessions["unet_merged"]) == min(kept, 2)
+
+
+def test_a_model_of_gigabytes_gives_the_same(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = opened(toy).run("encoder", {"image": picture()})["latent"]
+    expected = opened(toy).run("unet_merged", {"latent": latent}, "haze")["latent_restored"]
+    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    sparing = opened(toy)
+    for _ in range(2):  # the second run reads what was given back
+        np.testing.assert_array_equal(
+            sparing.run("unet_merged", {"latent": latent}, "haze")["latent_restored"], expected
+        )
 
 
 def test_sessions_kept() -> None:
@@ -104,7 +115,7 @@ def test_threads_agree_with_one_after_the_other(toy: Bundle) -> None:
 
 def test_sessions_are_made_when_needed(toy: Bundle) -> None:
     backend = opened(toy)
-    assert not backend._sessions and not backend._merged
+    assert not backend._sessions
     backend.run("encoder", {"image": picture()})
     assert list(backend._sessions) == ["encoder"]
     backend.close()

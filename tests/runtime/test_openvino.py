@@ -98,7 +98,7 @@ def test_merged_is_dynamic_at_the_prototype(condition: str, ov_toy: Bundle) -> N
 @pytest.mark.parametrize("kept", [1, 8])
 def test_switching_back_gives_the_same_bits(kept: int, ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    backend._kept = kept
+    backend._kept["unet_merged"] = kept
     latent = backend.run("encoder", {"image": picture()})["latent"]
     first, other, again = (
         backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
@@ -106,7 +106,7 @@ def test_switching_back_gives_the_same_bits(kept: int, ov_toy: Bundle) -> None:
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert len(backend._merged) == min(kept, 2)
+    assert len(backend._sessions["unet_merged"]) == min(kept, 2)
 
 
 def test_threads_agree_with_one_after_the_other(ov_toy: Bundle) -> None:
@@ -140,7 +140,7 @@ def test_auto_takes_it_before_onnxruntime_on_the_cpu(ov_toy: Bundle, toy: Bundle
 
 def test_models_are_compiled_when_needed(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    assert not backend._sessions and not backend._merged
+    assert not backend._sessions
     backend.run("encoder", {"image": picture()})
     assert list(backend._sessions) == ["encoder"]
     backend.close()
@@ -148,12 +148,40 @@ def test_models_are_compiled_when_needed(ov_toy: Bundle) -> None:
     assert not backend._sessions
 
 
+def test_the_image_sized_are_compiled_for_each_size(ov_toy: Bundle) -> None:
+    backend = opened(ov_toy)
+    backend._kept["encoder"] = 2
+    pictures = [picture(height=height) for height in (32, 48, 64)]
+    first = [backend.run("encoder", {"image": image})["latent"] for image in pictures]
+    assert [key[1] for key in backend._sessions["encoder"]] == [((1, 3, 48, 48),), ((1, 3, 64, 48),)]
+    model = next(iter(backend._sessions["encoder"].values()))
+    assert model.input(0).partial_shape.is_static
+    for image, expected in zip(pictures, first, strict=True):
+        np.testing.assert_array_equal(backend.run("encoder", {"image": image})["latent"], expected)
+        backend.run("unet_merged", {"latent": expected}, "haze")
+    assert len(backend._sessions["unet_merged"]) == 1
+
+
+@pytest.mark.parametrize("condition", ["auto", "haze"])
+def test_a_model_of_gigabytes_gives_the_same(condition: str, ov_toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    with Restorer(ov_toy, "openvino", threads=1) as sparing:
+        crops = np.random.default_rng(1).uniform(-1, 1, (1, 4, 3, 16, 16)).astype(np.float32)
+        found = [sparing.run_components(picture(), crops, condition) for _ in range(2)]
+        assert sparing._backend._large  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    with Restorer(ov_toy, "openvino", threads=1) as usual:
+        expected = usual.run_components(picture(), crops, condition)
+    for each in found:
+        np.testing.assert_array_equal(each, expected)
+
+
 def test_float32_and_threads_are_what_was_asked_for(ov_toy: Bundle) -> None:
     import openvino
 
     backend = opened(ov_toy, threads=1)
     backend.run("encoder", {"image": picture()})
-    model = backend._sessions["encoder"]
+    (model,) = backend._sessions["encoder"].values()
     assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert model.get_property("INFERENCE_NUM_THREADS") == 1
     assert backend.precision == "fp32"

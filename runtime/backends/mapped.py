@@ -1,0 +1,100 @@
+"""Weights of gigabytes: they lie in files, mapped into memory, and what was read of them goes back to the system.
+
+A runtime packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again. Under
+pressure the system takes clean pages of a map away by itself; until then they count as memory of the process, and are
+the half of it. Linux alone: elsewhere nothing is given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendError
+from ..tensors import ALIGNMENT, aligned
+
+__all__ = ["placed", "shed", "shedding"]
+
+SPILLED = "dod-merged-"
+INTERVAL = 0.25  # seconds
+_MAPS = Path("/proc/self/maps")
+_MADV_DONTNEED = 4
+
+
+def shed(folder: Path) -> None:
+    """Gives back the pages of all maps of files in `folder`, and of `placed`'s; whoever reads them maps them again.
+
+    Only maps that lose nothing by it: read-only ones, and shared ones, whose changes are the file's.
+    """
+    try:
+        maps = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return
+    root, spilled = f"{folder.resolve()}{os.sep}", os.path.join(tempfile.gettempdir(), SPILLED)
+    madvise = ctypes.CDLL(None).madvise
+    for span, rights, path in (
+        (fields[0], fields[1], fields[5]) for fields in (line.split(None, 5) for line in maps) if len(fields) == 6
+    ):
+        if path.startswith((root, spilled)) and ("w" not in rights or "s" in rights):
+            begin, end = (int(address, 16) for address in span.split("-"))
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+
+
+@contextmanager
+def shedding(folder: Path) -> Iterator[None]:
+    """Calls `shed` every quarter of a second and at the end."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(INTERVAL):
+            shed(folder)
+
+    thread = threading.Thread(target=repeat, name="dod-shedding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        shed(folder)
+
+
+def placed(values: dict[str, np.ndarray], on_disk: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """Takes `values` out of their dictionary one by one and gives each anew at an address of ALIGNMENT.
+
+    on_disk: in one temporary file without a name, mapped, that ends with the last of them, so that `shed` can give
+    their memory back. Raises BackendError where the disk has no room for it.
+    """
+    if not on_disk or not values:
+        for name in list(values):
+            yield name, aligned(values.pop(name))
+        return
+    room = sum(-(-value.nbytes // ALIGNMENT) * ALIGNMENT for value in values.values())
+    whole = _mapped(room)
+    begin = 0
+    for name in list(values):
+        value = values.pop(name)
+        there = whole[begin : begin + value.nbytes].view(value.dtype).reshape(value.shape)
+        there[...] = value
+        yield name, there
+        begin += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def _mapped(room: int) -> np.ndarray:
+    """uint8 [room] in a temporary file of its own."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=SPILLED) as file:
+            os.posix_fallocate(file.fileno(), 0, room)  # a full disk is an error here, and later a crash
+            return np.memmap(file, np.uint8, "r+", shape=(room,))
+    except OSError as error:
+        raise BackendError(
+            f"cannot lay {room / 1e9:.1f} GB of merged weights into {tempfile.gettempdir()}: "
+            f"{error.strerror or error}; set TMPDIR to a folder with room for them"
+        ) from error
