@@ -30,15 +30,17 @@ class Sessions(ABC):
     """Base of a backend whose sessions threads may share. A condition replaces values of the one merged graph.
 
     Of each component the last used are kept, as many as `kept_sessions` allows: of the merged UNet for the conditions,
-    of others for the shapes that they were opened for.
+    of others for the shapes that they were opened for, but one alone where the UNet's weights are `LARGE`.
     """
 
     def __init__(self, bundle: Bundle, files: Precision) -> None:
         self.conditions = ("auto", *bundle.manifest.conditions)
         self._bundle, self._files = bundle, files
         sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
-        self._kept = {component: kept_sessions(size) for component, size in sizes.items()}
         self._large = sizes["unet_merged"] >= LARGE
+        self._kept = {component: kept_sessions(size) for component, size in sizes.items()}
+        if self._large:
+            self._kept |= {component: 1 for component in sizes if component != "unet_merged"}
         self._sessions: defaultdict[str, OrderedDict[tuple[str | None, Shapes], Any]] = defaultdict(OrderedDict)
         self._lock = threading.Lock()
 
