@@ -1,4 +1,4 @@
-"""How much memory a build takes: all of its processes together, sampled while it runs."""
+"""How much memory a build or another process takes: all of its processes together, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ PERIOD_SECONDS = 0.5
 
 
 class MemoryMeter:
-    """Samples the memory of this process and its children in a `with` block; `peak` is the largest sum, in bytes.
+    """Samples the memory of a process and its children in a `with` block; `peak` is the largest sum, in bytes.
 
-    Counted is what each process holds alone and its share of what it shares (PSS) where the system tells, else its
-    resident set, in which pages of files that are only mapped count fully.
+    process: by default this one. Counted is what each process holds alone and its share of what it shares (PSS) where
+    the system tells, else its resident set, in which pages of files that are only mapped count fully.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process: psutil.Process | None = None, period: float = PERIOD_SECONDS) -> None:
         self.peak = 0
+        self._process, self._period = process or psutil.Process(), period
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="memory meter", daemon=True)
 
@@ -34,10 +35,9 @@ class MemoryMeter:
         self._thread.join()
 
     def _sample(self) -> None:
-        here = psutil.Process()
         while True:
-            self.peak = max(self.peak, sum(_held(process) for process in (here, *here.children(recursive=True))))
-            if self._done.wait(PERIOD_SECONDS):
+            self.peak = max(self.peak, sum(_held(process) for process in (self._process, *_children(self._process))))
+            if self._done.wait(self._period):
                 return
 
 
@@ -47,6 +47,12 @@ def give_back() -> None:
     gc.collect()
     with suppress(OSError, AttributeError):  # other C libraries do it by themselves
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return process.children(recursive=True)
+    return []
 
 
 def _held(process: psutil.Process) -> int:

@@ -1,0 +1,45 @@
+"""`benchmarks/memory.py` on a bundle of the `tiny` preset: real processes, and what they held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from benchmarks import memory
+from export.memory import MemoryMeter
+from runtime.errors import BackendError
+from tests.benchmarks.commands import refused, run
+
+
+def test_table_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run("memory", "--bundle", tiny_bundle, "--size", 64, "--conditions", "auto", where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "build" / "memory.json").read_text())["rows"]
+    assert [(row["backend"], row["path"]) for row in rows] == [("openvino", "auto"), ("onnxruntime_cpu", "auto")]
+    for row in rows:
+        assert row["seconds"] > 0 and 20e6 < row["bytes"] < 2e9
+        assert f"{row['bytes'] / 1e9:.2f}" in done.stdout
+
+
+def test_a_process_that_holds_more_shows_it() -> None:
+    code = "import time; held = bytearray(300 << 20); time.sleep(2)"
+    with psutil.Popen([memory.sys.executable, "-c", code]) as process, MemoryMeter(process) as meter:
+        process.wait()
+    assert 300 << 20 <= meter.peak < 400 << 20
+
+
+def test_what_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (("--backends", "openvin"), "unknown backend of the CPU 'openvin' (did you mean 'openvino'?)"),
+        (("--conditions", "hase"), "'hase'"),
+        (("--size", 4000), "4000"),
+    ):
+        refused(run("memory", "--bundle", tiny_bundle, *words, where=tmp_path), message)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(BackendError, match="openvino failed on hase: error: unknown condition"):
+        memory.measure(tmp_path / "a.png", tiny_bundle, "hase", "openvino")
