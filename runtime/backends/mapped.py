@@ -37,7 +37,7 @@ def shed(folder: Path) -> None:
         maps = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return
-    root, spilled = f"{folder.resolve()}{os.sep}", os.path.join(tempfile.gettempdir(), SPILLED)
+    root, spilled = f"{folder.resolve()}{os.sep}", os.path.join(os.path.realpath(tempfile.gettempdir()), SPILLED)
     madvise = ctypes.CDLL(None).madvise
     for span, rights, path in (
         (fields[0], fields[1], fields[5]) for fields in (line.split(None, 5) for line in maps) if len(fields) == 6
