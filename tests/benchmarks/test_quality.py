@@ -148,5 +148,13 @@ def test_bad_input(identity: Path, tmp_path: Path) -> None:
     ):
         refused(attempt(*arguments), *words)
     refused(run("quality", "--bundle", tmp_path / "nowhere", where=tmp_path), "no such bundle", "build_engines.py")
-    refused(attempt("--size", 512, "--limit", 1), "512x512", "--max 512")
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "kept").iterdir()] == ["a.png"]
+
+
+def test_pictures_larger_than_the_bundle_takes(identity: Path, tmp_path: Path) -> None:
+    done = run_here(main, "--bundle", identity, "--out", tmp_path / "out", "--size", 200, "--limit", 1)
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "out").rglob("*.png"):
+        with Image.open(path) as picture:
+            assert path.name.startswith("contact") or picture.size == (200, 200)
+    assert "a clean photograph comes back at inf dB" in done.stdout
