@@ -115,6 +115,8 @@ class OnnxRuntime(Sessions):
                 arrays = [self._ort.OrtValue.ortvalue_from_numpy(value) for value in merged.values()]
                 options.add_external_initializers(list(merged), arrays)
             session = self._ort.InferenceSession(str(path), options, providers=self._providers())
+        except BackendError:
+            raise
         except Exception as error:  # as in `run`
             kind = BundleError if self._device is None else BackendError
             raise kind(f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)}") from error

@@ -93,6 +93,16 @@ def test_a_model_of_gigabytes_gives_the_same(toy: Bundle, monkeypatch: pytest.Mo
         )
 
 
+def test_no_room_for_merged_weights_is_not_blamed_on_the_bundle(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr("runtime.backends.mapped.os.posix_fallocate", full)
+    with pytest.raises(BackendError, match=r"No space left on device; set TMPDIR"):
+        opened(toy).run("unet_merged", {}, "haze")
+
+
 def test_sessions_kept() -> None:
     assert kept_sessions(1) == 8 and kept_sessions(1 << 30) == 4 and kept_sessions(1 << 40) == 1
 
