@@ -14,6 +14,7 @@ from torch import FloatTensor, Tensor, nn
 
 from .. import clora
 from ..config import StepConfig
+from ..errors import TrainingError
 from ..losses import VGG, distribution_matching, noised, predicted_x0, reconstruction, structural
 from ..model import DOD, alpha_bars
 from .loop import Objective
@@ -85,12 +86,23 @@ class PixelNoise(Objective):
 
 
 class Restoration(Objective):
-    """What the two stages share: a model of which only a part learns, and samples [3, H, W] to look at."""
+    """What the two stages share: a model of which only a part learns, and samples [3, H, W] to look at.
 
-    def __init__(self, model: DOD) -> None:
+    tile: the condition is taken from a batch's whole pictures, but only a window of so many px of each, somewhere, is
+    restored: what a picture of usual size says of its degradation, at the cost of a small one. 0 restores them whole.
+    """
+
+    def __init__(self, model: DOD, tile: int = 0) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
+        self.tile = tile
         self.samples: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def pair(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """(modulation [B, N, 2, r], degraded, clean), the pictures cut to their tiles."""
+        degraded, clean = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+        _, modulation = self.model.modulation(degraded)
+        return modulation, *tiles(degraded, clean, self.tile, generator)
 
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:
@@ -122,8 +134,9 @@ class Adaptation(Restoration):
         dmd: float = 1.0,
         latent: float = 0.0,
         vgg: VGG | None = None,
+        tile: int = 0,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, tile)
         self.weights = {"rec": rec, "perceptual": perceptual if vgg else 0.0, "dmd": dmd, "latent": latent}
         self.vgg = vgg
         self.target = clora.base_copy(model.encoder) if latent else None
@@ -144,8 +157,7 @@ class Adaptation(Restoration):
         return [(1.0, members) for members in (self._adaptation, self._fake) if members]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        degraded, clean = _channels_last(batch)
-        _, modulation = self.model.modulation(degraded)
+        modulation, degraded, clean = self.pair(batch, generator)
         restored = self.model.unet(self.model.encode(degraded, modulation)[0], modulation)
         terms: dict[str, Tensor] = {}
         if self.weights["rec"] or self.weights["perceptual"]:
@@ -205,8 +217,9 @@ class Detail(Restoration):
         plain: float = 0.25,
         decoder_rate: float = 1.0,
         relative: bool = False,
+        tile: int = 0,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, tile)
         self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
         modules = model.detail_parameters()
         self._learning = {name: parameter for name, parameter in modules.items() if parameter.ndim}
@@ -224,9 +237,8 @@ class Detail(Restoration):
         return [(rate, members) for rate, members in groups if members]
 
     def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        degraded, clean = _channels_last(batch)
         with torch.no_grad():
-            _, modulation = self.model.modulation(degraded)
+            modulation, degraded, clean = self.pair(batch, generator)
             latent, skips = self.model.encode(degraded, modulation)
             restored = self.model.unet(latent, modulation)
         image = self.model.decoder(restored, skips)
@@ -250,6 +262,26 @@ def noise_prediction(
     return F.mse_loss(predict(noisy, t).float(), eps)
 
 
+def tiles(degraded: Tensor, clean: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same window [B, 3, size, size] of a batch's pairs [B, 3, H, W], another one of each; 0 takes all of them.
+
+    Raises TrainingError where a picture is smaller.
+    """
+    if not size:
+        return degraded, clean
+    room = [side - size for side in clean.shape[-2:]]
+    if min(room) < 0:
+        height, width = clean.shape[-2:]
+        raise TrainingError(f"a tile of {size} px does not fit a picture of {width}x{height}: take a larger --crop")
+    corners = [[int(torch.randint(r + 1, (), generator=generator)) for r in room] for _ in range(len(clean))]
+    cut = (
+        torch.stack([picture[:, y : y + size, x : x + size] for picture, (y, x) in zip(each, corners, strict=True)])
+        for each in (degraded, clean)
+    )
+    first, second = cut
+    return first.contiguous(memory_format=torch.channels_last), second
+
+
 def posterior_of(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribution:
     """The encoder's distribution over latents, not scaled."""
     return cast(DiagonalGaussianDistribution, vae.encode(image, return_dict=False)[0])
@@ -267,8 +299,3 @@ def _multiscale(error: Tensor) -> Tensor:
 
 def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
     return torch.randn(tuple(shape), generator=generator).to(device)
-
-
-def _channels_last(batch: Batch) -> tuple[Tensor, Tensor]:
-    degraded, clean = batch[0], batch[1]
-    return degraded.contiguous(memory_format=torch.channels_last), clean

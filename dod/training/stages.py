@@ -49,6 +49,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "dmd_weight": 1.0,
         "latent_weight": 0.0,
         "vgg": "",
+        "tile": 0,
     },
     "2": {
         "steps": 1600,
@@ -63,6 +64,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "plain_weight": 0.25,
         "decoder_rate": 1.0,
         "relative": False,
+        "tile": 0,
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -78,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset, schedule = preset_from(arguments), schedule_from(arguments)
     if preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
-    if arguments.command != "calibrate" and schedule.crop % preset.size_multiple:
-        raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
+    for name in ("crop", "tile") if arguments.command != "calibrate" else ():
+        if (side := getattr(arguments, name)) % preset.size_multiple or not 0 <= side <= schedule.crop:
+            raise ConfigError(
+                f"--{name} {side}: the model takes multiples of {preset.size_multiple}, a tile no larger than its crop"
+            )
     if arguments.command == "calibrate" and schedule.steps < 2:
         raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
     folder = preset.folder / preset.checkpoint
@@ -119,14 +124,15 @@ def stage_1(
     dmd_weight: float = 1.0,
     latent_weight: float = 0.0,
     vgg: str = "",
+    tile: int = 0,
 ) -> Log:
     """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
     if perceptual_weight and not vgg:
         say("no --vgg: the perceptual term (9) is off")
     features = VGG(vgg) if perceptual_weight and vgg else None
-    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features)
+    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile)
     objective.samples = samples(dataset)
-    identity = f"{model.base_sha256} {rec_weight} {perceptual_weight} {dmd_weight} {latent_weight} {vgg}"
+    identity = f"{model.base_sha256} {rec_weight} {perceptual_weight} {dmd_weight} {latent_weight} {vgg} {tile}"
     return train("stage-1", objective, dataset, schedule, state, identity)
 
 
@@ -143,6 +149,7 @@ def stage_2(
     plain_weight: float = 0.25,
     decoder_rate: float = 1.0,
     relative: bool = False,
+    tile: int = 0,
 ) -> Log:
     """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
     if decoder == "new":
@@ -150,7 +157,7 @@ def stage_2(
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
     trained = decoder != "frozen"
-    options = rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate, relative
+    options = rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate, relative, tile
     objective = Detail(model, *options)
     objective.samples = samples(dataset)
     frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"

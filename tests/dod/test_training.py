@@ -218,3 +218,25 @@ def test_distribution_matching_trains_two_networks_apart() -> None:
     assert all(torch.equal(adaptation[name].grad, gradient) for name, gradient in held.items())
     shared = {p.data_ptr() for p in model.unet.unet.parameters()}
     assert {p.data_ptr() for p in objective.real.parameters()} <= shared, "the base is not held twice"
+
+
+def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
+    """Both pictures of a pair are cut to the same window, one inside the picture; c is the whole's."""
+    model = DOD.from_preset(smaller())
+    clean = image(3, 64, 48)
+    degraded = (clean + 0.1 * normal(3, 3, 64, 48)).clamp(-1, 1)
+    objective = Adaptation(model, dmd=0.0, tile=16)
+    modulation, cut, truth = objective.pair((degraded, clean), torch.Generator().manual_seed(1))
+    assert torch.equal(modulation, model.modulation(degraded)[1])
+    assert cut.shape == truth.shape == (3, 3, 16, 16)
+    corners = []
+    for i in range(3):
+        windows = clean[i].unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        ((y, x),) = (windows == truth[i]).all(dim=(2, 3, 4)).nonzero().tolist()
+        assert torch.equal(cut[i], degraded[i, :, y : y + 16, x : x + 16])
+        corners.append((y, x))
+    assert len(set(corners)) > 1
+    whole = Adaptation(model, dmd=0.0).pair((degraded, clean), torch.Generator())
+    assert torch.equal(whole[1], degraded) and torch.equal(whole[2], clean)
+    with pytest.raises(TrainingError, match="a tile of 56 px does not fit a picture of 48x64"):
+        Adaptation(model, dmd=0.0, tile=56).pair((degraded, clean), torch.Generator())

@@ -272,6 +272,7 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
         (pretrain.main, "ddpm", "tiny", (), "preset tiny has a random ddpm: set ddpm.source"),
         (stages.main, "1", "tiny", (), "preset tiny names no checkpoint"),
         (stages.main, "1", "mini", ("--crop", "100"), "--crop 100: the model takes multiples of 64"),
+        (stages.main, "2", "mini", ("--crop", "128", "--tile", "192"), "--tile 192: the model takes multiples of 64"),
         (stages.main, "1", "mni", (), "did you mean 'mini'"),
     ],
 )

@@ -1,0 +1,49 @@
+"""What is written of a proof: the figures' file, the table, the comparison pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from export.parity import figure
+from export.report import parity_table, read_figures, rows, write_comparison, write_figures
+from tests.export.test_parity import of_psnr
+
+
+def test_figures_survive_the_file(tmp_path: Path) -> None:
+    reference, value = of_psnr(50)
+    figures = [
+        figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5),
+        figure("a.png", "auto", "chain", "onnx fp32", reference, reference),
+        figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
+        figure("b.png", "auto", "chain", "half", reference, value * np.inf),
+    ]
+    write_figures(figures, tmp_path / "parity.json")
+    assert read_figures(tmp_path / "parity.json") == figures
+    json.dumps(rows(figures[:3]), allow_nan=False)
+
+
+def test_the_table_shows_the_worst() -> None:
+    reference, value = of_psnr(50)
+    good = figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5)
+    exact = figure("b.png", "auto", "chain", "half", reference, reference)
+    assert "50.0" in parity_table([exact, good]) and "FAILED" not in parity_table([exact, good])
+    assert "exact" in parity_table([exact])
+    bad = figure("c.png", "auto", "chain", "half", *of_psnr(44))
+    text = parity_table([good, bad, exact])
+    assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
+    lost = figure("c.png", "auto", "chain", "half", reference + 0.5, value * np.inf)
+    assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
+
+
+def test_the_comparison_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (18, 21), (10, 20, 30)).save(tmp_path / "a.png")
+    restored = np.zeros((1, 3, 24, 20), np.float32)
+    restored[0, 0] = 2  # beyond the range
+    write_comparison(tmp_path / "a.png", restored, tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png"))
+    assert pixels.shape == (21, 36, 3)
+    assert (pixels[:, :18] == (10, 20, 30)).all() and (pixels[:, 18:] == (255, 128, 128)).all()
