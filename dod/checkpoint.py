@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +19,18 @@ from .tensors import read_safetensors, write_safetensors
 
 WEIGHTS, METADATA, FORMAT = "dod.safetensors", "dod.json", 1
 
-SWITCHES = {"rank": "lora.rank", "alpha": "lora.alpha", "conditional": "lora.conditional", "detail": "detail.enabled"}
+SWITCHES = {
+    "rank": "lora.rank",
+    "alpha": "lora.alpha",
+    "conditional": "lora.conditional",
+    "detail": "detail.enabled",
+    "step": "step",
+    "crops": "mfm.crops",
+    "crop_size": "mfm.crop_size",
+}
 """What dod.json says of the preset it was trained with, and the preset's key for it."""
+FREE = "crops", "crop_size"
+"""What a checkpoint may be loaded with another value of: c is a mean over crops, of more or fewer."""
 
 
 def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> None:
@@ -58,10 +69,11 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False) -> dict[st
     tensors = read_safetensors(folder / WEIGHTS)
     _check_channels(model, folder, tensors)
     for key, value in _switches(model).items():
-        if metadata.get(key) != value and not (any_base and key == "base_sha256"):
+        stated = metadata.get(key, value if key == "step" else None)  # not stated by the oldest checkpoints
+        if stated != value and key not in FREE and not (any_base and key == "base_sha256"):
             what = "another base model" if key == "base_sha256" else f"another {key}"
             raise CheckpointError(
-                f"{folder} was trained on {what}: it states {key} {_short(metadata.get(key))}, this model has "
+                f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has "
                 f"{_short(value)}; give the base or preset that it was trained with"
             )
     layers = metadata.get("layers", [])
@@ -121,7 +133,13 @@ def load_model(source: str | Path = "mini", base: str | Path | None = None, ddpm
     if (folder / METADATA).is_file():
         metadata = read_metadata(folder)
         overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
-        preset = load_preset(metadata.get("preset", ""), overrides)
+        name = metadata.get("preset", "")
+        if name not in shipped_presets():
+            raise CheckpointError(
+                f"{folder} was trained with a preset of its own, {name!r}: give that preset's folder in its place, "
+                "whose `checkpoint` names it"
+            )
+        preset = load_preset(name, overrides)
     elif source not in shipped_presets() and folder.is_dir() and not (folder / "preset.yaml").is_file():
         raise CheckpointError(f"{folder} is neither a checkpoint ({METADATA}) nor a preset (preset.yaml)")
     else:
@@ -161,6 +179,9 @@ def _switches(model: DOD) -> dict[str, Any]:
         "alpha": lora.alpha,
         "conditional": lora.conditional,
         "detail": detail.enabled,
+        "step": asdict(model.preset.step),
+        "crops": model.preset.mfm.crops,
+        "crop_size": model.preset.mfm.crop_size,
     }
 
 

@@ -1,4 +1,4 @@
-"""Which prototype a condition lies nearest to: the confusion table here, and the rule of the path `routed`.
+"""Which prototype a condition lies nearest to, for the confusion table.
 
 In numpy and float64, so that what has no torch can be tested against it.
 """

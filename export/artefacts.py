@@ -158,8 +158,10 @@ def _adopt(source: Path, target: Path) -> None:
 
 def _difference(before: Inputs, now: Inputs) -> str | None:
     for name in [*now, *(name for name in before if name not in now)]:
-        if before.get(name) != now.get(name):
-            return f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            inside = _difference(old, new) if isinstance(old, dict) and isinstance(new, dict) else None
+            return f"{name}: {inside}" if inside else f"{name} was {_short(old)}, is {_short(new)}"
     return None
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ GATED = ("bf16", "int8")
 """Precisions that are measured and then refused with the figure: no graphs are written in them."""
 
 
-PRECISION_HELP = "fp32, fp16 or both (default); engines take the last; bf16 and int8 are measured and refused"
+PRECISION_HELP = "fp32, fp16 or both (default); engines: fp16 where named; bf16 and int8 are measured and refused"
 ISLANDS_HELP = "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
 
 
@@ -38,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
         if name not in (*PRECISIONS, *GATED):
             raise unknown("precision", name, (*PRECISIONS, *GATED))
     targets, left_out = choose_targets(arguments.targets, arguments.precision)
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UsageError("every bundle is proven with ONNX Runtime, which is not installed: pip install onnxruntime")
     half = "fp16" in arguments.precision
     capabilities = ()
     if "tensorrt_rtx" in targets:

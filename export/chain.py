@@ -106,10 +106,17 @@ class Wanted:
         return read_tensors(self.files[run.sample.name, run.path])
 
 
+def sample_pixels(path: Path, largest: int) -> np.ndarray:
+    """The middle of a photograph, at most `largest` px on either side: float32 [H, W, 3] in [-1, 1], upright."""
+    pixels = read(path).pixels
+    top, left = (max(0, side - largest) // 2 for side in pixels.shape[:2])
+    return pixels[top : top + largest, left : left + largest]
+
+
 def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:
     """A photograph as the runtime prepares it. Its condition is the one its name begins with, else the first."""
     manifest = bundle.manifest
-    pixels = read(path).pixels
+    pixels = sample_pixels(path, manifest.profile.size[2])
     sizes = manifest.size_multiple, manifest.profile.size[0], manifest.profile.size[2]
     image = pad(pixels, *(padded_size(side, *sizes) for side in pixels.shape[:2])).transpose(2, 0, 1)[None]
     taken = crops(pixels, manifest.crops.count, manifest.crops.size)[None]

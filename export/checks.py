@@ -6,9 +6,10 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -76,7 +77,9 @@ def check_exportable(model: DOD) -> None:
 
 
 def check_out(out: Path) -> None:
-    """UsageError where `out` holds something else than a bundle."""
+    """UsageError where `out` holds something else than a bundle, or is a link, which could not be replaced at once."""
+    if out.is_symlink():
+        raise UsageError(f"--out {out} is a link: name the folder that it leads to, {out.resolve()}")
     if out.is_file() or (out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir())):
         raise UsageError(f"--out {out} holds other files than a bundle's: choose another folder")
 
@@ -134,6 +137,16 @@ def check_memory(model: DOD) -> None:
     if free < needed:
         room = f"the build needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free"
         raise OSError(errno.ENOMEM, f"not enough memory: {room}: end other programs or build on a larger machine")
+
+
+def settings_of(model: DOD) -> dict[str, Any]:
+    """What decides a model's graphs and is in no tensor, for JSON: of its preset and the base's configuration."""
+    preset, unet = model.preset, model.unet.unet.config
+    return {
+        **{name: asdict(getattr(preset, name)) for name in ("mfm", "lora", "step", "detail")},
+        "unet": {name: value for name, value in unet.items() if not name.startswith("_")},
+        "scaling_factor": model.encoder.scaling_factor,
+    }
 
 
 def hash_model(model: DOD) -> str:

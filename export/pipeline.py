@@ -15,7 +15,7 @@ from dod.checkpoint import load_model
 from dod.model import DOD
 from export import calibration, conditions, description, graphs, plans, precision_step, report, simplify_step
 from export.artefacts import Entry, Workshop, hash_sources
-from export.chain import load_sample
+from export.chain import load_sample, sample_pixels, subjects
 from export.checks import (
     MODEL_SOURCES,
     ROOT,
@@ -28,9 +28,10 @@ from export.checks import (
     hash_model,
     hash_samples,
     sample_paths,
+    settings_of,
 )
 from export.engines import EngineJob, build_engines
-from export.interface import Component, engine_list, library_version, profile, read_components
+from export.interface import Component, engine_list, library_version, profile, read_components, version
 from export.memory import MemoryMeter
 from export.parity import GATES, Figure, check
 from export.precision import check_islands, half_copy
@@ -66,6 +67,7 @@ class Build:
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
         self.trained = hash_model(self.model)
+        self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         check_room(options.out, self.model, len(options.precisions), sum(name in TARGETS for name in options.targets))
         check_memory(self.model)
@@ -225,7 +227,14 @@ class Build:
         apart = ("engines/", "report/")
         files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
         sources = hash_sources(ROOT / "export" / name for name in ("parity.py", "chain.py", "proof.py"))
-        inputs = {"files": files, "samples": hash_samples(self.samples), "sources": sources, "torch": torch.__version__}
+        inputs = {
+            "files": files,
+            "settings": self.settings,
+            "samples": hash_samples(self.samples),
+            "subjects": [subject.step for subject in subjects(bundle)],
+            "sources": sources,
+            "libraries": {name: version(name) for name in ("torch", "onnxruntime", "openvino")},
+        }
         pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
         wanted = [name, *pictures.values()]
         stale = [each for each in wanted if not self.shop.fresh(each, inputs)]  # all are asked, so that all are used
@@ -240,7 +249,8 @@ class Build:
             shown = [proof for proof in proofs if proof.path == "auto" and proof.step not in GATES]
             restored = {proof.sample: proof.restored for proof in shown}  # the last step's
             for path in self.samples:
-                report.write_comparison(path, restored[path.name], self.shop.path(pictures[path.name]))
+                degraded = sample_pixels(path, self.options.size[2])
+                report.write_comparison(degraded, restored[path.name], self.shop.path(pictures[path.name]))
                 self.shop.record(pictures[path.name], inputs, 0)
             report.write_figures([figure for proof in proofs for figure in proof.figures], self.shop.path(name))
             self.shop.record(name, inputs, time.monotonic() - start)
@@ -276,6 +286,7 @@ class Build:
         return {
             "base": self.model.base_sha256,
             "checkpoint": self.trained,
+            "settings": self.settings,
             "precision": precision,
             "fp32 islands": islands,
             "sources": self.sources,

@@ -79,14 +79,14 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     return figures
 
 
-def write_comparison(source: Path, restored: np.ndarray, path: Path) -> None:
-    """The degraded picture and the restored one side by side, as PNG. restored: float32 [1, 3, H, W] in [-1, 1]."""
-    with Image.open(source) as picture:
-        degraded = np.asarray(picture.convert("RGB"))
+def write_comparison(degraded: np.ndarray, restored: np.ndarray, path: Path) -> None:
+    """The degraded picture and the restored one side by side, as PNG.
+
+    degraded: float32 [H, W, 3] in [-1, 1]; restored: float32 [1, 3, at least H, at least W], the same.
+    """
     height, width = degraded.shape[:2]
-    cropped = restored[0, :, :height, :width].transpose(1, 2, 0)
-    pixels = np.clip(np.round((cropped + 1) * 127.5), 0, 255).astype(np.uint8)
-    Image.fromarray(np.concatenate([degraded, pixels], axis=1)).save(path, optimize=True)
+    both = np.concatenate([degraded, restored[0, :, :height, :width].transpose(1, 2, 0)], axis=1)
+    Image.fromarray(np.clip(np.round((both + 1) * 127.5), 0, 255).astype(np.uint8)).save(path, optimize=True)
 
 
 def write(

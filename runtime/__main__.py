@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from .console import Parser, progress, run_command
 from .errors import BackendError, PictureError, UsageError
 from .output import check_writable, format_of, save
 from .restorer import Restorer
+
+NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EROFS
+"""Errors of a disk that the next picture would meet too."""
 
 
 def parser() -> Parser:
@@ -82,15 +86,21 @@ def plan(source: Path, destination: Path) -> list[tuple[Path, Path]]:
 def _folder(restorer: Restorer, pairs: list[tuple[Path, Path]], condition: str, batch_size: int) -> int:
     """Restores all pairs, whatever happens to single ones, and prints a summary."""
     results = restorer.restore_many((source for source, _ in pairs), condition, batch_size, return_errors=True)
-    failed: list[tuple[Path, PictureError]] = []
-    for (source, destination), result in progress(zip(pairs, results, strict=True), len(pairs), "restoring"):
-        try:
-            _write(result, destination)
-        except PictureError as error:
-            failed.append((source, error))
-    print(f"{len(pairs) - len(failed)} of {len(pairs)} pictures restored")
-    for source, error in failed:
-        print(f"failed: {source}: {error}", file=sys.stderr)
+    failed: list[tuple[Path, Exception]] = []
+    restored = 0
+    try:
+        for (source, destination), result in progress(zip(pairs, results, strict=True), len(pairs), "restoring"):
+            try:
+                _write(result, destination)
+                restored += 1
+            except (PictureError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise
+                failed.append((source, error))
+    finally:  # what was done before something ended it is said all the same
+        print(f"{restored} of {len(pairs)} pictures restored")
+        for source, error in failed:
+            print(f"failed: {source}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What `bundle.json` says, as frozen dataclasses, and the checks it must pass (schema 1)."""
+"""What `bundle.json` says, as frozen dataclasses, and the checks it must pass."""
 
 from __future__ import annotations
 

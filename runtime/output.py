@@ -58,7 +58,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
         image = image.convert("RGBA")
     options = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if image.info.get(key)}
     data = _encode(image, path, name, {**options, **OPTIONS.get(name, {})})
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")  # a long name has no room for more
     try:
         part.write_bytes(data)
         os.replace(part, path)

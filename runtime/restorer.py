@@ -13,7 +13,7 @@ from PIL import Image
 
 from .backends import Options, open_backend
 from .bundle import Bundle
-from .errors import BackendError, PictureError, UsageError, unknown
+from .errors import PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
 from .tiling import check_tile, tiles
@@ -93,7 +93,10 @@ class Restorer:
         Raises PictureError for what is no picture, UsageError for an unknown condition.
         """
         self.check_condition(condition)
-        return self._run_batch([self.prepare(picture, condition)], condition)[0]
+        (restored,) = self._run_batch([self.prepare(picture, condition)], condition)
+        if isinstance(restored, PictureError):
+            raise restored
+        return restored
 
     @overload
     def restore_many(
@@ -134,17 +137,16 @@ class Restorer:
             except PictureError as error:
                 following = error
             fits = isinstance(following, Prepared) and (not batch or following.image.shape == batch[0].image.shape)
+            ready: list[Restored | PictureError] = []
             if batch and (not fits or len(batch) == batch_size):
-                yield from self._run_batch(batch, condition)
-                batch = []
+                ready, batch = self._run_batch(batch, condition), []
             if isinstance(following, Prepared):
                 batch.append(following)
-            elif return_errors:
-                yield following
             else:
-                raise following
+                ready.append(following)
+            yield from _given(ready, return_errors)
         if batch:
-            yield from self._run_batch(batch, condition)
+            yield from _given(self._run_batch(batch, condition), return_errors)
 
     def check_condition(self, condition: str) -> None:
         """Raises UsageError, with the valid names, for a condition that this backend cannot run."""
@@ -160,17 +162,19 @@ class Restorer:
         rule = self.bundle.manifest.crops
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if condition == "auto" else None)
 
-    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored]:
+    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored | PictureError]:
         images = np.stack([each.image for each in batch])
         taken = [each.crops for each in batch if each.crops is not None]
         restored = self._run_tiles(images, np.stack(taken) if taken else None, condition)
-        if not np.isfinite(restored).all():
-            raise BackendError(
-                f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
-                "try precision fp32, and rebuild the bundle with more fp32 islands"
-            )
-        results = []
+        results: list[Restored | PictureError] = []
         for each, image in zip(batch, restored, strict=True):
+            if not np.isfinite(image).all():
+                overflow = (
+                    f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
+                    "try precision fp32, and rebuild the bundle with more fp32 islands"
+                )
+                results.append(PictureError(overflow))
+                continue
             height, width = each.picture.pixels.shape[:2]
             results.append(each.picture.finish(image[:, :height, :width].transpose(1, 2, 0)))
         return results
@@ -238,3 +242,10 @@ class Restorer:
 
     def __repr__(self) -> str:
         return f"Restorer({str(self.bundle.folder)!r}, backend={self.backend!r}, precision={self.precision!r})"
+
+
+def _given(results: list[Restored | PictureError], return_errors: bool) -> Iterator[Restored | PictureError]:
+    for result in results:
+        if isinstance(result, PictureError) and not return_errors:
+            raise result
+        yield result

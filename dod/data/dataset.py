@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,6 +133,15 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             index = int(rng.integers(len(self.names) - 1))
             degraded, _ = degrade(clean, self.names[index], rng)
         return to_tensor(degraded), to_tensor(clean), index
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that decides a sample beside its number: a run is resumed on the same samples alone."""
+        settings = self.names, self.crop, self.seed, self.clean_fraction, self.recoloured
+        digest = hashlib.sha256(repr(settings).encode())
+        for photograph in self._photographs:
+            digest.update(repr(photograph.shape).encode() + photograph.tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self, i: int) -> str:
         """The photograph that sample i is taken from, for messages about it."""

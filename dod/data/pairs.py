@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,14 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         if self.names[index] == "noise":
             degraded, _ = degrade(clean, "noise", rng, sigma=SIGMAS[rng.integers(len(SIGMAS))])
         return to_tensor(degraded), to_tensor(clean), index
+
+    @property
+    def identity(self) -> str:
+        """A hash of all that decides a sample beside its number and the pixels: a run is resumed on the same alone."""
+        digest = hashlib.sha256(repr((self.names, self.crop, self.seed, self.clean_fraction)).encode())
+        for pair in (pair for pairs in self._pairs for pair in pairs):
+            digest.update(f"{pair.degradation} {pair.degraded and pair.degraded.name} {pair.clean.name}\n".encode())
+        return digest.hexdigest()[:16]
 
     def describe(self, i: int) -> str:
         """The picture that sample i is first drawn from, for messages about it."""

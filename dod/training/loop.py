@@ -86,11 +86,12 @@ def train(
 
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps and on SIGTERM; a
     run with the same schedule found there goes on where it stopped, to the bit. TensorBoard's scalars and pictures go
-    beside it. identity: a hash of the frozen weights that the run stands on.
+    beside it. identity: a hash of the frozen weights that the run stands on; a data set has an `identity` of its own.
 
-    TrainingError on a loss or gradient that is not finite (with the step, the samples and the last good state), or when
-    the state found belongs to another schedule (the key is named), to other frozen weights or a start from other
-    weights, or to other parameters. SystemExit(143) after SIGTERM, once the state is saved.
+    TrainingError on a loss or gradient that is not finite (with the step, the samples and the last good state), for
+    fp16 without a GPU, or when the state found belongs to another schedule (the key is named), to other samples, to
+    other frozen weights or a start from other weights, or to other parameters. SystemExit(143) after SIGTERM, once the
+    state is saved.
     """
     groups = objective.groups()
     parameters = {key: parameter for _, members in groups for key, parameter in members.items()}
@@ -102,10 +103,13 @@ def train(
     )
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
-    start, log, scale = resume(file, parameters, optimizer, schedule, identity) if file.is_file() else (0, [], None)
+    identities = {"samples": getattr(dataset, "identity", ""), "identity": identity}
+    start, log, scale = resume(file, parameters, optimizer, schedule, identities) if file.is_file() else (0, [], None)
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
     )
+    if schedule.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError("--precision fp16 needs a GPU: accelerate would train in fp32 here; take fp32 or bf16")
     scaler = accelerator.scaler
     if scaler and scale:
         scaler.load_state_dict(scale)
@@ -130,7 +134,8 @@ def train(
                     accelerator.backward(total)
                     norm = total.new_zeros(())
                     if accelerator.sync_gradients:
-                        norm = sum((_clip(accelerator, members, schedule.clip) for _, members in groups), norm)
+                        accelerator.unscale_gradients()  # once for all groups: a second time is an error
+                        norm = sum((_clip(members, schedule.clip) for _, members in groups), norm)
                     # A step whose loss scale overflowed is skipped by the scaler: its gradients are no failure.
                     if not total.isfinite() or not (norm.isfinite() or scaler):
                         samples = _samples(dataset, step, part, schedule, accelerator)
@@ -154,7 +159,7 @@ def train(
                 terms, recent, began = {}, 0, time.monotonic()
             if (step + 1) % schedule.save_every == 0 or last or terminated:
                 if main:
-                    state = {"step": step + 1, "schedule": asdict(schedule), "log": log, "identity": identity}
+                    state = {"step": step + 1, "schedule": asdict(schedule), "log": log, **identities}
                     save(file, parameters, optimizer, scaler, state)
                     board.pictures(step + 1, objective.preview)
                 if terminated and not last:
@@ -198,10 +203,8 @@ def _sigterm() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _clip(accelerator: Accelerator, members: dict[str, nn.Parameter], limit: float) -> Tensor:
-    norm = accelerator.clip_grad_norm_(list(members.values()), limit)
-    assert norm is not None  # it is None under FSDP's XLA path alone
-    return norm
+def _clip(members: dict[str, nn.Parameter], limit: float) -> Tensor:
+    return nn.utils.clip_grad_norm_(list(members.values()), limit)
 
 
 def _mean(accelerator: Accelerator, value: float) -> float:

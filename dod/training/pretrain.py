@@ -105,9 +105,14 @@ def read_part(kind: type[Model], folder: Path) -> Model:
 
 def runs_of(folder: Path, log: Log, schedule: Schedule, go_on: bool) -> list[dict[str, Any]]:
     """The record of the runs that made a part: those before, where this one went on from them, and this one."""
-    before = json.loads((folder / RECORD).read_text()) if go_on and (folder / RECORD).is_file() else []
+    before = record_of(folder) if go_on else []
     say(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
     return [*before, training_record(schedule, log)]
+
+
+def record_of(folder: Path) -> list[dict[str, Any]]:
+    """The runs that made what lies in a folder; none where that came from elsewhere."""
+    return json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else []
 
 
 def publish(model: ModelMixin, folder: Path, runs: list[dict[str, Any]]) -> None:

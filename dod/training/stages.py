@@ -12,7 +12,6 @@ own. `--decoder new` starts that from random weights. Each reads and writes the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .linear_start import new_autoencoder
 from .loop import cost, is_main_process, say, train, training_record
 from .objectives import Adaptation, Detail
-from .pretrain import RECORD, publish, read_part
+from .pretrain import publish, read_part, record_of
 from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -89,6 +88,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
     folder = preset.folder / preset.checkpoint
     anew = arguments.command == "1" and not arguments.go_on
+    base = preset.folder / preset.base.source / "vae"
+    if getattr(arguments, "decoder", "frozen") != "frozen" and not (base / "config.json").is_file():
+        raise ConfigError(
+            f"--decoder {arguments.decoder} rewrites the base's decoder, and base.source = {preset.base.source} is no "
+            "folder that has one here: copy the base into a folder of your own, and name that"
+        )
     if not anew and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     torch.manual_seed(schedule.seed)
@@ -173,7 +178,7 @@ def rebased(model: DOD, run: dict[str, object]) -> DOD:
     folder = preset.folder / preset.base.source / "vae"
     vae = read_part(AutoencoderKL, folder)
     vae.load_state_dict({**vae.state_dict(), **model.decoder.base_parameters()})
-    publish(vae, folder, [*json.loads((folder / RECORD).read_text()), run])
+    publish(vae, folder, [*record_of(folder), run])
     PartialState().wait_for_everyone()
     on_new_base = DOD.from_preset(preset)
     copy_trained(model, on_new_base)

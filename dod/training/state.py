@@ -76,9 +76,12 @@ def resume(
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
     schedule: Schedule,
-    identity: str,
+    identities: dict[str, str],
 ) -> tuple[int, Log, Any]:
-    """Fill parameters and optimizer from the file; returns (next step, log, the loss scaler's state)."""
+    """Fill parameters and optimizer from the file; returns (next step, log, the loss scaler's state).
+
+    identities: of the `samples`, and as `identity` of the frozen weights and the start, as the state was saved with.
+    """
     anew = "or remove the file to start anew"
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
@@ -92,7 +95,12 @@ def resume(
     stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
     if stored != {key: p.shape for key, p in parameters.items()}:
         raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
-    if state.get("identity") != identity:
+    if state.get("samples") != identities["samples"]:
+        raise TrainingError(
+            f"{file} belongs to a run on other pictures, degradations or shares of them; give those, or another "
+            f"--state, {anew}"
+        )
+    if state.get("identity") != identities["identity"]:
         raise TrainingError(
             f"{file} belongs to a run on other frozen weights, or one that started from other weights; give those, "
             f"{anew}"

@@ -2,15 +2,17 @@
 
 A runtime packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again. Under
 pressure the system takes clean pages of a map away by itself; until then they count as memory of the process, and are
-the half of it. Linux alone: elsewhere nothing is given back.
+the half of it. Linux from 5.4 on alone: elsewhere nothing is given back.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,26 +27,35 @@ __all__ = ["placed", "shed", "shedding"]
 SPILLED = "dod-merged-"
 INTERVAL = 0.25  # seconds
 _MAPS = Path("/proc/self/maps")
-_MADV_DONTNEED = 4
+_MADV_PAGEOUT = 21
+_spilled: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+_lock = threading.Lock()
 
 
 def shed(folder: Path) -> None:
     """Gives back the pages of all maps of files in `folder`, and of `placed`'s; whoever reads them maps them again.
 
-    Only maps that lose nothing by it: read-only ones, and shared ones, whose changes are the file's.
+    Libraries make and end maps of their own while this goes over them, and what then lies at an address may be memory
+    that somebody just wrote. So these pages are reclaimed, which loses nothing whatever they hold, and only where the
+    system lets this user do so: files that are the user's or that the user may write. Maps of our own are held
+    meanwhile.
     """
+    with _lock:
+        own = list(_spilled)
+    for spilled in own:
+        spilled.madvise(mmap.MADV_DONTNEED)  # shared: what was written is the file's
     try:
         maps = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return
-    root, spilled = f"{folder.resolve()}{os.sep}", os.path.join(os.path.realpath(tempfile.gettempdir()), SPILLED)
+    root = f"{folder.resolve()}{os.sep}"
     madvise = ctypes.CDLL(None).madvise
     for span, rights, path in (
         (fields[0], fields[1], fields[5]) for fields in (line.split(None, 5) for line in maps) if len(fields) == 6
     ):
-        if path.startswith((root, spilled)) and ("w" not in rights or "s" in rights):
+        if path.startswith(root) and "w" not in rights:
             begin, end = (int(address, 16) for address in span.split("-"))
-            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
 
 
 @contextmanager
@@ -92,9 +103,12 @@ def _mapped(room: int) -> np.ndarray:
     try:
         with tempfile.NamedTemporaryFile(prefix=SPILLED) as file:
             os.posix_fallocate(file.fileno(), 0, room)  # a full disk is an error here, and later a crash
-            return np.memmap(file, np.uint8, "r+", shape=(room,))
+            made = mmap.mmap(file.fileno(), room)
     except OSError as error:
         raise BackendError(
             f"cannot lay {room / 1e9:.1f} GB of merged weights into {tempfile.gettempdir()}: "
             f"{error.strerror or error}; set TMPDIR to a folder with room for them"
         ) from error
+    with _lock:
+        _spilled.add(made)
+    return np.frombuffer(made, np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 CAPABILITIES = {"bf16": "BF16"}
 SIZED = ("encoder", "decoder")
+SIZES = 2
+"""Of so many sizes what is `SIZED` stays compiled: each holds the activations of its size, of a picture's upright and
+its lying format two."""
 
 
 def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
@@ -85,6 +89,7 @@ class OpenVINO(Sessions):
         target = bundle.manifest.targets[name]
         self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
         super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)])
+        self._kept |= {component: min(self._kept[component], SIZES) for component in SIZED}
         self._ov, self._core = openvino, openvino.Core()
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
@@ -108,7 +113,8 @@ class OpenVINO(Sessions):
                 # By name: a port that OpenVINO has merged with another bears several, in no order.
                 outputs = {spec.name: found[spec.name] for spec in io.outputs}
                 if self._large and component != "decoder":  # its own, the most, costs a tenth of its time to get anew
-                    model.release_memory()
+                    with suppress(RuntimeError):  # another thread runs it just now, and releases it after that
+                        model.release_memory()
             except DODRuntimeError:
                 raise
             except Exception as error:  # OpenVINO's exceptions have no common base but this one

@@ -85,6 +85,7 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"lora__rank": 8}, "another rank: it states rank 4, this model has 8"),
         ({"lora__alpha": 8}, "another alpha: it states alpha 4.0, this model has 8.0"),
         ({"lora__conditional": "none"}, "another conditional: it states conditional 'unet', this model has 'none'"),
+        ({"step__timestep": 500}, "another step: it states step {'timestep': 999,"),
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),
@@ -197,12 +198,12 @@ def test_no_room_is_an_error_of_the_family(trained: DOD, untrained: DOD, folder:
 
 
 def test_load_model_of_a_checkpoint_takes_its_switches(tmp_path: Path) -> None:
-    model = randomise(
-        DOD.from_preset(tiny(lora__rank=8, lora__alpha=2, lora__conditional="none", detail__enabled=False))
-    )
+    others = {"lora__rank": 8, "lora__alpha": 2, "lora__conditional": "none", "detail__enabled": False}
+    model = randomise(DOD.from_preset(tiny(**others, step__timestep=500, mfm__crops=1)))
     save_checkpoint(model, tmp_path)
     loaded = load_model(tmp_path)
-    assert loaded.preset.lora == model.preset.lora and loaded.preset.detail == model.preset.detail
+    for part in ("lora", "detail", "step", "mfm"):
+        assert getattr(loaded.preset, part) == getattr(model.preset, part)
     with torch.no_grad():
         assert torch.equal(loaded(image()), model(image()))
 
@@ -217,6 +218,18 @@ def test_load_model_of_a_preset_takes_the_checkpoint_it_names(trained: DOD, fold
     shutil.rmtree(folder)
     with pytest.raises(CheckpointError, match=rf"no checkpoint at {folder}"):
         load_model(file)
+
+
+def test_a_checkpoint_of_a_preset_that_is_not_shipped_names_the_way(folder: Path) -> None:
+    edit(folder, preset="mine")
+    with pytest.raises(CheckpointError, match="a preset of its own, 'mine': give that preset's folder"):
+        load_model(folder)
+
+
+def test_more_crops_than_in_training_are_taken(trained: DOD, folder: Path) -> None:
+    model = DOD.from_preset(tiny(mfm__crops=16))
+    load_checkpoint(model, folder)
+    assert model.preset.mfm.crops == 16
 
 
 def test_load_model_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,29 @@ def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) 
         run(toy(), tmp_path, identity="one base")
 
 
+def test_state_of_other_samples_is_refused(tmp_path: Path) -> None:
+    samples = Pairs()
+    train("toy", Denoise(toy()), samples, QUICK, tmp_path)
+    samples.identity = "other pictures"
+    with pytest.raises(TrainingError, match="other pictures, degradations or shares of them; give those, or another"):
+        train("toy", Denoise(toy()), samples, QUICK, tmp_path)
+
+
+def test_fp16_takes_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(TrainingError, match="--precision fp16 needs a GPU"):
+        run(toy(), tmp_path, replace(QUICK, precision="fp16"))
+
+
+@pytest.mark.gpu
+def test_two_groups_learn_in_fp16(tmp_path: Path) -> None:
+    model = DOD.from_preset(smaller()).cuda()
+    schedule = replace(QUICK, precision="fp16")
+    log = train("stage-1", Adaptation(model, rec=0.0, dmd=1.0), Pairs(), schedule, tmp_path)
+    assert log[-1]["step"] == 4
+
+
 def test_nan_stops_with_the_step_and_a_lower_rate_goes_on(tmp_path: Path) -> None:
     model = toy()
     message = (

@@ -284,6 +284,15 @@ def test_what_cannot_be_trained_is_said_in_one_line(
     assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1
 
 
+def test_a_decoder_that_cannot_be_rewritten_is_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "preset.yaml").write_text("name: mine\nbase: {source: somebody/base}\ncheckpoint: dod\n")
+    words = ["2", "--photographs", "nowhere", "--preset", str(tmp_path), "--decoder", "trained"]
+    assert run_command(stages.main, words) == 2
+    assert "base.source = somebody/base is no folder that has one here" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ConfigError):
         run_command(stages.main, ["1", "--photographs", "nowhere", "--preset", "tiny", "--debug"])

@@ -16,7 +16,7 @@ from export.artefacts import Entry, Workshop, hash_sources, key_of
 from export.checks import MODEL_MODULES
 from runtime.bundle import MANIFEST
 
-INPUTS = {"base": "abc", "size": (256, 512)}
+INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
 
 
@@ -51,7 +51,7 @@ def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
     assert not make(shop, text="never written")
     again = Workshop(out)
     assert not make(again, text="never written")
-    assert again.reasons[NAME] == "fresh: same inputs (base, size)"
+    assert again.reasons[NAME] == "fresh: same inputs (base, size, settings)"
     assert (
         again.path(NAME).read_text() == "graph"
         and again.path(NAME).parent == out.parent / "mini.partial/files/onnx/fp32"
@@ -66,7 +66,8 @@ def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
         ({**INPUTS, "base": "abd"}, 'stale: base was "abc", is "abd"'),
         ({**INPUTS, "size": (256, 1024)}, "stale: size was [256, 512], is [256, 1024]"),
         ({**INPUTS, "opset": 20}, "stale: opset was null, is 20"),
-        ({"base": "abc"}, "stale: size was [256, 512], is null"),
+        ({"base": "abc", "settings": INPUTS["settings"]}, "stale: size was [256, 512], is null"),
+        ({**INPUTS, "settings": {"step": {"timestep": 9}}}, "stale: settings: step: timestep was 999, is 9"),
         ({**INPUTS, "base": "c" * 64}, f'stale: base was "abc", is "{"c" * 17}...{"c" * 17}"'),
     ],
 )

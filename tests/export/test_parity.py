@@ -18,7 +18,7 @@ from PIL import Image
 
 from dod.model import DOD
 from export import proof
-from export.chain import Proof, Run, Sample, Subject, Wanted, bundle_process, compare, load_sample
+from export.chain import Proof, Run, Sample, Subject, Wanted, bundle_process, compare, load_sample, sample_pixels
 from export.errors import ParityError
 from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
 from export.precision import default_islands, half_copy
@@ -267,6 +267,14 @@ def test_load_sample(tmp_path: Path) -> None:
     assert picture.shape == (1, 3, 24, 20) and picture.dtype == np.float32 and picture.flags.c_contiguous
     np.testing.assert_allclose(picture[0, :, :21, :18], pixels.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     assert loaded.values["crops"].shape == (1, 4, 3, 32, 32)
+    upright = np.ascontiguousarray(pixels.transpose(1, 0, 2))  # as a camera stores a picture of it, lying on its side
+    turned = Image.Exif()
+    turned[0x0112] = 5  # transposed
+    Image.fromarray(upright).save(tmp_path / "rain_1.png", exif=turned)
+    np.testing.assert_array_equal(
+        sample_pixels(tmp_path / "rain_1.png", 64), picture[0, :, :21, :18].transpose(1, 2, 0)
+    )
+    assert sample_pixels(tmp_path / "haze_1.png", 16).shape == (16, 16, 3)
     (tmp_path / "haze_1.png").rename(tmp_path / "other.png")
     assert load_sample(tmp_path / "other.png", bundle(), ("rain", "haze")).condition == "rain"
     assert load_sample(tmp_path / "other.png", bundle(), ()).condition == ""

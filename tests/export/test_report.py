@@ -40,10 +40,10 @@ def test_the_table_shows_the_worst() -> None:
 
 
 def test_the_comparison_picture(tmp_path: Path) -> None:
-    Image.new("RGB", (18, 21), (10, 20, 30)).save(tmp_path / "a.png")
+    degraded = np.broadcast_to(np.array([10, 20, 30], np.float32) / 127.5 - 1, (21, 18, 3))
     restored = np.zeros((1, 3, 24, 20), np.float32)
     restored[0, 0] = 2  # beyond the range
-    write_comparison(tmp_path / "a.png", restored, tmp_path / "b.png")
+    write_comparison(degraded, restored, tmp_path / "b.png")
     pixels = np.asarray(Image.open(tmp_path / "b.png"))
     assert pixels.shape == (21, 36, 3)
     assert (pixels[:, :18] == (10, 20, 30)).all() and (pixels[:, 18:] == (255, 128, 128)).all()

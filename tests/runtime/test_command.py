@@ -132,6 +132,21 @@ def test_outputs_must_not_overwrite_inputs(tmp_path: Path, toy: Bundle, photo: n
     refused(run(empty, tmp_path / "out", bundle=toy.folder), "no pictures in")
 
 
+def test_what_the_disk_refuses_of_one_picture_does_not_end_the_folder(
+    tmp_path: Path, toy: Bundle, photo: np.ndarray
+) -> None:
+    long = f"{'a' * 250}.png"
+    for name in ("one/a.png", "two/b.png", f"two/{long}"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(tmp_path / "in" / name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "one").write_text("where a folder should be")
+    done = run(tmp_path / "in", tmp_path / "out", bundle=toy.folder)
+    assert done.returncode == 1 and "2 of 3 pictures restored" in done.stdout
+    assert f"failed: {tmp_path}/in/one/a.png: " in done.stderr and done.stderr.count("failed: ") == 1
+    assert sorted(os.listdir(tmp_path / "out" / "two")) == [long, "b.png"]
+
+
 def test_a_changed_bundle(picture: Path, tmp_path: Path) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle", precisions=["fp32"])
     path = bundle / "onnx/fp32/encoder.onnx"

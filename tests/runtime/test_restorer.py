@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import BackendError, Bundle, BundleError, PictureError, Restorer, UsageError
+from runtime import Bundle, BundleError, PictureError, Restorer, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -182,8 +182,24 @@ def test_large_pictures_in_a_batch(same: Restorer) -> None:
 
 def test_values_that_are_no_numbers_are_an_error(restorer: Restorer, photo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restorer, "run_components", lambda images, *_: np.full_like(images, np.nan))
-    with pytest.raises(BackendError, match=r"gave values that are no numbers.*try precision fp32"):
+    with pytest.raises(PictureError, match=r"gave values that are no numbers.*try precision fp32"):
         restorer.restore(photo)
+
+
+def test_an_overflow_of_one_picture_leaves_the_others_of_its_batch(same: Restorer, photo, monkeypatch) -> None:
+    def second_overflows(images: np.ndarray, *_: object) -> np.ndarray:
+        restored = images.copy()
+        restored[1:2] = np.inf
+        return restored
+
+    monkeypatch.setattr(same, "run_components", second_overflows)
+    first, second, third = same.restore_many([photo] * 3, batch_size=3, return_errors=True)
+    assert isinstance(second, PictureError) and "no numbers" in str(second)
+    assert all(np.array_equal(each, photo) for each in (first, third))
+    given = same.restore_many([photo] * 3, batch_size=3)
+    assert np.array_equal(next(given), photo)
+    with pytest.raises(PictureError, match="no numbers"):
+        next(given)
 
 
 def test_what_it_says_of_itself(restorer: Restorer) -> None:
