@@ -93,6 +93,8 @@ def train(
     other frozen weights or a start from other weights, or to other parameters. SystemExit(143) after SIGTERM, once the
     state is saved.
     """
+    if schedule.precision == "fp16" and PartialState().device.type == "cpu":
+        raise TrainingError("--precision fp16 needs a GPU: take fp32 or bf16")
     groups = objective.groups()
     parameters = {key: parameter for _, members in groups for key, parameter in members.items()}
     identity = f"{identity} {fingerprint(parameters)}"
@@ -108,8 +110,6 @@ def train(
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
     )
-    if schedule.precision == "fp16" and accelerator.device.type == "cpu":
-        raise TrainingError("--precision fp16 needs a GPU: accelerate would train in fp32 here; take fp32 or bf16")
     scaler = accelerator.scaler
     if scaler and scale:
         scaler.load_state_dict(scale)
