@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -136,7 +137,11 @@ def test_fp16_takes_a_gpu(tmp_path: Path) -> None:
 def test_two_groups_learn_in_fp16(tmp_path: Path) -> None:
     model = DOD.from_preset(smaller()).cuda()
     schedule = replace(QUICK, precision="fp16")
-    log = train("stage-1", Adaptation(model, rec=0.0, dmd=1.0), Pairs(), schedule, tmp_path)
+    AcceleratorState._reset_state()  # a process has one precision: that of the tests before
+    try:
+        log = train("stage-1", Adaptation(model, rec=0.0, dmd=1.0), Pairs(), schedule, tmp_path)
+    finally:
+        AcceleratorState._reset_state()
     assert log[-1]["step"] == 4
 
 
