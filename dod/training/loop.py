@@ -93,7 +93,7 @@ def train(
     other frozen weights or a start from other weights, or to other parameters. SystemExit(143) after SIGTERM, once the
     state is saved.
     """
-    if schedule.precision == "fp16" and PartialState().device.type == "cpu":
+    if schedule.precision == "fp16" and str(PartialState().device) == "cpu":
         raise TrainingError("--precision fp16 needs a GPU: take fp32 or bf16")
     groups = objective.groups()
     parameters = {key: parameter for _, members in groups for key, parameter in members.items()}
