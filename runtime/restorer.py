@@ -90,7 +90,8 @@ class Restorer:
         picture: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
         gives an image, upright, with its colour profile; an array gives an array of the same dtype and layout.
         A picture of any size: see `tile` above.
-        Raises PictureError for what is no picture, UsageError for an unknown condition.
+        Raises PictureError for what is no picture, and where half precision overflows on it; UsageError for an unknown
+        condition.
         """
         self.check_condition(condition)
         (restored,) = self._run_batch([self.prepare(picture, condition)], condition)

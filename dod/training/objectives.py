@@ -274,11 +274,10 @@ def tiles(degraded: Tensor, clean: Tensor, size: int, generator: torch.Generator
         height, width = clean.shape[-2:]
         raise TrainingError(f"a tile of {size} px does not fit a picture of {width}x{height}: take a larger --crop")
     corners = [[int(torch.randint(r + 1, (), generator=generator)) for r in room] for _ in range(len(clean))]
-    cut = (
+    first, second = (
         torch.stack([picture[:, y : y + size, x : x + size] for picture, (y, x) in zip(each, corners, strict=True)])
         for each in (degraded, clean)
     )
-    first, second = cut
     return first.contiguous(memory_format=torch.channels_last), second
 
 
