@@ -166,9 +166,12 @@ def test_checkpoint_loads_in_every_form(small_layout: ADMEncoder, tmp_path: Path
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "pt")
     loaded = base.load_adm(path)
+    read = loaded.state_dict()
+    assert list(read) == list(small_layout.state_dict())
+    assert all(torch.equal(read[name], tensor) for name, tensor in small_layout.state_dict().items())
     x = image(1, 16, 16)
-    with torch.no_grad():
-        assert torch.equal(loaded(x), small_layout(x))
+    with torch.no_grad():  # not bit for bit: weights in a mapped file are aligned otherwise, and kernels chosen by it
+        assert snr_db(small_layout(x), loaded(x)) >= 100
 
 
 def test_half_weights_are_read_as_float32(small_layout: ADMEncoder, tmp_path: Path) -> None:
