@@ -8,7 +8,10 @@ every PNG carries its source, author and licence in its text chunks.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import yaml
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
 from dod.errors import DataError, run_command
@@ -170,7 +173,7 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
             "take the package of Debian 12 (bookworm) and pass its folder with --packages-from"
         )
     try:
-        with Image.open(source) as opened:
+        with _opened(source) as opened:
             picture = prepare(opened, longest)
     except OSError as error:
         raise DataError(f"cannot read {photograph.file} of {photograph.package}: {error}") from error
@@ -186,6 +189,20 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _opened(source: Path) -> Image.Image:
+    """A picture file; of an Enlightenment theme (.edj) the largest JPEG stream in it. Raises OSError where none is."""
+    if source.suffix != ".edj":
+        return Image.open(source)
+    held = source.read_bytes()
+    pictures: list[Image.Image] = []
+    for start in re.finditer(rb"\xff\xd8\xff", held):
+        with contextlib.suppress(UnidentifiedImageError):
+            pictures.append(Image.open(io.BytesIO(held[start.start() :]), formats=["JPEG"]))
+    if not pictures:
+        raise OSError("no JPEG picture in it")
+    return max(pictures, key=lambda picture: picture.width * picture.height)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
     """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
 
     commands: the defaults of each command where they are not those of `Schedule`, and of its further options; a tuple
-    holds the choices, the default first.
+    holds the choices, the default first, a list the defaults of an option with several numbers.
     """
     parser = ArgumentParser(prog=prog, description=description)
     parsers = parser.add_subparsers(dest="command", required=True)
@@ -51,6 +51,9 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
             option = f"--{field.replace('_', '-')}"
             if isinstance(value, bool):
                 command.add_argument(option, action="store_true", help="default off")
+                continue
+            if isinstance(value, list):
+                command.add_argument(option, type=int, nargs="+", default=value, help=f"default {value or 'none'}")
                 continue
             command.add_argument(option, type=type(value), default=value, choices=choices, help=f"default {value}")
     return parser

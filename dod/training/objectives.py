@@ -89,10 +89,11 @@ class Restoration(Objective):
     """What the two stages share: a model of which only a part learns, and samples [3, H, W] to look at.
 
     tile: the condition is taken from a batch's whole pictures, but only a window of so many px of each, somewhere, is
-    restored: what a picture of usual size says of its degradation, at the cost of a small one. 0 restores them whole.
+    restored: what a picture of usual size says of its degradation, at the cost of a small one. Of several sizes each
+    batch takes one: what a normalisation over all of a picture does depends on how much that is. None: all of it.
     """
 
-    def __init__(self, model: DOD, tile: int = 0) -> None:
+    def __init__(self, model: DOD, tile: Sequence[int] = ()) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
         self.tile = tile
@@ -102,7 +103,10 @@ class Restoration(Objective):
         """(modulation [B, N, 2, r], degraded, clean), the pictures cut to their tiles."""
         degraded, clean = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
         _, modulation = self.model.modulation(degraded)
-        return modulation, *tiles(degraded, clean, self.tile, generator)
+        if not self.tile:
+            return modulation, degraded, clean
+        size = self.tile[int(torch.randint(len(self.tile), (), generator=generator))]
+        return modulation, *tiles(degraded, clean, size, generator)
 
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:
@@ -134,7 +138,7 @@ class Adaptation(Restoration):
         dmd: float = 1.0,
         latent: float = 0.0,
         vgg: VGG | None = None,
-        tile: int = 0,
+        tile: Sequence[int] = (),
     ) -> None:
         super().__init__(model, tile)
         self.weights = {"rec": rec, "perceptual": perceptual if vgg else 0.0, "dmd": dmd, "latent": latent}
@@ -217,7 +221,7 @@ class Detail(Restoration):
         plain: float = 0.25,
         decoder_rate: float = 1.0,
         relative: bool = False,
-        tile: int = 0,
+        tile: Sequence[int] = (),
     ) -> None:
         super().__init__(model, tile)
         self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
@@ -263,12 +267,10 @@ def noise_prediction(
 
 
 def tiles(degraded: Tensor, clean: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same window [B, 3, size, size] of a batch's pairs [B, 3, H, W], another one of each; 0 takes all of them.
+    """The same window [B, 3, size, size] of a batch's pairs [B, 3, H, W], another one of each.
 
     Raises TrainingError where a picture is smaller.
     """
-    if not size:
-        return degraded, clean
     room = [side - size for side in clean.shape[-2:]]
     if min(room) < 0:
         height, width = clean.shape[-2:]

@@ -48,7 +48,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "dmd_weight": 1.0,
         "latent_weight": 0.0,
         "vgg": "",
-        "tile": 0,
+        "tile": [],
     },
     "2": {
         "steps": 1600,
@@ -63,7 +63,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "plain_weight": 0.25,
         "decoder_rate": 1.0,
         "relative": False,
-        "tile": 0,
+        "tile": [],
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset, schedule = preset_from(arguments), schedule_from(arguments)
     if preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
-    for name in ("crop", "tile") if arguments.command != "calibrate" else ():
-        if (side := getattr(arguments, name)) % preset.size_multiple or not 0 <= side <= schedule.crop:
+    sides = [("crop", schedule.crop), *(("tile", side) for side in getattr(arguments, "tile", ()))]
+    for name, side in sides if arguments.command != "calibrate" else ():
+        if side % preset.size_multiple or not 0 < side <= schedule.crop:
             raise ConfigError(
                 f"--{name} {side}: the model takes multiples of {preset.size_multiple}, a tile no larger than its crop"
             )
@@ -129,7 +130,7 @@ def stage_1(
     dmd_weight: float = 1.0,
     latent_weight: float = 0.0,
     vgg: str = "",
-    tile: int = 0,
+    tile: Sequence[int] = (),
 ) -> Log:
     """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
     if perceptual_weight and not vgg:
@@ -154,7 +155,7 @@ def stage_2(
     plain_weight: float = 0.25,
     decoder_rate: float = 1.0,
     relative: bool = False,
-    tile: int = 0,
+    tile: Sequence[int] = (),
 ) -> Log:
     """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
     if decoder == "new":

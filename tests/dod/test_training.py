@@ -253,7 +253,7 @@ def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
     model = DOD.from_preset(smaller())
     clean = image(3, 64, 48)
     degraded = (clean + 0.1 * normal(3, 3, 64, 48)).clamp(-1, 1)
-    objective = Adaptation(model, dmd=0.0, tile=16)
+    objective = Adaptation(model, dmd=0.0, tile=[16])
     modulation, cut, truth = objective.pair((degraded, clean), torch.Generator().manual_seed(1))
     assert torch.equal(modulation, model.modulation(degraded)[1])
     assert cut.shape == truth.shape == (3, 3, 16, 16)
@@ -264,7 +264,9 @@ def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
         assert torch.equal(cut[i], degraded[i, :, y : y + 16, x : x + 16])
         corners.append((y, x))
     assert len(set(corners)) > 1
+    generator, several = torch.Generator().manual_seed(1), Adaptation(model, dmd=0.0, tile=[16, 32])
+    assert {several.pair((degraded, clean), generator)[1].shape[-1] for _ in range(16)} == {16, 32}
     whole = Adaptation(model, dmd=0.0).pair((degraded, clean), torch.Generator())
     assert torch.equal(whole[1], degraded) and torch.equal(whole[2], clean)
     with pytest.raises(TrainingError, match="a tile of 56 px does not fit a picture of 48x64"):
-        Adaptation(model, dmd=0.0, tile=56).pair((degraded, clean), torch.Generator())
+        Adaptation(model, dmd=0.0, tile=[56]).pair((degraded, clean), torch.Generator())
