@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,17 @@ import torch
 
 from dod.checkpoint import load_model
 from dod.model import DOD
-from export import calibration, conditions, description, graphs, plans, precision_step, report, simplify_step
+from export import (
+    calibration,
+    conditions,
+    description,
+    engine_step,
+    graphs,
+    plans,
+    precision_step,
+    report,
+    simplify_step,
+)
 from export.artefacts import Entry, Workshop, hash_sources
 from export.chain import load_sample, sample_pixels, subjects
 from export.checks import (
@@ -30,24 +39,17 @@ from export.checks import (
     sample_paths,
     settings_of,
 )
-from export.engines import EngineJob, build_engines
-from export.interface import Component, engine_list, library_version, profile, read_components, version
+from export.interface import Component, read_components, version
 from export.memory import MemoryMeter
 from export.parity import GATES, Figure, check
 from export.precision import check_islands, half_copy
 from export.proof import proof_count, prove
-from export.targets import TARGETS, gpu_here
+from export.targets import TARGETS
 from export.tracing import TraceJob, trace_all
 from runtime.backends.openvino import reduced_precisions
 from runtime.bundle import Bundle
 from runtime.console import progress
 from runtime.manifest import Manifest
-from runtime.tensors import read_tensors
-
-BUILDERS_MEMORY = 8 << 30
-"""Bytes that the engine builders at work may take together, so that a build of any size fits 12 GB."""
-MEMORY_PER_WEIGHT = 4
-"""What a builder takes for each byte of weights (6.0 GB were measured for 1.7 GB)."""
 
 
 class Build:
@@ -175,45 +177,9 @@ class Build:
 
     def build_engines(self) -> None:
         """For each engine target: mfm, encoder, decoder, the dynamic UNet, and a merged UNet for each condition."""
-        precision = self.options.precisions[-1]
-        for target in (TARGETS[name] for name in self.options.targets if name in TARGETS):
-            jobs: dict[Path, tuple[str, dict]] = {}
-            planned, needed = [], 1
-            with tempfile.TemporaryDirectory(dir=self.shop.root) as scratch:
-                for engine, graph, condition in engine_list(self.engine_conditions):
-                    name = f"engines/{target.name}/{engine}.engine"
-                    inputs = self._engine_inputs(target.name, precision, graph, condition)
-                    if self.shop.fresh(name, inputs) or self.explaining:
-                        continue
-                    job = EngineJob(
-                        self._engine_graph(precision, graph, condition, Path(scratch)),
-                        self.shop.path(name),
-                        target,
-                        profile(self.components()[graph], self.options.batch, self.options.size),
-                        () if target.built_on_gpu else self.options.capabilities,
-                    )
-                    planned.append(job)
-                    weights = self.shop.path(f"onnx/{precision}/{plans.GRAPHS[graph]}.safetensors")
-                    needed = max(needed, MEMORY_PER_WEIGHT * weights.stat().st_size)
-                    jobs[job.engine_path] = name, inputs
-                built = build_engines(planned, min(self.options.workers, max(1, BUILDERS_MEMORY // needed)))
-                for job, record in progress(built, len(planned), f"{target.name} engines") if planned else ():
-                    name, inputs = jobs[job.engine_path]
-                    self._made(name, self.shop.record(name, inputs, record.seconds, asdict(record)))
-
-    def _engine_graph(self, precision: str, graph: str, condition: str | None, scratch: Path) -> Path:
-        onnx_path = self.shop.path(f"onnx/{precision}/{graph}.onnx")
-        if condition is None:
-            return onnx_path
-        folder = scratch / condition
-        folder.mkdir()
-        return conditions.write_merged_graph(
-            onnx_path,
-            onnx_path.with_name("unet.safetensors"),
-            conditions.merge_entries(self.model),
-            read_tensors(self.shop.path(f"conditions/{condition}.safetensors"))["modulation"],
-            folder,
-        )
+        inputs = self.shop, self.model, self.options, self.engine_conditions, self.components, self.explaining
+        for name, entry in engine_step.built(*inputs):
+            self._made(name, entry)
 
     def components(self) -> dict[str, Component]:
         """The manifest's `components`, read off the graphs."""
@@ -294,23 +260,6 @@ class Build:
 
     def _graph_inputs(self, precision: str) -> dict[str, object]:
         return {**self._inputs(precision), "opset": graphs.OPSETS[precision], "torch": torch.__version__}
-
-    def _engine_inputs(self, target: str, precision: str, graph: str, condition: str | None) -> dict[str, object]:
-        gpu = gpu_here() if TARGETS[target].built_on_gpu else None
-        return {
-            "graph": self._hash(f"onnx/{precision}/{graph}.onnx"),
-            "weights": self._hash(f"onnx/{precision}/{plans.GRAPHS[graph]}.safetensors"),
-            "condition": condition and self._hash(f"conditions/{condition}.safetensors"),
-            "batch": list(self.options.batch),
-            "size": list(self.options.size),
-            "compute capabilities": list(self.options.capabilities) if gpu is None else [],
-            "gpu": gpu and gpu.name,
-            "library": library_version(target),
-        }
-
-    def _hash(self, name: str) -> str | None:
-        entry = self.shop.used.get(name)
-        return entry and entry.sha256
 
     def _made(self, name: str, entry: Entry) -> None:
         print(f"{name:<44} {entry.bytes / 1e6:8.2f} MB {entry.seconds:7.1f} s", flush=True)

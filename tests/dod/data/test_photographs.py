@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,7 +22,10 @@ def test_list_is_sound() -> None:
     assert len({photograph.name for photograph in listed}) == len(listed)
     assert len({(photograph.package, photograph.file) for photograph in listed}) == len(listed)
     licences = {split: {photograph.licence for photograph in listed_photographs(split)} for split in photographs.SPLITS}
-    assert licences == {"train": {"CC-BY-SA-4.0", "GPL-2+"}, "held_out": {"CC-BY-4.0", "CC0-1.0", "CC-BY-SA-3.0"}}
+    assert licences == {
+        "train": {"Apache-2.0", "BSD-2-Clause", "CC-BY-SA-4.0", "CC0-1.0", "GFDL-1.2+", "GPL-2+", "public-domain"},
+        "held_out": {"CC-BY-4.0", "CC0-1.0", "CC-BY-SA-3.0"},
+    }
     assert len(listed_photographs("held_out")) >= 10
     assert listed_photographs("train") + listed_photographs("held_out") != []
     authors = {split: {photograph.author for photograph in listed_photographs(split)} for split in photographs.SPLITS}
@@ -57,12 +61,22 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.fromarray(data.astronaut()).save(tree / "share" / "astronaut.png")
     Image.fromarray(data.coffee()[:200]).convert("L").save(tree / "share" / "coffee.jpg")
     (tree / "share" / "broken.jpg").write_bytes(b"not a picture")
+    (tree / "share" / "empty.edj").write_bytes(b"no \xff\xd8\xff picture")
+    (tree / "share" / "theme.edj").write_bytes(
+        b"\0eet" + jpeg(data.coffee()[:60]) + b"\0" + jpeg(data.rocket()) + b"\0"
+    )
     packages = tmp_path / "packages"
     packages.mkdir()
     command = ["dpkg-deb", "--root-owner-group", "-b", str(tree), str(packages / "toy_1_all.deb")]
     subprocess.run(command, check=True, capture_output=True)
     _list(monkeypatch, [_toy("astronaut", "train"), _toy("coffee", "held_out", ".jpg")])
     return packages
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "JPEG")
+    return written.getvalue()
 
 
 def _toy(name: str, split: photographs.Split, suffix: str = ".png") -> Photograph:
@@ -172,3 +186,17 @@ def test_failed_download_gives_apts_reason(tmp_path: Path, monkeypatch: pytest.M
 def test_longest_must_be_positive(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 1 px, not 0"):
         prepare_photographs(tmp_path, longest=0)
+
+
+@needs_dpkg
+def test_the_largest_picture_of_a_theme_is_taken(
+    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _list(monkeypatch, [_toy("theme", "train", ".edj")])
+    (path,) = prepare_photographs(tmp_path / "out", packages)
+    with Image.open(path) as picture:
+        assert picture.size == data.rocket().shape[1::-1]
+        assert np.abs(np.asarray(picture, np.float32) - data.rocket()).mean() < 4
+    _list(monkeypatch, [_toy("empty", "train", ".edj")])
+    with pytest.raises(DataError, match=r"cannot read share/empty.edj of toy: no JPEG picture in it"):
+        prepare_photographs(tmp_path / "out", packages)
