@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 
-from runtime.backends import Options, kept_sessions
+from runtime.backends import Options, kept_sessions, sessions
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, BundleError, UsageError
@@ -187,3 +188,31 @@ def test_graph_that_is_none(tmp_path: Path, copy: Path) -> None:
     bundle = write_bundle(data, copy, tmp_path / "spoiled")
     with pytest.raises(BundleError, match=r"cannot load .*encoder\.onnx"):
         opened(bundle).run("encoder", {"image": picture()})
+
+
+def test_a_closed_backend_leaves_no_memory_behind(toy: Bundle) -> None:
+    backend, process = opened(toy, "fp32"), psutil.Process()
+    pixels = picture(1, 2048, 2048)
+    before = process.memory_info().rss
+    for condition in ("haze", "noise"):
+        backend.run("unet_merged", {"latent": backend.run("encoder", {"image": pixels})["latent"]}, condition)
+    held = process.memory_info().rss - before
+    backend.close()
+    assert process.memory_info().rss - before < held / 2
+    assert backend.run("encoder", {"image": picture()}), "a closed backend opens anew"
+
+
+def test_the_arena_goes_back_after_each_picture_of_a_large_model(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = psutil.Process()
+    held = {}
+    for large in (False, True):
+        monkeypatch.setattr(sessions, "LARGE", 0 if large else 1 << 60)
+        backend = opened(toy, "fp32")
+        found = backend.run("encoder", {"image": picture(1, 2048, 2048)})
+        found["latent_restored"] = found.pop("latent")
+        names = [spec.name for spec in toy.manifest.components["decoder"].inputs]
+        before = process.memory_info().rss
+        backend.run("decoder", {name: found[name] for name in names})
+        held[large] = process.memory_info().rss - before
+        backend.close()
+    assert held[True] < held[False] - 2**26
