@@ -135,13 +135,19 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         return to_tensor(degraded), to_tensor(clean), index
 
     @property
-    def identity(self) -> str:
-        """A hash of all that decides a sample beside its number: a run is resumed on the same samples alone."""
-        settings = self.names, self.crop, self.seed, self.clean_fraction, self.recoloured
-        digest = hashlib.sha256(repr(settings).encode())
+    def identity(self) -> dict[str, object]:
+        """All that decides a sample beside its number, for JSON: a run is resumed on the same samples alone."""
+        digest = hashlib.sha256()
         for photograph in self._photographs:
             digest.update(repr(photograph.shape).encode() + photograph.tobytes())
-        return digest.hexdigest()[:16]
+        return {
+            "degradations": self.names,
+            "crop": self.crop,
+            "seed": self.seed,
+            "clean_fraction": self.clean_fraction,
+            "recoloured": self.recoloured,
+            "photographs": digest.hexdigest(),
+        }
 
     def describe(self, i: int) -> str:
         """The photograph that sample i is taken from, for messages about it."""

@@ -141,12 +141,18 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         return to_tensor(degraded), to_tensor(clean), index
 
     @property
-    def identity(self) -> str:
-        """A hash of all that decides a sample beside its number and the pixels: a run is resumed on the same alone."""
-        digest = hashlib.sha256(repr((self.names, self.crop, self.seed, self.clean_fraction)).encode())
+    def identity(self) -> dict[str, object]:
+        """All that decides a sample beside its number and the pixels, for JSON: a run is resumed on the same alone."""
+        digest = hashlib.sha256()
         for pair in (pair for pairs in self._pairs for pair in pairs):
             digest.update(f"{pair.degradation} {pair.degraded and pair.degraded.name} {pair.clean.name}\n".encode())
-        return digest.hexdigest()[:16]
+        return {
+            "degradations": self.names,
+            "crop": self.crop,
+            "seed": self.seed,
+            "clean_fraction": self.clean_fraction,
+            "pairs": digest.hexdigest(),
+        }
 
     def describe(self, i: int) -> str:
         """The picture that sample i is first drawn from, for messages about it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import TrainingError
+from ..errors import DODError, TrainingError
 from ..tensors import fingerprint
 from .board import Board
-from .state import Log, Schedule, resume, save
+from .state import START, Log, Schedule, resume, save
 
 LOG_EVERY = 50
 NAMED = 8  # so many samples of a batch stand in an error
@@ -80,24 +81,30 @@ def train(
     dataset: Dataset,
     schedule: Schedule,
     state_folder: Path,
-    identity: str = "",
+    stands_on: Mapping[str, object] | None = None,
 ) -> Log:
     """Minimise an objective; returns the log, one entry for every LOG_EVERY steps (mean terms, pictures per second).
 
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps and on SIGTERM; a
     run with the same schedule found there goes on where it stopped, to the bit. TensorBoard's scalars and pictures go
-    beside it. identity: a hash of the frozen weights that the run stands on; a data set has an `identity` of its own.
+    beside it. stands_on: what else decides the run, by key, such as a hash of its frozen weights; what decides a data
+    set's samples is its `identity`, likewise.
 
     TrainingError on a loss or gradient that is not finite (with the step, the samples and the last good state), for
-    fp16 without a GPU, or when the state found belongs to another schedule (the key is named), to other samples, to
-    other frozen weights or a start from other weights, or to other parameters. SystemExit(143) after SIGTERM, once the
-    state is saved.
+    fp16 without a GPU, or when the state found belongs to another run (the key is named) or to other parameters.
+    SystemExit(143) after SIGTERM, once the state is saved.
     """
-    if schedule.precision == "fp16" and str(PartialState().device) == "cpu":
+    if schedule.precision == "fp16" and str(process().device) == "cpu":
         raise TrainingError("--precision fp16 needs a GPU: take fp32 or bf16")
     groups = objective.groups()
     parameters = {key: parameter for _, members in groups for key, parameter in members.items()}
-    identity = f"{identity} {fingerprint(parameters)}"
+    run = {
+        **asdict(schedule),
+        **getattr(dataset, "identity", {}),
+        **(stands_on or {}),
+        "processes": process().num_processes,
+        START: fingerprint(parameters),
+    }
     optimizer = AdamW(
         [{"params": list(members.values()), "multiple": multiple} for multiple, members in groups],
         betas=(0.9, 0.999),
@@ -105,8 +112,7 @@ def train(
     )
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
-    identities = {"samples": getattr(dataset, "identity", ""), "identity": identity}
-    start, log, scale = resume(file, parameters, optimizer, schedule, identities) if file.is_file() else (0, [], None)
+    start, log, scale = resume(file, parameters, optimizer, run) if file.is_file() else (0, [], None)
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
     )
@@ -119,13 +125,13 @@ def train(
     progress = tqdm(range(start, schedule.steps), total=schedule.steps, initial=start, desc=name, mininterval=10)
     progress.disable = not main
     terms: dict[str, float] = {}
-    recent, began = 0, time.monotonic()
+    recent, began, saved = 0, time.monotonic(), start
     with _sigterm() as terminated, Board(state_folder / "tensorboard" / name, main) as board:
         for step in progress:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step) * group["multiple"]
             for part in range(schedule.accumulation):
-                batch = [each.to(accelerator.device) for each in next(loaded)]
+                batch = [each.to(accelerator.device) for each in _next(loaded)]
                 seed = (schedule.seed * 1_000_003 + step) * schedule.accumulation + part
                 generator = torch.Generator().manual_seed(seed * processes + accelerator.process_index)
                 with accelerator.accumulate(prepared):
@@ -141,7 +147,7 @@ def train(
                         samples = _samples(dataset, step, part, schedule, accelerator)
                         raise TrainingError(
                             f"{name}: step {step} gave loss {total.item()}, gradient norm {norm.item()} on {samples}; "
-                            f"run again with a lower --learning-rate: it goes on from the last state in {state_folder}"
+                            f"run again with a lower --learning-rate: {_goes_on(file, saved)}"
                         )
                     stepper.step()
                     stepper.zero_grad()
@@ -157,20 +163,26 @@ def train(
                 progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} pictures/s")
                 board.scalars(step + 1, {**log[-1], "learning_rate": schedule.rate(step), "gradient_norm": norm.item()})
                 terms, recent, began = {}, 0, time.monotonic()
-            if (step + 1) % schedule.save_every == 0 or last or terminated:
+            stopped = _any(accelerator, bool(terminated))
+            if (step + 1) % schedule.save_every == 0 or last or stopped:
+                saved = step + 1
                 if main:
-                    state = {"step": step + 1, "schedule": asdict(schedule), "log": log, **identities}
-                    save(file, parameters, optimizer, scaler, state)
+                    save(file, parameters, optimizer, scaler, {"step": step + 1, "run": run, "log": log})
                     board.pictures(step + 1, objective.preview)
-                if terminated and not last:
+                if stopped and not last:
                     tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
                     raise SystemExit(128 + signal.SIGTERM)
     return log
 
 
+def process() -> PartialState:
+    """This process among those that train together, as `accelerate launch` started it."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
 def is_main_process() -> bool:
     """Whether this process is the one that speaks and writes."""
-    return PartialState().is_main_process
+    return process().is_main_process
 
 
 def say(text: str) -> None:
@@ -212,6 +224,27 @@ def _mean(accelerator: Accelerator, value: float) -> float:
         return value
     gathered: Any = accelerator.gather(torch.tensor([value], device=accelerator.device))
     return float(gathered.mean())
+
+
+def _any(accelerator: Accelerator, value: bool) -> bool:
+    """Whether it holds on one of the processes: they stop after the same step."""
+    if accelerator.num_processes == 1:
+        return value
+    gathered: Any = accelerator.gather(torch.tensor([float(value)], device=accelerator.device))
+    return bool(gathered.any())
+
+
+def _next(loaded: Iterator[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """The next batch. A worker process hands an error on with its whole traceback in it: only its last line is told."""
+    try:
+        return next(loaded)
+    except DODError as error:
+        line = str(error).strip().splitlines()[-1]
+        raise type(error)(line.removeprefix(f"{type(error).__module__}.{type(error).__name__}: ")) from error
+
+
+def _goes_on(file: Path, step: int) -> str:
+    return f"it goes on from step {step}, in {file}" if file.is_file() else "it starts anew, for no state was saved yet"
 
 
 def _samples(dataset: Dataset, step: int, part: int, schedule: Schedule, accelerator: Accelerator) -> str:

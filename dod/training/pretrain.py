@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from ..base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
 from ..config import Preset
@@ -44,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
     if source == "random":
         raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
+    multiple = {
+        "vae": preset.vae_factor,
+        "unet": preset.size_multiple,
+        "ddpm": 2 ** (len(preset.ddpm.block_out_channels) - 1),
+    }[arguments.command]
+    if schedule.crop % multiple:
+        raise ConfigError(f"--crop {schedule.crop}: this network takes multiples of {multiple}")
     degraded = arguments.degraded if arguments.command == "ddpm" else 0.0
     crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1 - degraded)
     torch.manual_seed(schedule.seed)
@@ -72,7 +82,7 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     unet = read_part(UNet2DConditionModel, folder / "unet") if go_on else new_latent_unet(preset)
     prompt, step = random_prompt(preset.base), preset.step
     objective = LatentNoise(unet, vae, prompt, step)
-    log = train("unet", objective, crops, schedule, state, fingerprint(vae.state_dict()))
+    log = train("unet", objective, crops, schedule, state, {"vae": fingerprint(vae.state_dict()), **asdict(step)})
     publish(unet, folder / "unet", runs_of(folder / "unet", log, schedule, go_on))
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
@@ -121,13 +131,41 @@ def publish(model: ModelMixin, folder: Path, runs: list[dict[str, Any]]) -> None
         return
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.half().save_pretrained(temporary, safe_serialization=True)
-    config = json.loads((temporary / "config.json").read_text())
-    config.pop("_name_or_path", None)  # the folder that --continue started from is nobody's business
-    (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (temporary / RECORD).write_text(json.dumps(runs) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    try:
+        model.half().save_config(temporary)
+        config = json.loads((temporary / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the folder that --continue started from is nobody's business
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        write_safetensors(tensors, temporary / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
+        (temporary / RECORD).write_text(json.dumps(runs) + "\n")
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(successor: Path, folder: Path) -> None:
+    """Puts `successor` in the place of `folder`, in two renames: no moment of it sees half of one."""
+    before = folder.with_name(f".{folder.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if folder.exists():
+        folder.rename(before)
+    successor.rename(folder)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+@contextmanager
+def unless_failed(folder: Path) -> Iterator[None]:
+    """Puts back what `folder` holds where the block fails, so that it and what is written after it change together."""
+    kept = folder.with_name(f".{folder.name}.kept")
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(folder, kept)
+    try:
+        yield
+    except BaseException:
+        replace_folder(kept, folder)
+        raise
+    shutil.rmtree(kept)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ own. `--decoder new` starts that from random weights. Each reads and writes the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,9 +33,9 @@ from ..prototypes import statistics_of
 from ..tensors import fingerprint
 from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .linear_start import new_autoencoder
-from .loop import cost, is_main_process, say, train, training_record
+from .loop import cost, is_main_process, process, say, train, training_record
 from .objectives import Adaptation, Detail
-from .pretrain import publish, read_part, record_of
+from .pretrain import publish, read_part, record_of, unless_failed
 from .state import Log, Schedule
 
 COMMANDS: dict[str, dict[str, Any]] = {
@@ -103,20 +104,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if metadata and metadata["base_sha256"] != model.base_sha256:
         say("the checkpoint was trained on other frozen weights: it goes on on these")
     training = metadata.get("training", [])
-    if arguments.command == "calibrate":
-        calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
-    else:
-        dataset = samples_from(arguments, schedule, preset.conditions, CLEAN_FRACTION)
-        stage = stage_1 if arguments.command == "1" else stage_2
-        options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
-        log = stage(model, dataset, schedule, arguments.state, **options)
-        run = {"stage": int(arguments.command), **training_record(schedule, log, **options)}
-        training.append(run)
-        if options.get("decoder", "frozen") != "frozen":
-            model = rebased(model, run)
-        say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
-    if is_main_process():
-        save_checkpoint(model, folder, torch.float16, training=training)
+    trained = arguments.command == "2" and arguments.decoder != "frozen"
+    with unless_failed(base) if trained and is_main_process() else nullcontext():  # base and checkpoint, or neither
+        if arguments.command == "calibrate":
+            calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
+        else:
+            dataset = samples_from(arguments, schedule, preset.conditions, CLEAN_FRACTION)
+            stage = stage_1 if arguments.command == "1" else stage_2
+            options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
+            log = stage(model, dataset, schedule, arguments.state, **options)
+            run = {"stage": int(arguments.command), **training_record(schedule, log, **options)}
+            training.append(run)
+            if trained:
+                model = rebased(model, run)
+            say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
+        if is_main_process():
+            save_checkpoint(model, folder, torch.float16, training=training)
     return 0
 
 
@@ -138,8 +141,9 @@ def stage_1(
     features = VGG(vgg) if perceptual_weight and vgg else None
     objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile)
     objective.samples = samples(dataset)
-    identity = f"{model.base_sha256} {rec_weight} {perceptual_weight} {dmd_weight} {latent_weight} {vgg} {tile}"
-    return train("stage-1", objective, dataset, schedule, state, identity)
+    weights = {"rec_weight": rec_weight, "perceptual_weight": perceptual_weight, "dmd_weight": dmd_weight}
+    stands_on = settings(model, **weights, latent_weight=latent_weight, vgg=vgg, tile=tile)
+    return train("stage-1", objective, dataset, schedule, state, stands_on)
 
 
 def stage_2(
@@ -163,11 +167,23 @@ def stage_2(
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
     trained = decoder != "frozen"
-    options = rec_weight, ssim_weight, gate_rate, gate_start, trained, plain_weight, decoder_rate, relative, tile
-    objective = Detail(model, *options)
+    options: dict[str, Any] = {"gate_rate": gate_rate, "gate_start": gate_start, "decoder_rate": decoder_rate}
+    options |= {"relative": relative, "tile": tile}
+    objective = Detail(model, rec_weight, ssim_weight, decoder=trained, plain=plain_weight, **options)
     objective.samples = samples(dataset)
-    frozen = f"{model.base_sha256} {fingerprint(model.adaptation_parameters())}"
-    return train("stage-2", objective, dataset, schedule, state, f"{frozen} {options}")
+    options |= {"rec_weight": rec_weight, "ssim_weight": ssim_weight, "plain_weight": plain_weight, "decoder": decoder}
+    adaptation = fingerprint(model.adaptation_parameters())
+    return train("stage-2", objective, dataset, schedule, state, settings(model, adaptation=adaptation, **options))
+
+
+def settings(model: DOD, **options: object) -> dict[str, object]:
+    """What a run stands on beside schedule, samples and start: frozen weights, the preset's settings, its options."""
+    preset = {
+        f"{part}.{key}": value
+        for part in ("mfm", "lora", "step", "detail")
+        for key, value in asdict(getattr(model.preset, part)).items()
+    }
+    return {"frozen weights": model.base_sha256, **preset, **options}
 
 
 def rebased(model: DOD, run: dict[str, object]) -> DOD:
@@ -180,7 +196,7 @@ def rebased(model: DOD, run: dict[str, object]) -> DOD:
     vae = read_part(AutoencoderKL, folder)
     vae.load_state_dict({**vae.state_dict(), **model.decoder.base_parameters()})
     publish(vae, folder, [*record_of(folder), run])
-    PartialState().wait_for_everyone()
+    process().wait_for_everyone()
     on_new_base = DOD.from_preset(preset)
     copy_trained(model, on_new_base)
     return on_new_base

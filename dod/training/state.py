@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from safetensors import safe_open
 from torch import nn
 from torch.optim import AdamW
 
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
 from ..tensors import read_safetensors, write_safetensors
 
 MAY_CHANGE = ("learning_rate", "workers", "save_every")
 """What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
+
+START = "the weights it started from"
+
+ANEW = "another --state, or remove the file to start anew"
 
 Log = list[dict[str, float]]
 
@@ -28,7 +33,7 @@ class Schedule:
     """How long and how fast to train. crop in pixels; clip is the gradient's norm; workers load data.
 
     A step takes `batch` samples on each process, `accumulation` times. precision: "fp32", "bf16" or "fp16" of the
-    networks (bf16 is slower than fp32 on a CPU at few channels: measure).
+    networks (bf16 is slower than fp32 on a CPU at few channels: measure). Raises ConfigError for a number out of range.
     """
 
     steps: int = 1000
@@ -43,6 +48,17 @@ class Schedule:
     save_every: int = 200
     accumulation: int = 1
     precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "crop": 1, "save_every": 1, "accumulation": 1}
+        for key in ("workers", "warmup", "weight_decay", "seed"):
+            least[key] = 0
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ConfigError(f"--{key.replace('_', '-')} {getattr(self, key)}: it must be at least {value}")
+        for key in ("learning_rate", "clip"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"--{key.replace('_', '-')} {getattr(self, key)}: it must be above 0")
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then half a cosine down to 2 % of the peak."""
@@ -75,36 +91,22 @@ def resume(
     file: Path,
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
-    schedule: Schedule,
-    identities: dict[str, str],
+    run: Mapping[str, object],
 ) -> tuple[int, Log, Any]:
     """Fill parameters and optimizer from the file; returns (next step, log, the loss scaler's state).
 
-    identities: of the `samples`, and as `identity` of the frozen weights and the start, as the state was saved with.
+    run: what decides it, by key, as the state was saved with: its schedule, its samples, what it stands on, and START.
+    TrainingError names the first key that differs.
     """
-    anew = "or remove the file to start anew"
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
         state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
-    found = state.get("schedule", {})
-    for key, value in asdict(schedule).items():
-        if found.get(key) != value and key not in MAY_CHANGE:
-            raise TrainingError(
-                f"{file} was written with {key} = {found.get(key)}, this run has {value}; give the same value, {anew}"
-            )
+    found, wanted = state.get("run", {}), json.loads(json.dumps(run))
+    _check(file, found, {key: value for key, value in wanted.items() if key not in (*MAY_CHANGE, START)})
     stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
     if stored != {key: p.shape for key, p in parameters.items()}:
-        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {anew}")
-    if state.get("samples") != identities["samples"]:
-        raise TrainingError(
-            f"{file} belongs to a run on other pictures, degradations or shares of them; give those, or another "
-            f"--state, {anew}"
-        )
-    if state.get("identity") != identities["identity"]:
-        raise TrainingError(
-            f"{file} belongs to a run on other frozen weights, or one that started from other weights; give those, "
-            f"{anew}"
-        )
+        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {ANEW}")
+    _check(file, found, {START: wanted[START]})
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"parameter.{key}"])
@@ -115,3 +117,15 @@ def resume(
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
                 }
     return state["step"], state["log"], state.get("scaler")
+
+
+def _check(file: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            was, now = (
+                f"{each[:12]}..." if isinstance(each, str) and len(each) > 40 else each
+                for each in (found.get(key), value)
+            )
+            raise TrainingError(
+                f"{file} was written with {key} = {was}, this run has {now}; give the same value, {ANEW}"
+            )

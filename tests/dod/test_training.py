@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dod.clora import adapted_layers, factors
-from dod.errors import CheckpointError, TrainingError
+from dod.data.dataset import PhotographCrops
+from dod.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dod.model import DOD
 from dod.training import loop, stages
 from dod.training.loop import batches, train
@@ -37,6 +40,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
             raise KeyboardInterrupt
         clean = image(1, 16, 16, seed=i)[0]
         return (clean + 0.2 * normal(3, 16, 16, seed=i)).clamp(-1, 1), clean
+
+
+class Broken(Pairs):
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        raise DataError("broken.png: cannot be read")
 
 
 def toy() -> nn.Module:
@@ -103,27 +111,51 @@ def test_a_changed_schedule_is_refused_and_its_key_named(tmp_path: Path, key: st
 
 
 def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) -> None:
-    run(toy(), tmp_path, identity="one base")
-    with pytest.raises(TrainingError, match="on other frozen weights"):
-        run(toy(), tmp_path, identity="another base")
+    one = {"frozen weights": "one base", "tile": [192]}
+    run(toy(), tmp_path, stands_on=one)
+    with pytest.raises(TrainingError, match="written with frozen weights = one base, this run has another base; give"):
+        run(toy(), tmp_path, stands_on={**one, "frozen weights": "another base"})
+    with pytest.raises(TrainingError, match=r"written with tile = \[192\], this run has \[192, 512\]; give the same"):
+        run(toy(), tmp_path, stands_on={**one, "tile": (192, 512)})
     other = toy()
     with torch.no_grad():
         other[0].bias.add_(1)
-    with pytest.raises(TrainingError, match="started from other weights"):
-        run(other, tmp_path, identity="one base")
+    with pytest.raises(TrainingError, match=r"written with the weights it started from = [0-9a-f]{12}\.\.\., this run"):
+        run(other, tmp_path, stands_on=one)
     with pytest.raises(TrainingError, match="holds other parameters"):
-        run(nn.Conv2d(3, 3, 1), tmp_path, identity="one base")
+        run(nn.Conv2d(3, 3, 1), tmp_path, stands_on=one)
     (tmp_path / "toy.state.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"toy.state.safetensors: not a readable safetensors file"):
-        run(toy(), tmp_path, identity="one base")
+        run(toy(), tmp_path, stands_on=one)
 
 
 def test_state_of_other_samples_is_refused(tmp_path: Path) -> None:
     samples = Pairs()
     train("toy", Denoise(toy()), samples, QUICK, tmp_path)
-    samples.identity = "other pictures"
-    with pytest.raises(TrainingError, match="other pictures, degradations or shares of them; give those, or another"):
+    samples.identity = {"recoloured": 0.3}
+    with pytest.raises(TrainingError, match=r"with recoloured = None, this run has 0\.3; .* another --state"):
         train("toy", Denoise(toy()), samples, QUICK, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ({"steps": 0}, "--steps 0: it must be at least 1"),
+        ({"batch": 0}, "--batch 0: it must be at least 1"),
+        ({"save_every": 0}, "--save-every 0: it must be at least 1"),
+        ({"workers": -1}, "--workers -1: it must be at least 0"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: it must be above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: it must be above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(number: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        replace(QUICK, **number)
+
+
+def test_an_error_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^broken\.png: cannot be read$"):
+        train("toy", Denoise(toy()), Broken(), replace(QUICK, workers=1), tmp_path)
 
 
 def test_fp16_takes_a_gpu(tmp_path: Path) -> None:
@@ -149,12 +181,25 @@ def test_nan_stops_with_the_step_and_a_lower_rate_goes_on(tmp_path: Path) -> Non
     model = toy()
     message = (
         r"toy: step 3 gave loss nan, gradient norm nan on sample 6, sample 7; run again with a lower --learning-rate: "
-        rf"it goes on from the last state in {tmp_path}"
+        rf"it goes on from step 2, in {tmp_path}/toy.state.safetensors"
     )
     with pytest.raises(TrainingError, match=message):
         train("toy", Denoise(model, nan=3), Pairs(), QUICK, tmp_path)
     assert all(p.isfinite().all() for p in model.parameters())
     assert run(toy(), tmp_path, replace(QUICK, learning_rate=1e-3))[-1]["step"] == 4
+
+
+def test_nan_names_the_photographs(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Image.new("RGB", (40, 40), "teal").save(tmp_path / f"{name}.png")
+    crops = PhotographCrops(tmp_path, 16, seed=0)
+    message = (
+        f"on {crops.describe(2)}, {crops.describe(3)}; run again with a lower --learning-rate: it starts anew, for no "
+        "state was saved yet"
+    )
+    assert {crops.describe(i) for i in range(8)} == {"one.png", "two.png"}
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        train("toy", Denoise(toy(), nan=1), crops, QUICK, tmp_path / "state")
 
 
 def test_accumulated_steps_are_those_of_a_larger_batch(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
 
 from dod.base import load_base, new_vae
 from dod.checkpoint import METADATA, load_model
 from dod.config import VAEConfig, load_preset
-from dod.errors import ConfigError, run_command
+from dod.errors import CheckpointError, ConfigError, run_command
 from dod.model import alpha_bar
 from dod.training import linear_start, pretrain, stages
 from tests.dod.data.small_tree import make_tree
@@ -99,7 +102,7 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
 
     # A second run of a stage starts from the first's weights, so its state is no state of the first.
     assert command(stages.main, "2", folder) == 2
-    assert "started from other weights" in capsys.readouterr().err
+    assert "written with the weights it started from = " in capsys.readouterr().err
     assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 0
     assert command(pretrain.main, "ddpm", folder, "--continue", "--state", str(folder / "second")) == 0
     runs = json.loads((folder / "ddpm" / "training.json").read_text())
@@ -112,7 +115,7 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert command(stages.main, "2", folder) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder) == 2
-    assert "on other frozen weights" in capsys.readouterr().err
+    assert "written with frozen weights = " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("groups", "kept"), [(1, True), (8, False)])
@@ -198,6 +201,46 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     assert load_model(folder).base_sha256 not in (model.base_sha256, checkpoint.base_sha256)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_base_and_checkpoint_change_together_or_not_at_all(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after the decoder, at the checkpoint. The same command goes on once there is room."""
+    for part in ("vae", "unet", "ddpm"):
+        assert command(pretrain.main, part, folder) == 0
+    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
+    before = {part: contents(folder / part) for part in ("base", "dod")}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "save_checkpoint", full)
+        assert command(stages.main, "2", folder, "--decoder", "trained") == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert {part: contents(folder / part) for part in before} == before
+    assert command(stages.main, "2", folder, "--decoder", "trained") == 0
+    assert contents(folder / "base") != before["base"] and load_model(folder).prototypes == {}
+
+
+def test_a_part_that_does_not_fit_leaves_the_one_before_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(pretrain.main, "vae", folder) == 0
+    before = contents(folder / "base")
+    vae = pretrain.read_part(AutoencoderKL, folder / "base" / "vae")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model.safetensors: could not be written"):
+            pretrain.publish(vae, folder / "base" / "vae", [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(folder / "base") == before
+
+
 def arguments(folder: Path, name: str, *more: str) -> list[str]:
     paths = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--state", str(folder / "state")]
     return [name, *paths, "--batch", "2", "--crop", "32", "--workers", "0", *more]
@@ -271,6 +314,9 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
         (pretrain.main, "vae", "tiny", (), "preset tiny has a random base: set base.source to the folder to write"),
         (pretrain.main, "ddpm", "tiny", (), "preset tiny has a random ddpm: set ddpm.source"),
         (stages.main, "1", "tiny", (), "preset tiny names no checkpoint"),
+        (pretrain.main, "vae", "mini", ("--crop", "100"), "--crop 100: this network takes multiples of 8"),
+        (pretrain.main, "unet", "mini", ("--crop", "96"), "--crop 96: this network takes multiples of 64"),
+        (pretrain.main, "ddpm", "mini", ("--batch", "0"), "--batch 0: it must be at least 1"),
         (stages.main, "1", "mini", ("--crop", "100"), "--crop 100: the model takes multiples of 64"),
         (stages.main, "2", "mini", ("--crop", "128", "--tile", "192"), "--tile 192: the model takes multiples of 64"),
         (stages.main, "1", "mni", (), "did you mean 'mini'"),
