@@ -11,22 +11,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from .config import load_preset
 from .errors import run_command
-from .model import DOD
-
-FROM_NOTHING = {"base.source": "random", "ddpm.source": "random"}
+from .model import DOD, sized_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dod", description="Count the parameters of a preset's model.")
     parser.add_argument("preset", nargs="?", default="sd21", help="name, folder or YAML file; default sd21")
-    preset = load_preset(parser.parse_args(argv).preset, FROM_NOTHING)
-    with torch.device("meta"):
-        model = DOD.from_preset(preset)
+    preset = load_preset(parser.parse_args(argv).preset)
+    model = sized_model(preset)
     lora = preset.lora
     print(
         f"{preset.name}: rank {lora.rank}, conditional {lora.conditional}, N = {len(model.layers)} conditional layers"

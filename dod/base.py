@@ -5,6 +5,7 @@ Read from a diffusers folder or hub id, from an ADM state dict, or made at rando
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +244,7 @@ def load_part(kind: type[Model], source: str, subfolder: str | None = None, revi
 def _prediction_type(source: str, revision: str | None) -> str:
     """What the base's UNet predicts: epsilon unless its scheduler says otherwise. (A local folder may have none.)"""
     if Path(source).is_dir() and not (Path(source) / "scheduler").is_dir():
+        warnings.warn(f"{source} has no scheduler folder: its UNet is taken to predict epsilon", stacklevel=2)
         return "epsilon"
     try:
         config = cast(dict[str, Any], DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))

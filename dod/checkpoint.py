@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import load_preset, shipped_presets
+from .config import Preset, load_preset, shipped_presets
 from .errors import CheckpointError
 from .model import DOD
 from .tensors import read_safetensors, write_safetensors
@@ -127,6 +127,17 @@ def load_model(source: str | Path = "mini", base: str | Path | None = None, ddpm
 
     base, ddpm: where the frozen weights lie, if not where the preset says.
     """
+    preset, folder = preset_of(source, base, ddpm)
+    model = DOD.from_preset(preset)
+    if folder is not None:
+        load_checkpoint(model, folder)
+    return model
+
+
+def preset_of(
+    source: str | Path = "mini", base: str | Path | None = None, ddpm: str | Path | None = None
+) -> tuple[Preset, Path | None]:
+    """What `load_model` loads by the same arguments: the preset, and the checkpoint's folder where it has one."""
     overrides: dict[str, Any] = {"base.source": base, "ddpm.source": ddpm}
     overrides = {key: _here(value) for key, value in overrides.items() if value is not None}
     folder = Path(source)
@@ -145,10 +156,7 @@ def load_model(source: str | Path = "mini", base: str | Path | None = None, ddpm
     else:
         preset = load_preset(source, overrides)
         folder = None if preset.checkpoint is None else preset.folder / preset.checkpoint
-    model = DOD.from_preset(preset)
-    if folder is not None:
-        load_checkpoint(model, folder)
-    return model
+    return preset, folder
 
 
 def _here(source: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -170,3 +171,10 @@ class DOD(nn.Module):
     def detail_parameters(self) -> dict[str, nn.Parameter]:
         """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
+
+
+def sized_model(preset: Preset) -> DOD:
+    """The model on the meta device, by its preset alone: to be counted, not run. No weights are read."""
+    frozen, ddpm = replace(preset.base, source="random"), replace(preset.ddpm, source="random")
+    with torch.device("meta"):
+        return DOD.from_preset(replace(preset, base=frozen, ddpm=ddpm))

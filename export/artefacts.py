@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,8 @@ class Workshop:
         self.folder = self.root / "files"
         self.resumed = self.root.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
+        for scratch in self.root.glob(f"{tempfile.gettempprefix()}*"):  # of a build that was killed
+            shutil.rmtree(scratch, ignore_errors=True)
         self._ledger = self.root / "ledger.json"
         self._entries = _read(self._ledger, None)
         self._before = _read(destination / MANIFEST, "build")

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         conditions=arguments.conditions,
         engine_conditions=arguments.engine_conditions,
         size=(arguments.min, arguments.opt, arguments.max),
-        batch=(1, min(arguments.batch), max(arguments.batch)),
+        batch=(1, *arguments.batch),
         capabilities=capabilities,
         islands=arguments.fp32_islands,
         samples=arguments.samples,

@@ -93,9 +93,15 @@ def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> Non
                 f"{option} {side}: sides are multiples of {multiple} px; the nearest are {below} and {below + multiple}"
             )
     if not size[0] <= size[1] <= size[2]:
-        raise UsageError(f"sizes must be --min <= --opt <= --max, found {size[0]}, {size[1]}, {size[2]}")
+        least, usual, most = sorted(size)
+        raise UsageError(
+            f"sizes must be --min <= --opt <= --max, found {size[0]}, {size[1]}, {size[2]}; in order they are "
+            f"--min {least} --opt {usual} --max {most}"
+        )
     if batch[1] < 1:
         raise UsageError(f"--batch takes positive numbers, found {batch[1]}")
+    if batch[2] < batch[1]:
+        raise UsageError(f"--batch {batch[1]} {batch[2]}: the usual batch comes first, then the largest")
 
 
 def sample_paths(folder: Path | None) -> list[Path]:
@@ -116,11 +122,18 @@ def hash_samples(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def check_room(out: Path, model: DOD, precisions: int, engine_targets: int) -> None:
-    """OSError before the work starts where the disk cannot hold the bundle, by a rough estimate from the parameters."""
+    """OSError before the work starts where the disk cannot hold the bundle, by a rough estimate from the parameters.
+
+    What an interrupted build has left, or a bundle that is there already, is taken over as far as it is fresh: it
+    counts as room.
+    """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     needed = parameters * 4 * precisions + parameters * 2 * 8 * engine_targets
     existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    # Inode by inode: a file that is taken over lies in both folders.
+    made = (path for folder in (out, out.with_name(f"{out.name}.partial")) for path in folder.rglob("*"))
+    sizes = {path.stat().st_ino: path.stat().st_size for path in made if path.is_file()}
+    free = shutil.disk_usage(existing).free + sum(sizes.values())
     if free < needed:
         room = f"the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise OSError(errno.ENOSPC, f"no room on the disk: {room}", str(out))
@@ -129,13 +142,13 @@ def check_room(out: Path, model: DOD, precisions: int, engine_targets: int) -> N
 def check_memory(model: DOD) -> None:
     """OSError before the work starts where the memory cannot hold it, by an estimate from the parameters.
 
-    The most is held while the merged path is proven: the model in float32, which is loaded already, and a second UNet,
-    in ONNX Runtime twice (its weights and what it packs for the processor).
+    The most is held while a path is proven: the model in float32, and twice a UNet (its weights, and what a backend
+    packs for the processor or the half copy of it takes).
     """
-    unet = sum(parameter.numel() for parameter in model.unet.parameters())
-    needed, free = 2 * 4 * unet + OVERHEAD, psutil.virtual_memory().available
+    whole, unet = (sum(parameter.numel() for parameter in part.parameters()) for part in (model, model.unet))
+    needed, free = 4 * whole + 2 * 4 * unet + OVERHEAD, psutil.virtual_memory().available
     if free < needed:
-        room = f"the build needs about {needed / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free"
+        room = f"the build needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
         raise OSError(errno.ENOMEM, f"not enough memory: {room}: end other programs or build on a larger machine")
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.errors import EngineError
+from export.errors import EngineError, ExportError
 from export.targets import Target, gpu_here, validate_build
 
 Shape = tuple[int, ...]
@@ -96,7 +96,10 @@ def build_engine(
 
 
 def build_engines(jobs: Sequence[EngineJob], workers: int = 2) -> Iterator[tuple[EngineJob, EngineRecord]]:
-    """Build several, at most `workers` at once, and yield each as it is done. The first failure ends the others."""
+    """Build several, at most `workers` at once, and yield each as it is done.
+
+    The first failure ends those under way; what is done by then is yielded before it is raised.
+    """
     waiting = deque(jobs)
     running: list[EngineBuild] = []
     with ExitStack() as stack:
@@ -106,9 +109,17 @@ def build_engines(jobs: Sequence[EngineJob], workers: int = 2) -> Iterator[tuple
             done = [build for build in running if build.done]
             if not done:
                 time.sleep(POLL_SECONDS)
+            failure: Exception | None = None
             for build in done:
                 running.remove(build)
-                yield build.job, build.result()
+                try:
+                    record = build.result()
+                except (ExportError, OSError) as error:
+                    failure = failure or error
+                else:
+                    yield build.job, record
+            if failure is not None:
+                raise failure
 
 
 class EngineBuild:

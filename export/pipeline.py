@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from dod.checkpoint import load_model
-from dod.model import DOD
+from dod.checkpoint import load_model, preset_of
+from dod.model import DOD, sized_model
 from export import (
     calibration,
     conditions,
@@ -59,10 +59,15 @@ class Build:
         self.options = options
         self.start = time.monotonic()
         self.samples = sample_paths(options.samples)
-        self.model = load_model(options.checkpoint, options.base, options.ddpm)
+        source = options.checkpoint, options.base, options.ddpm
+        sized = sized_model(preset_of(*source)[0])
+        check_sizes(options.size, options.batch, sized.preset.size_multiple)
+        check_out(options.out)
+        check_room(options.out, sized, len(options.precisions), sum(name in TARGETS for name in options.targets))
+        check_memory(sized)
+        self.model = load_model(*source)
         check_islands(self.model, options.islands or ())
         check_exportable(self.model)
-        check_sizes(options.size, options.batch, self.model.preset.size_multiple)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self.skeletons: dict[str, DOD] = {}
@@ -71,9 +76,6 @@ class Build:
         self.trained = hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
-        check_room(options.out, self.model, len(options.precisions), sum(name in TARGETS for name in options.targets))
-        check_memory(self.model)
-        check_out(options.out)
         self.shop = Workshop(options.out)
         self.explaining = False
 

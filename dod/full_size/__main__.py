@@ -26,7 +26,6 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from ..__main__ import FROM_NOTHING
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..errors import ConfigError, run_command
@@ -38,6 +37,7 @@ from .report import by_block, say, summary
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "docs" / "samples" / "clean"
 FIGURES = "full_size.json"
+FROM_NOTHING = {"base.source": "random", "ddpm.source": "random"}
 NOTE = "random weights scaled on photographs, for work at full size: they restore nothing"
 
 

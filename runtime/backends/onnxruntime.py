@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -61,8 +62,8 @@ class OnnxRuntime(Sessions):
 
     On the CPU all sessions of the process take their memory from one arena, no more than they ask for: arenas of their
     own, which grow by doubling and plan a block for all of a graph besides, hold two to three times as much and are no
-    faster. It goes back to the system when the backend is closed, and where the UNet is large after each picture: of
-    a picture's time that takes a twentieth from a small one.
+    faster. It goes back to the system when the backend is closed, after a picture of another size than the last, whose
+    blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a twentieth.
     """
 
     def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
@@ -76,8 +77,12 @@ class OnnxRuntime(Sessions):
         self._ort, self._options = onnxruntime, options
         self._device = options.device if name == "onnxruntime_cuda" else None
         self._returning = onnxruntime.RunOptions()
+        self._shape: tuple[int, ...] = ()
         if self._device is None:
-            _make_arena(onnxruntime)
+            try:
+                _make_arena(onnxruntime)
+            except Exception as error:  # as in `run`
+                raise BackendError(f"ONNX Runtime cannot make its arena: {_first_line(error)}") from error
             self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
             place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
         else:
@@ -92,7 +97,7 @@ class OnnxRuntime(Sessions):
             names = [output.name for output in session.get_outputs()]
             try:
                 if self._device is None:
-                    options = self._returning if self._large and component == "decoder" else None
+                    options = self._ending(inputs) if component == "decoder" else None
                     return dict(zip(names, session.run(names, dict(inputs), options), strict=True))
                 return self._run_bound(session, names, inputs)
             except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
@@ -121,7 +126,13 @@ class OnnxRuntime(Sessions):
         super().close()
         if self._device is None and encoder is not None:
             side = self._bundle.manifest.size_multiple
-            encoder.run(None, {"image": np.zeros((1, 3, side, side), np.float32)}, self._returning)
+            with suppress(Exception):  # as in `run`; what is closed needs no answer
+                encoder.run(None, {"image": np.zeros((1, 3, side, side), np.float32)}, self._returning)
+
+    def _ending(self, inputs: Mapping[str, Any]) -> Any:
+        """The options of the run that ends a picture: whether the arena goes back."""
+        before, self._shape = self._shape, np.shape(inputs["latent_restored"])
+        return self._returning if self._large or before not in ((), self._shape) else None
 
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
         path = self._bundle.path(self._files.onnx[component])

@@ -104,6 +104,8 @@ def test_only_the_ddpms_encoder_counts(folder: Path) -> None:
 
 
 def test_v_prediction_is_refused_by_name(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r"base has no scheduler folder: its UNet is taken to predict epsilon"):
+        load_base(preset_of(folder))
     write_scheduler(folder, '{"prediction_type": "epsilon"}')
     load_base(preset_of(folder))
     write_scheduler(folder, '{"prediction_type": "v_prediction"}')

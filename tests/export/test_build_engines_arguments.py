@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dod.config import load_preset
 from dod.errors import DODError
+from dod.model import sized_model
 from export import targets
 from export.build_engines import TARGET_NAMES, choose_targets, main, parser
+from export.checks import check_room
 from export.errors import ExportError
 from runtime.console import run_command
 
@@ -62,9 +65,13 @@ def test_compute_capabilities(
         (["--max", "250"], ["--max 250", "multiples of 16 px", "240 and 256"]),
         (["--min", "8"], ["--min 8", "16 and 32"]),
         (["--opt", "-64"], ["--opt -64", "16 and 32"]),
-        (["--min", "256", "--opt", "128"], ["--min <= --opt <= --max, found 256, 128, 1024"]),
+        (
+            ["--min", "256", "--opt", "128"],
+            ["found 256, 128, 1024; in order they are --min 128 --opt 256 --max 1024"],
+        ),
         (["--opt", "512", "--max", "256"], ["--min <= --opt <= --max, found 256, 512, 256"]),
         (["--batch", "0", "4"], ["--batch takes positive numbers, found 0"]),
+        (["--batch", "4", "1"], ["--batch 4 1: the usual batch comes first, then the largest"]),
         (["--fp32-islands", "unet.nothing"], ["no module 'unet.nothing'", "unet.unet.conv_out"]),
     ],
 )
@@ -112,13 +119,31 @@ def test_a_disk_without_room(
     assert "no room on the disk: the build needs about" in errors and str(tmp_path / "x") in errors
 
 
+def test_what_is_there_already_counts_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an interrupted build goes on, and a bundle gets one more condition, on a disk that they have filled."""
+    out, model = tmp_path / "bundle", sized_model(load_preset("tiny"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    monkeypatch.setattr("export.checks.shutil.disk_usage", lambda _: type("Usage", (), {"free": parameters}))
+    with pytest.raises(OSError, match="no room on the disk"):
+        check_room(out, model, 1, 0)
+    held = tmp_path / "bundle.partial" / "files" / "onnx" / "unet.safetensors"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(bytes(3 * parameters))
+    check_room(out, model, 1, 0)
+    out.mkdir()
+    (out / "unet.safetensors").hardlink_to(held)
+    with pytest.raises(OSError, match="no room on the disk"):
+        check_room(out, model, 2, 0)
+
+
 def test_a_machine_without_memory(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("export.pipeline.load_model", lambda *_: pytest.fail("nothing is loaded before"))
     memory = type("Memory", (), {"available": 900_000_000})
     monkeypatch.setattr("export.checks.psutil.virtual_memory", lambda: memory)
     errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
-    assert "not enough memory: the build needs about 1.5 GB more, 0.9 GB are free" in errors
+    assert "not enough memory: the build needs about 1.5 GB, 0.9 GB are free" in errors
 
 
 def test_a_target_that_cannot_be_built_here(

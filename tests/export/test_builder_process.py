@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -168,6 +169,25 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def test_what_is_done_beside_a_failure_is_kept(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both end before anybody looks, the one that fails first in order."""
+    answer = EngineBuild._answer
+
+    def failing(self: EngineBuild) -> dict[str, Any]:
+        if self.job.engine_path.stem == "bad":
+            raise EngineError("no engine")
+        return answer(self)
+
+    monkeypatch.setattr(EngineBuild, "_answer", failing)
+    monkeypatch.setattr(engines, "POLL_SECONDS", 15)
+    bad, good = (EngineJob(graph, tmp_path / f"{n}.engine", TENSORRT_RTX, PROFILE, ("8.9",)) for n in ("bad", "good"))
+    kept = []
+    with pytest.raises(EngineError, match="no engine"):
+        for job, _ in build_engines([bad, good], workers=2):
+            kept.append(job)
+    assert kept == [good] and good.engine_path.is_file() and not bad.engine_path.exists()
 
 
 def test_the_first_failure_ends_the_others(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
