@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,14 +47,19 @@ class Result:
     name: str
     scores: Mapping[str, Score]
     pictures: Mapping[str, np.ndarray]
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, object]
 
 
-def spoil(task: Task, name: str, truth: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, float]]:
-    """A photograph, uint8 [H, W, 3], degraded for this name and seed, and those parameters that are numbers."""
+def spoil(task: Task, name: str, truth: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, object]]:
+    """A photograph, uint8 [H, W, 3], degraded for this name and seed, and its parameters (of an array its hash)."""
     if task.degradation is None:
         return truth, {}
     image = truth.astype(np.float32) / np.float32(255)
     degraded, parameters = degrade(image, task.degradation, rng_for(name, task.degradation, seed), **task.fixed)
-    numbers = {key: float(value) for key, value in parameters.items() if isinstance(value, int | float)}
-    return np.rint(degraded * 255).astype(np.uint8), numbers
+    recorded = {
+        key: {"shape": list(value.shape), "sha256": hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}
+        if isinstance(value, np.ndarray)
+        else float(value)
+        for key, value in parameters.items()
+    }
+    return np.rint(degraded * 255).astype(np.uint8), recorded

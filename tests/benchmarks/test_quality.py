@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -67,6 +68,8 @@ def test_inputs_are_the_degradations_of_the_seed(finished: tuple[str, Path]) -> 
         np.testing.assert_array_equal(np.asarray(written), np.rint(hazy * 255).astype(np.uint8))
     stated = json.loads((out / "quality.json").read_text())["tasks"]["haze"]["pictures"]["chelsea"]
     assert stated["parameters"]["beta"] == parameters["beta"]
+    depth = hashlib.sha256(parameters["depth"].tobytes()).hexdigest()
+    assert stated["parameters"]["depth"] == {"shape": [96, 96], "sha256": depth}
     assert stated["input"]["psnr"] == pytest.approx(psnr(hazy, truth), abs=1e-6)
 
 

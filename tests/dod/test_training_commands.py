@@ -21,6 +21,7 @@ import yaml
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dod.base import load_base, new_vae
 from dod.checkpoint import METADATA, load_model
@@ -91,6 +92,13 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert "run stage 1 first" in capsys.readouterr().err
     for stage in ("1", "2", "calibrate"):
         assert command(stages.main, stage, folder) == 0
+    printed = capsys.readouterr()
+    assert "no --vgg: the perceptual term (9) is off" in printed.out and "pictures/s, peak memory" in printed.out
+    assert "stage-1: 100%" in printed.err and "pictures/s]" in printed.err
+    for stage, terms in (("stage-1", {"rec", "dmd", "diff"}), ("stage-2", {"rec", "ssim"})):
+        events = EventAccumulator(str(folder / "state" / "tensorboard" / stage), {"images": 0}).Reload()
+        assert {"loss", "learning_rate", "pictures_per_second", *terms} <= set(events.Tags()["scalars"])
+        assert events.Tags()["images"] == ["0", "1", "2", "3"], "sample pictures"
     model = load_model(folder)
     assert model.base_sha256 == parts.sha256
     assert tuple(model.prototypes) == model.preset.conditions
