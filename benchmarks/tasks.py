@@ -56,8 +56,8 @@ def spoil(task: Task, name: str, truth: np.ndarray, seed: int) -> tuple[np.ndarr
         return truth, {}
     image = truth.astype(np.float32) / np.float32(255)
     degraded, parameters = degrade(image, task.degradation, rng_for(name, task.degradation, seed), **task.fixed)
-    recorded = {
-        key: {"shape": list(value.shape), "sha256": hashlib.sha256(np.ascontiguousarray(value)).hexdigest()}
+    recorded: dict[str, object] = {
+        key: {"shape": list(value.shape), "sha256": hashlib.sha256(value.tobytes()).hexdigest()}
         if isinstance(value, np.ndarray)
         else float(value)
         for key, value in parameters.items()

@@ -80,7 +80,7 @@ class OnnxRuntime(Sessions):
         self._shape: tuple[int, ...] = ()
         if self._device is None:
             try:
-                _make_arena(onnxruntime)
+                _make_arena()
             except Exception as error:  # as in `run`
                 raise BackendError(f"ONNX Runtime cannot make its arena: {_first_line(error)}") from error
             self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -163,8 +163,10 @@ class OnnxRuntime(Sessions):
 
 
 @cache
-def _make_arena(ort: Any) -> None:
+def _make_arena() -> None:
     """The process's one arena, which sessions use that ask for it, extended by what is requested."""
+    import onnxruntime as ort
+
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
 
