@@ -111,9 +111,9 @@ class Restoration(Objective):
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:
         """Degraded, restored and clean, side by side."""
-        device = next(self.model.parameters()).device
+        on = self.model.unet.prompt.device
         return {
-            name: torch.cat([degraded, self.model(degraded[None].to(device))[0].cpu(), clean], dim=2)
+            name: torch.cat([degraded, self.model(degraded[None].to(on))[0].cpu(), clean], dim=2)
             for name, (degraded, clean) in self.samples.items()
         }
 
@@ -294,8 +294,7 @@ def _trainable(model: Any) -> Any:
 
 def _multiscale(error: Tensor) -> Tensor:
     """Mean square of each latent's error, of its means over 4 x 4 and over all: a cast is what the eye sees first."""
-    coarse = (F.avg_pool2d(error, size).square().mean() for size in (4, error.shape[-2:]))
-    return sum(coarse, error.square().mean())
+    return sum((F.avg_pool2d(error, size).square().mean() for size in (4, error.shape[-2:])), error.square().mean())
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

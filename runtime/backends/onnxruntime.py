@@ -61,9 +61,10 @@ class OnnxRuntime(Sessions):
     """A session for each component and condition, made when it is first needed. Sessions may be shared by threads.
 
     On the CPU all sessions of the process take their memory from one arena, no more than they ask for: arenas of their
-    own, which grow by doubling and plan a block for all of a graph besides, hold two to three times as much and are no
-    faster. It goes back to the system when the backend is closed, after a picture of another size than the last, whose
-    blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a twentieth.
+    own, which grow by doubling and plan a block for all of a graph besides, hold up to two and a half times as much and
+    are no faster. It goes back to the system when the backend is closed, after a picture of another size than the last,
+    whose blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a
+    twentieth.
     """
 
     def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
