@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dod.model import DOD
 from export.errors import GraphError
@@ -143,6 +145,18 @@ class _Casts:
 
     def skips_down(self, module: nn.Module, args: object, output: tuple[Tensor, list[Tensor]]) -> object:
         return output[0], cast_to(output[1], self.dtype)
+
+
+class SummedInFloat32(TorchFunctionMode):
+    """Inside the block a convolution of float16 or bfloat16 tensors takes their products and sums in float32 and rounds
+    the result once, to their type: a GPU's arithmetic, and the same figures on every CPU. PyTorch's own loop for CPUs
+    without such kernels takes a hundred times as long."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        dtype = args[0].dtype if func is torch.conv2d else torch.float32
+        if dtype == torch.float32:
+            return func(*args, **(kwargs or {}))
+        return func(*cast_to(args, torch.float32), **cast_to(kwargs or {}, torch.float32)).to(dtype)
 
 
 def cast_to(value: object, dtype: torch.dtype) -> object:

@@ -16,7 +16,7 @@ from export.chain import Proof, Sample, Values, Wanted, bundle_process, compare,
 from export.conditions import modulation_of
 from export.memory import give_back
 from export.parity import Figure, figure, snr_db
-from export.precision import half_copy
+from export.precision import SummedInFloat32, half_copy
 from runtime.bundle import Bundle
 
 
@@ -26,10 +26,14 @@ class TorchChain:
     def __init__(self, model: DOD) -> None:
         self.model = model
 
-    @torch.no_grad()
     def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
         # A copy where it is mapped: torch warns of what cannot be written.
         tensors = {name: torch.from_numpy(np.require(value, requirements=("C", "W"))) for name, value in inputs.items()}
+        with torch.no_grad(), SummedInFloat32():
+            outputs = self._run(component, tensors, condition)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    def _run(self, component: str, tensors: dict[str, Tensor], condition: str | None) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         if component == "mfm":
             outputs["condition"], outputs["modulation"] = self.model.mfm(tensors["crops"])
@@ -46,7 +50,7 @@ class TorchChain:
         else:
             skips = [tensors[name] for name in sorted(tensors) if name.startswith("skip_")]
             outputs["image"] = self.model.decoder(tensors["latent_restored"], skips)
-        return {name: value.numpy() for name, value in outputs.items()}
+        return outputs
 
 
 def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:

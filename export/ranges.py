@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dod.model import DOD
 from export.parity import psnr_db, snr_db
-from export.precision import COMPONENTS
+from export.precision import COMPONENTS, SummedInFloat32
 from export.probe import Operation, Probe, positions
 from runtime.geometry import crops, pad, padded_size
 from runtime.image import read
@@ -129,15 +130,17 @@ def load_picture(path: Path, model: DOD) -> Picture:
 
 
 @torch.no_grad()
-def restore(parts: DOD | Mapping[str, DOD], picture: Picture) -> Outcome:
-    """The chain on path `auto`. parts: one model, or one for each of `COMPONENTS`."""
+def restore(parts: DOD | Mapping[str, DOD], picture: Picture, probe: Probe | None = None) -> Outcome:
+    """The chain on path `auto`. parts: one model, or one for each of `COMPONENTS`. probe: entered for the time of it,
+    inside the rounding of what is not float32, so that it sees what is rounded."""
     use = dict.fromkeys(COMPONENTS, parts) if isinstance(parts, DOD) else parts
     decoder = use["decoder"].decoder
     low = next((p.dtype for p in decoder.parameters() if p.dtype != torch.float32), torch.float32)
-    _, modulation = use["mfm"].mfm(picture.crops)
-    latent, skips = use["encoder"].encoder(picture.image)
-    restored = use["unet"].unet(latent, modulation)
-    image = decoder(restored, [skip.to(low) for skip in skips])
+    with SummedInFloat32(), probe or nullcontext():
+        _, modulation = use["mfm"].mfm(picture.crops)
+        latent, skips = use["encoder"].encoder(picture.image)
+        restored = use["unet"].unet(latent, modulation)
+        image = decoder(restored, [skip.to(low) for skip in skips])
     return Outcome(restored.float().numpy(), image.float().numpy())
 
 
@@ -151,9 +154,7 @@ def measure_ranges(model: DOD, pictures: Iterable[Picture], ranges: dict[str, Ra
             if not operation.name.endswith(" scores"):
                 samples[operation.name] = _sample(result)
 
-        with Probe(model, see, scores=True):
-            outcome = restore(model, picture)
-        yield Reference(picture, outcome, samples)
+        yield Reference(picture, restore(model, picture, Probe(model, see, scores=True)), samples)
 
 
 def compare(low: DOD, reference: Reference) -> Comparison:
@@ -173,9 +174,7 @@ def compare(low: DOD, reference: Reference) -> Comparison:
             overflows.append(operation)
         snr[operation.name] = _snr(expected, found)
 
-    with Probe(low, see):
-        outcome = restore(low, reference.picture)
-    figures = judged(outcome, reference.outcome)
+    figures = judged(restore(low, reference.picture, Probe(low, see)), reference.outcome)
     return Comparison(figures.psnr_db, figures.z0_snr_db, reference.picture.name, snr, overflows, names)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.precision import default_islands, half_copy
+from export.precision import SummedInFloat32, default_islands, half_copy
 from tests.dod.small_model import image, normal, snr_db
 
 
@@ -87,3 +87,35 @@ def test_the_interface_and_what_half_costs(model: DOD) -> None:
     assert {value.dtype for value in (condition, modulation, latent, restored, found)} == {torch.float32}
     assert {skip.dtype for skip in skips} == {torch.float16}
     assert 30 < snr_db(result, found) < 100, "half, but not garbage"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_summed_in_float32_and_rounded_once(dtype: torch.dtype, stride: int) -> None:
+    layer = torch.nn.Conv2d(24, 8, 3, stride, padding=1).to(dtype)
+    picture = normal(1, 24, 12, 12).to(dtype)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(picture.double())
+        with SummedInFloat32():
+            found = layer(picture)
+        loop = layer(picture)
+    assert found.dtype == dtype
+    spacing = torch.finfo(dtype).eps * exact.abs()
+    assert ((found.double() - exact).abs() <= 0.5001 * spacing + 1e-6).all()
+    assert ((found.double() - loop.double()).abs() <= 1.01 * spacing + 1e-6).all()
+
+
+def test_convolutions_that_overflow_stay_infinite() -> None:
+    layer = torch.nn.Conv2d(1, 1, 1, bias=False).half()
+    torch.nn.init.constant_(layer.weight, 300.0)
+    with torch.no_grad(), SummedInFloat32():
+        assert layer(torch.full((1, 1, 2, 2), 300.0, dtype=torch.float16)).isinf().all()
+        assert layer(torch.full((1, 1, 2, 2), 200.0, dtype=torch.float16)).eq(300 * 200).all()
+
+
+def test_float32_is_left_alone_where_sums_are_in_float32(model: DOD) -> None:
+    picture = image(1, 16, 24)
+    with torch.no_grad():
+        expected = model.encoder(picture)[0]
+        with SummedInFloat32():
+            assert torch.equal(model.encoder(picture)[0], expected)
