@@ -1,8 +1,9 @@
-"""Memory of the runtime's process, from its start to the restored picture, on every backend of the CPU.
+"""Memory of the runtime's process, and the seconds until a path is open, on every backend of the CPU.
 
-`python benchmarks/memory.py --bundle build/mini` starts `python -m runtime` for each path and backend and samples what
-it holds: its own memory and its share of what it maps (PSS). Each row has the peak and the seconds of that process:
-start, opening, merging, the first picture.
+`python benchmarks/memory.py --bundle build/mini` starts `python -m runtime` for each path and backend, once on a folder
+of one picture and once on one of two, and samples what it holds: its own memory and its share of what it maps (PSS).
+What the second picture adds is the time of a picture; what the first takes beyond that is the opening: start, imports,
+hashing, reading, merging and compiling what the path needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 import psutil
 from PIL import Image
 
@@ -56,30 +58,44 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in chosen_sizes(bundle, sizes):
-            picture = Path(folder) / f"{size}.png"
-            Image.fromarray(square(arguments.picture, size)).save(picture)
+            one, two = (
+                _folder(Path(folder) / f"{size}-{count}", square(arguments.picture, size), count) for count in (1, 2)
+            )
             for backend in backends:
                 for path in paths:
-                    seconds, peak = measure(picture, arguments.bundle, path, backend)
-                    rows.append({"size": size, "backend": backend, "path": path, "seconds": seconds, "bytes": peak})
+                    first, both = (measure(each, arguments.bundle, path, backend) for each in (one, two))
+                    picture = both[0] - first[0]
+                    row = {"size": size, "backend": backend, "path": path, "bytes": first[1], "bytes_of_two": both[1]}
+                    rows.append({**row, "opening_seconds": first[0] - picture, "picture_seconds": picture})
     machine = facts()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
     print(summary(machine))
     print(
         table(
-            ["size", "backend", "path", "peak GB", "s"],
-            [[r["size"], r["backend"], r["path"], f"{r['bytes'] / 1e9:.2f}", f"{r['seconds']:.1f}"] for r in rows],
-            "rllrr",
+            ["size", "backend", "path", "peak GB", "of two pictures", "opening s", "a picture s"],
+            [
+                [
+                    r["size"],
+                    r["backend"],
+                    r["path"],
+                    f"{r['bytes'] / 1e9:.2f}",
+                    f"{r['bytes_of_two'] / 1e9:.2f}",
+                    f"{r['opening_seconds']:.1f}",
+                    f"{r['picture_seconds']:.1f}",
+                ]
+                for r in rows
+            ],
+            "rllrrrr",
         )
     )
     return 0
 
 
-def measure(picture: Path, bundle: Path, path: str, backend: str) -> tuple[float, int]:
-    """Seconds and peak bytes of one process that restores one picture. Raises BackendError where it fails."""
+def measure(pictures: Path, bundle: Path, path: str, backend: str) -> tuple[float, int]:
+    """Seconds and peak bytes of one process that restores a folder. Raises BackendError where it fails."""
     options = ["--bundle", str(bundle.resolve()), "--condition", path, "--backend", backend]
-    command = [sys.executable, "-m", "runtime", str(picture), str(picture.with_suffix(".restored.png")), *options]
+    command = [sys.executable, "-m", "runtime", str(pictures), f"{pictures}-restored", *options]
     start = time.perf_counter()
     with (
         psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
@@ -89,6 +105,13 @@ def measure(picture: Path, bundle: Path, path: str, backend: str) -> tuple[float
     if process.returncode:
         raise BackendError(f"{backend} failed on {path}: {told.strip() or process.returncode}")
     return time.perf_counter() - start, meter.peak
+
+
+def _folder(folder: Path, pixels: np.ndarray, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
 
 
 def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:

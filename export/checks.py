@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import psutil
+from torch import Tensor
 
 from dod.model import DOD
 from runtime.bundle import MANIFEST
@@ -162,11 +163,20 @@ def settings_of(model: DOD) -> dict[str, Any]:
     }
 
 
+def trained_tensors(model: DOD) -> dict[str, Tensor]:
+    """What was trained, by name, and decides graphs and weights: all but the prototypes."""
+    return {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
+
+
 def hash_model(model: DOD) -> str:
     """SHA-256 over what was trained and the prototypes, in float32."""
+    prototypes = {f"prototype.{name}": value for name, value in model.prototypes.items()}
+    return hash_tensors(trained_tensors(model) | prototypes)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values, in float32."""
     digest = hashlib.sha256()
-    tensors = {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
-    tensors |= {f"prototype.{name}": value for name, value in model.prototypes.items()}
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().contiguous().numpy().data)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -18,16 +16,15 @@ from export import (
     description,
     engine_step,
     graphs,
+    parity_step,
     plans,
     precision_step,
     report,
     simplify_step,
 )
 from export.artefacts import Entry, Workshop, hash_sources
-from export.chain import load_sample, sample_pixels, subjects
 from export.checks import (
     MODEL_SOURCES,
-    ROOT,
     Options,
     check_exportable,
     check_memory,
@@ -36,14 +33,15 @@ from export.checks import (
     check_sizes,
     hash_model,
     hash_samples,
+    hash_tensors,
     sample_paths,
     settings_of,
+    trained_tensors,
 )
-from export.interface import Component, read_components, version
+from export.interface import Component, read_components
 from export.memory import MemoryMeter
-from export.parity import GATES, Figure, check
+from export.parity import Figure, check
 from export.precision import check_islands, half_copy
-from export.proof import proof_count, prove
 from export.targets import TARGETS
 from export.tracing import TraceJob, trace_all
 from runtime.backends.openvino import reduced_precisions
@@ -73,7 +71,7 @@ class Build:
         self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
-        self.trained = hash_model(self.model)
+        self.trained = hash_tensors(trained_tensors(self.model))
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         self.shop = Workshop(options.out)
@@ -114,7 +112,8 @@ class Build:
         self.write_weights()
         self.trace_graphs()
         self.write_conditions()
-        proven, pictures = self.measure_parity()
+        made = self.shop, self.model, self.islands, self._provisional_bundle()
+        proven, pictures = parity_step.measured(*made, self.samples, self.settings)
         figures = [*simplified, *proven]
         print(report.parity_table(figures))
         check(figures)
@@ -172,7 +171,9 @@ class Build:
     def write_conditions(self) -> None:
         """The modulation at each condition's prototype."""
         for condition in self.conditions:
-            name, inputs = f"conditions/{condition}.safetensors", {"model": self.trained, "sources": self.sources}
+            prototype = hash_tensors({condition: self.model.prototypes[condition]})
+            name = f"conditions/{condition}.safetensors"
+            inputs = {"model": self.trained, "prototype": prototype, "sources": self.sources}
             if not self.shop.fresh(name, inputs) and not self.explaining:
                 maker = partial(conditions.write_condition, self.model, condition)
                 self._made(name, self.shop.make(name, inputs, maker)[0])
@@ -188,42 +189,6 @@ class Build:
         paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in plans.GRAPHS} for p in self.options.precisions}
         return read_components(paths)
 
-    def measure_parity(self) -> tuple[list[Figure], dict[str, Path]]:
-        """The figures on each sample, and the restored samples as pictures."""
-        bundle = self._provisional_bundle()
-        name = "report/parity.json"
-        apart = ("engines/", "report/")
-        files = {path: entry.sha256 for path, entry in self.shop.used.items() if not path.startswith(apart)}
-        sources = hash_sources(ROOT / "export" / name for name in ("parity.py", "chain.py", "proof.py"))
-        inputs = {
-            "files": files,
-            "settings": self.settings,
-            "samples": hash_samples(self.samples),
-            "subjects": [subject.step for subject in subjects(bundle)],
-            "sources": sources,
-            "libraries": {name: version(name) for name in ("torch", "onnxruntime", "openvino")},
-        }
-        pictures = {path.name: f"report/{path.stem}.png" for path in self.samples}
-        wanted = [name, *pictures.values()]
-        stale = [each for each in wanted if not self.shop.fresh(each, inputs)]  # all are asked, so that all are used
-        if stale:
-            for each in wanted:  # one that is taken over may be a link to the file of the bundle before
-                self.shop.path(each).unlink(missing_ok=True)
-            start = time.monotonic()
-            loaded = [load_sample(path, bundle, self.conditions) for path in self.samples]
-            with tempfile.TemporaryDirectory(dir=self.shop.root) as scratch:
-                proven = prove(self.model, self.islands, bundle, loaded, Path(scratch))
-                proofs = list(progress(proven, proof_count(bundle, loaded), "parity"))
-            shown = [proof for proof in proofs if proof.path == "auto" and proof.step not in GATES]
-            restored = {proof.sample: proof.restored for proof in shown}  # the last step's
-            for path in self.samples:
-                degraded = sample_pixels(path, self.options.size[2])
-                report.write_comparison(degraded, restored[path.name], self.shop.path(pictures[path.name]))
-                self.shop.record(pictures[path.name], inputs, 0)
-            report.write_figures([figure for proof in proofs for figure in proof.figures], self.shop.path(name))
-            self.shop.record(name, inputs, time.monotonic() - start)
-        return report.read_figures(self.shop.path(name)), {n: self.shop.path(p) for n, p in pictures.items()}
-
     def _provisional_bundle(self) -> Bundle:
         """The files made so far, as the runtime sees them: what is proven is what it will run."""
         targets = ("onnxruntime", *(name for name in self.options.targets if name == "openvino"))
@@ -238,7 +203,7 @@ class Build:
         return description.describe(
             self.model,
             self.options,
-            self.trained,
+            hash_model(self.model),
             self.components(),
             self.islands,
             conditions=self.conditions,

@@ -156,7 +156,8 @@ class SummedInFloat32(TorchFunctionMode):
         dtype = args[0].dtype if func is torch.conv2d else torch.float32
         if dtype == torch.float32:
             return func(*args, **(kwargs or {}))
-        return func(*cast_to(args, torch.float32), **cast_to(kwargs or {}, torch.float32)).to(dtype)
+        given: Any = cast_to((args, kwargs or {}), torch.float32)
+        return func(*given[0], **given[1]).to(dtype)
 
 
 def cast_to(value: object, dtype: torch.dtype) -> object:

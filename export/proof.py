@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dod import clora
 from dod.model import DOD
-from export.chain import Proof, Sample, Values, Wanted, bundle_process, compare, paths_of, run_chain, subjects
+from export.chain import Proof, Run, Sample, Values, Wanted, bundle_process, compare, run_chain, subjects
 from export.conditions import modulation_of
 from export.memory import give_back
 from export.parity import Figure, figure, snr_db
@@ -53,21 +53,21 @@ class TorchChain:
         return outputs
 
 
-def proof_count(bundle: Bundle, samples: Sequence[Sample]) -> int:
+def proof_count(bundle: Bundle, paths: Mapping[str, Sequence[Run]]) -> int:
     """How many proofs `prove` gives."""
-    return (1 + len(subjects(bundle))) * sum(map(len, paths_of(bundle, samples).values()))
+    return (1 + len(subjects(bundle))) * sum(map(len, paths.values()))
 
 
 def prove(
-    model: DOD, islands: Sequence[str], bundle: Bundle, samples: Sequence[Sample], scratch: Path
+    model: DOD, islands: Sequence[str], bundle: Bundle, paths: Mapping[str, Sequence[Run]], scratch: Path
 ) -> Iterator[Proof]:
     """Hold a bundle against its model in PyTorch: first merged weights against branches, then each of `subjects`.
 
-    Each component is compared once by itself, on the first sample, and the chain on each. One subject and path after
-    the other is loaded and let go, so that memory holds one at a time; `model` itself has no values any more (it is on
-    the meta device) once its copy in half, with these islands, is made. scratch: a folder for the reference's values.
+    paths: those to prove, of `paths_of`. One subject and path after the other is loaded and let go, so that memory
+    holds one at a time; `model` itself has no values any more (it is on the meta device) once its copy in half, with
+    these islands, is made. scratch: a folder for the reference's values.
     """
-    paths, wanted, reference = paths_of(bundle, samples), Wanted(scratch), TorchChain(model)
+    wanted, reference = Wanted(scratch), TorchChain(model)
     for path, runs in paths.items():
         for run in runs:
             give_back()

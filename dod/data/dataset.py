@@ -80,8 +80,9 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
 
     `index` counts in `names`: the degradations, then "clean" (an undegraded pair, a share `clean_fraction` of them).
     Crops are native, but for a third of them that come from a window up to twice as large, reduced; each is flipped
-    and turned at random. Of two windows the more detailed is taken: flat sky teaches little. A share `recoloured` of
-    them gets other colours (`recolour`), for few photographs hold few hues.
+    and turned at random. Of so many `windows` the most detailed is taken: flat sky teaches little, but a model that
+    never sees any takes a pale scene for haze. A share `recoloured` of them gets other colours (`recolour`), for few
+    photographs hold few hues. The degradations in `more` come twice as often as the others.
 
     Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
     where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there
@@ -98,8 +99,15 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         length: int = 1 << 40,
         *,
         recoloured: float = 0.0,
+        windows: int = 2,
+        more: Sequence[str] = (),
     ) -> None:
         check_settings(crop, degradations, clean_fraction)
+        if windows < 1:
+            raise DataError(f"a crop is taken from at least 1 window, not {windows}")
+        if unknown := [name for name in more if name not in degradations]:
+            shown = ", ".join(degradations) or "none"
+            raise DataError(f"{unknown[0]!r} cannot come more often than others: the degradations are {shown}")
         if not degradations and clean_fraction < 1:
             raise DataError("no degradation to train on: name at least one, or set the share of clean samples to 1")
         photographs = load_photographs(folder)
@@ -115,6 +123,9 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self.seed = seed
         self.clean_fraction = clean_fraction
         self.recoloured = recoloured
+        self.windows = windows
+        self.more = tuple(more)
+        self._drawn = (*range(len(degradations)), *(self.names.index(name) for name in self.more))
         self._photographs = list(photographs.values())
         self._files = list(photographs)
         self._length = length
@@ -130,7 +141,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         if rng.random() < self.clean_fraction:
             index, degraded = len(self.names) - 1, clean
         else:
-            index = int(rng.integers(len(self.names) - 1))
+            index = self._drawn[rng.integers(len(self._drawn))]
             degraded, _ = degrade(clean, self.names[index], rng)
         return to_tensor(degraded), to_tensor(clean), index
 
@@ -146,6 +157,8 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             "seed": self.seed,
             "clean_fraction": self.clean_fraction,
             "recoloured": self.recoloured,
+            "windows": self.windows,
+            "more": self.more,
             "photographs": digest.hexdigest(),
         }
 
@@ -157,7 +170,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         photograph = self._photographs[rng.integers(len(self._photographs))]
         reduction = rng.uniform(1, 2) if rng.random() < 1 / 3 else 1.0
         size = min(round(self.crop * reduction), *photograph.shape[:2])
-        window = max((self._window(photograph, size, rng) for _ in range(2)), key=_detail)
+        window = max((self._window(photograph, size, rng) for _ in range(self.windows)), key=_detail)
         if size != self.crop:
             reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
             window = np.asarray(reduced)

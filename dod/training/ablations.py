@@ -2,18 +2,21 @@
 detail modules half as wide as the decoder (`detail.narrow`).
 
     python -m dod.training.ablations --photographs photographs/train --held-out photographs/held_out
+    python -m dod.training.ablations --data DATA --setting rain-haze-noise --test sets/input sets/truth ...
 
-Each variant trains both stages from the same base, seed and samples; the figure is the mean PSNR over the held-out
-photographs and the preset's degradations. At such a budget a difference of a few tenths of a dB is noise: the sign is
-what can be compared with the paper.
+Each variant trains both stages from the same base, seed and samples; a figure is the mean of the tasks' means, over the
+held-out photographs with each of the preset's degradations, or over the folders of a test set. At such a budget a
+difference of a few tenths of a dB is noise: the sign is what can be compared with the paper. Runs that are finished or
+interrupted are taken up from `--out`, and `docs/reproduce.md` has the command at the paper's budget.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +24,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..config import load_preset
-from ..data.dataset import PhotographCrops, load_photographs
+from ..config import Preset
+from ..data.dataset import load_photographs
 from ..data.degradations import degrade, rng_for
 from ..errors import ConfigError, DataError, run_command
-from ..evaluation.metrics import psnr, ssim
+from ..evaluate import evaluate, find_scenes
+from ..evaluation.metrics import Metric
 from ..evaluation.restoration import restore_picture
+from ..evaluation.scorer import Scorer, find_metrics
 from ..evaluation.scores import table
 from ..model import DOD
+from .arguments import add_source, preset_from, samples_from
 from .loop import PRECISIONS
 from .stages import CLEAN_FRACTION, stage_1, stage_2
 from .state import Schedule
@@ -70,124 +76,168 @@ ROWS = (
     Row("Detail modules", "half as wide", Variant("unet", 8, 2), True, "not tried"),
 )
 
-Figures = dict[Variant, dict[bool, tuple[float, float]]]
+Values = Mapping[str, float]
+Figures = Mapping[Variant, Mapping[bool, Values]]
+Measure = Callable[[DOD], Values]
+"""Gives a trained model's figures by metric."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dod.training.ablations", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--photographs", type=Path, required=True, help="folder of clean photographs to train on")
-    parser.add_argument("--held-out", type=Path, required=True, help="folder of clean photographs to measure on")
-    parser.add_argument("--preset", default="mini", help="whose base is adapted; default %(default)s")
-    parser.add_argument("--steps", type=int, nargs=2, default=(300, 300), metavar=("ONE", "TWO"), help="of each stage")
-    parser.add_argument("--batch", type=int, default=6, help="default %(default)s")
-    parser.add_argument("--crop", type=int, default=64, help="of training, in px; default %(default)s")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="default %(default)s")
-    parser.add_argument("--size", type=int, default=256, help="of the measured crops, in px; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-    parser.add_argument(
-        "--latent-weight", type=float, default=1.0, help="of stage 1's latent term; default %(default)s"
-    )
-    parser.add_argument("--rec-weight", type=float, default=0.0, help="of stage 1's picture term; default %(default)s")
-    parser.add_argument("--dmd-weight", type=float, default=0.0, help="of stage 1's DMD term; default %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("build/ablations"), help="default %(default)s")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
-    preset = load_preset(arguments.preset)
+    arguments = _parser().parse_args(argv)
+    preset = preset_from(arguments)
     for name, side in (("crop", arguments.crop), ("size", arguments.size)):
         if side < 1 or side % preset.size_multiple:
             raise ConfigError(f"--{name} {side}: the model takes multiples of {preset.size_multiple}")
-    held_out = load_photographs(arguments.held_out)
-    if small := [name for name, pixels in held_out.items() if min(pixels.shape[:2]) < arguments.size]:
-        raise DataError(f"{arguments.held_out / small[0]} is smaller than --size {arguments.size}")
-
-    figures: Figures = {}
-    variants = list(dict.fromkeys(row.variant for row in ROWS))
-    for variant in tqdm(variants, desc="variants"):
-        figures[variant] = measure(variant, arguments, held_out)
-        write(figures, arguments)
-    print(as_markdown(figures))
+    metrics = find_metrics([name for name in arguments.metrics if name != "psnr"])
+    measure = _on_photographs(arguments, preset) if arguments.test is None else _on_a_test_set(arguments)
+    figures: dict[Variant, Mapping[bool, Values]] = {}
+    for variant in tqdm(list(dict.fromkeys(row.variant for row in ROWS)), desc="variants"):
+        figures[variant] = trained(variant, arguments, measure)
+        write(figures, metrics, arguments)
+    print(as_markdown(figures, metrics))
     print(f"\n{arguments.out / 'ablations.md'}")
     return 0
 
 
-def measure(
-    variant: Variant, arguments: argparse.Namespace, held_out: dict[str, np.ndarray]
-) -> dict[bool, tuple[float, float]]:
-    """(PSNR, SSIM) without and with the detail modules, after both stages."""
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dod.training.ablations", description=(__doc__ or "").split("\n")[0]
+    )
+    add_source(parser)
+    judged = parser.add_mutually_exclusive_group(required=True)
+    judged.add_argument("--held-out", type=Path, help="folder of clean photographs, degraded here, to measure on")
+    judged.add_argument(
+        "--test", type=Path, nargs=2, metavar=("INPUT", "TRUTH"), help="folders to measure on, as `dod.evaluate` takes"
+    )
+    parser.add_argument("--preset", default="mini", help="whose base is adapted; default %(default)s")
+    parser.add_argument("--steps", type=int, nargs=2, default=(300, 300), metavar=("ONE", "TWO"), help="of each stage")
+    parser.add_argument(
+        "--learning-rates", type=float, nargs=2, default=(1e-3, 2e-3), metavar=("ONE", "TWO"), help="of each stage"
+    )
+    parser.add_argument("--batch", type=int, default=6, help="default %(default)s")
+    parser.add_argument("--crop", type=int, default=64, help="of training, in px; default %(default)s")
+    parser.add_argument("--workers", type=int, default=0, help="that read samples; default %(default)s")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="default %(default)s")
+    parser.add_argument("--size", type=int, default=256, help="of the held-out crops, in px; default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    for name, weight, term in (
+        ("latent", 1.0, "latent"),
+        ("rec", 0.0, "picture"),
+        ("perceptual", 0.0, "perceptual"),
+        ("dmd", 0.0, "DMD"),
+    ):
+        parser.add_argument(
+            f"--{name}-weight", type=float, default=weight, help=f"of stage 1's {term} term; default %(default)s"
+        )
+    parser.add_argument("--vgg", default="", help="the perceptual term's weights, see `stages 1`")
+    parser.add_argument("--metrics", nargs="+", default=["ssim"], metavar="NAME", help="beside PSNR; default: ssim")
+    parser.add_argument("--crop-to-multiple", type=int, default=16, help="of the test pictures; default %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("build/ablations"), help="default %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def trained(variant: Variant, arguments: argparse.Namespace, measure: Measure) -> dict[bool, Values]:
+    """The figures without and with the detail modules, after both stages."""
     keys = {"lora.conditional": variant.conditional, "lora.rank": variant.rank, "lora.alpha": float(variant.rank)}
     keys["detail.narrow"] = variant.narrow
     torch.manual_seed(arguments.seed)
-    model = DOD.from_preset(load_preset(arguments.preset, keys))
-    crop, seed = arguments.crop, arguments.seed
-    dataset = PhotographCrops(arguments.photographs, crop, seed, model.preset.conditions, CLEAN_FRACTION)
-    one, two = arguments.steps
-    schedule = Schedule(
-        one, arguments.batch, crop, learning_rate=1e-3, seed=seed, workers=0, precision=arguments.precision
-    )
+    model = DOD.from_preset(preset_from(arguments, keys))
+    schedules = [
+        Schedule(
+            steps,
+            arguments.batch,
+            arguments.crop,
+            learning_rate=rate,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            precision=arguments.precision,
+        )
+        for steps, rate in zip(arguments.steps, arguments.learning_rates, strict=True)
+    ]
+    dataset = samples_from(arguments, schedules[0], model.preset.conditions, CLEAN_FRACTION)
     state = arguments.out / "state" / f"{variant.conditional}-{variant.rank}-{variant.narrow}"
     stage_1(
         model,
         dataset,
-        schedule,
+        schedules[0],
         state,
         rec_weight=arguments.rec_weight,
-        perceptual_weight=0.0,
+        perceptual_weight=arguments.perceptual_weight,
         dmd_weight=arguments.dmd_weight,
         latent_weight=arguments.latent_weight,
+        vgg=arguments.vgg,
     )
-    without = quality(model, held_out, arguments.size, arguments.seed)
-    stage_2(model, dataset, replace(schedule, steps=two, learning_rate=2e-3), state, gate_rate=3.0, gate_start=0.2)
-    return {False: without, True: quality(model, held_out, arguments.size, arguments.seed)}
+    without = measure(model)
+    stage_2(model, dataset, schedules[1], state, gate_rate=3.0, gate_start=0.2)
+    return {False: without, True: measure(model)}
 
 
-def quality(model: DOD, photographs: dict[str, np.ndarray], size: int, seed: int) -> tuple[float, float]:
-    """Mean (PSNR in dB, SSIM) of the middle `size` px of photographs, with each of the preset's degradations."""
-    found = []
-    for name, pixels in photographs.items():
-        top, left = ((side - size) // 2 for side in pixels.shape[:2])
-        truth = pixels[top : top + size, left : left + size]
-        clean = truth.astype(np.float32) / np.float32(255)
-        for degradation in model.preset.conditions:
-            degraded, _ = degrade(clean, degradation, rng_for(name, degradation, seed))
-            output = restore_picture(model, np.rint(degraded * 255).astype(np.uint8))
-            found.append((psnr(output, truth), ssim(output, truth)))
-    return float(np.mean([p for p, _ in found])), float(np.mean([s for _, s in found]))
+def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
+    """The middle `size` px of the held-out photographs, with each of the preset's degradations. Raises DataError."""
+    size = arguments.size
+    held_out = load_photographs(arguments.held_out)
+    if small := [name for name, pixels in held_out.items() if min(pixels.shape[:2]) < size]:
+        raise DataError(f"{arguments.held_out / small[0]} is smaller than --size {size}")
+
+    def measure(model: DOD) -> Values:
+        with Scorer(["psnr", *arguments.metrics], _device(model)) as scorer:
+            for name, pixels in held_out.items():
+                top, left = ((side - size) // 2 for side in pixels.shape[:2])
+                truth = pixels[top : top + size, left : left + size]
+                clean = truth.astype(np.float32) / np.float32(255)
+                for degradation in preset.conditions:
+                    degraded, _ = degrade(clean, degradation, rng_for(name, degradation, arguments.seed))
+                    output = restore_picture(model, np.rint(degraded * 255).astype(np.uint8))
+                    scorer.add(f"{degradation}/{name}", output, truth)
+            return scorer.result().mean.values
+
+    return measure
 
 
-def as_markdown(figures: Figures) -> str:
-    """The tables: PSNR and SSIM reached, the paper's PSNR, each against the table's first line."""
+def _on_a_test_set(arguments: argparse.Namespace) -> Measure:
+    """All pictures of the folders, as `python -m dod.evaluate` measures them. Raises DataError."""
+    scenes = find_scenes(*arguments.test, restored=False)
+
+    def measure(model: DOD) -> Values:
+        restore = partial(restore_picture, model)
+        options = {"multiple": arguments.crop_to_multiple, "device": _device(model)}
+        return evaluate(scenes, ["psnr", *arguments.metrics], restore=restore, bar=True, **options).result.mean.values
+
+    return measure
+
+
+def _device(model: DOD) -> str:
+    return next(model.parameters()).device.type
+
+
+def as_markdown(figures: Figures, metrics: Sequence[Metric]) -> str:
+    """The tables: PSNR and other metrics reached, the paper's PSNR, both PSNRs against the table's first line."""
     parts = []
     for title in dict.fromkeys(row.table for row in ROWS):
         rows = [row for row in ROWS if row.table == title and row.variant in figures]
         cells: list[list[Any]] = []
         for row in rows:
-            reached, similarity = figures[row.variant][row.detail]
-            first = figures[rows[0].variant][rows[0].detail][0]
+            reached, first = (figures[each.variant][each.detail] for each in (row, rows[0]))
+            ours = f"{reached['psnr'] - first['psnr']:+.2f}"
             paper, base = row.paper, rows[0].paper
             theirs = f"{paper - base:+.2f}" if isinstance(paper, float) and isinstance(base, float) else "-"
             listed = f"{paper:.2f}" if isinstance(paper, float) else paper
-            cells.append([row.name, f"{reached:.2f}", f"{reached - first:+.2f}", f"{similarity:.4f}", listed, theirs])
-        headers = [title, "PSNR dB", "against line 1", "SSIM", "paper's PSNR", "against line 1"]
+            others = [f"{reached[metric.name]:.{metric.digits}f}" for metric in metrics]
+            cells.append([row.name, f"{reached['psnr']:.2f}", ours, *others, listed, theirs])
+        labels = [metric.label for metric in metrics]
+        headers = [title, "PSNR dB", "against line 1", *labels, "paper's PSNR", "against line 1"]
         parts.append(table(headers, cells, markdown=True))
     return "\n\n".join(parts)
 
 
-def write(figures: Figures, arguments: argparse.Namespace) -> None:
+def write(figures: Figures, metrics: Sequence[Metric], arguments: argparse.Namespace) -> None:
     """The tables as Markdown, and the figures with their setting as JSON."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "ablations.md").write_text(as_markdown(figures) + "\n", "utf-8")
-    setting = {
-        key: value if isinstance(value, int | float | tuple | list) else str(value)
-        for key, value in vars(arguments).items()
-    }
-    rows = [
-        {**asdict(row), "psnr": figures[row.variant][row.detail][0], "ssim": figures[row.variant][row.detail][1]}
-        for row in ROWS
-        if row.variant in figures
-    ]
-    (arguments.out / "ablations.json").write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+    (arguments.out / "ablations.md").write_text(as_markdown(figures, metrics) + "\n", "utf-8")
+    rows = [{**asdict(row), **figures[row.variant][row.detail]} for row in ROWS if row.variant in figures]
+    text = json.dumps({"setting": vars(arguments), "rows": rows}, indent=1, default=str)
+    (arguments.out / "ablations.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

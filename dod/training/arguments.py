@@ -28,15 +28,7 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, defaults in commands.items():
         command = parsers.add_parser(name)
-        source = command.add_mutually_exclusive_group(required=True)
-        source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
-        source.add_argument("--data", type=Path, help="a published tree of picture pairs: see dod/data/trees.py")
-        command.add_argument(
-            "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
-        )
-        command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
-        command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
-        command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
+        add_source(command)
         command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
         command.add_argument(
             "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
@@ -59,9 +51,28 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
     return parser
 
 
-def preset_from(arguments: Namespace) -> Preset:
-    """The preset, with the conditions of --setting where it is given."""
-    preset = load_preset(arguments.preset)
+def add_source(command: ArgumentParser) -> None:
+    """The options that say what is trained on: see `samples_from`."""
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
+    source.add_argument("--data", type=Path, help="a published tree of picture pairs: see dod/data/trees.py")
+    command.add_argument(
+        "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
+    )
+    command.add_argument(
+        "--windows", type=int, default=2, help="of so many windows of a photograph the most detailed; default 2"
+    )
+    command.add_argument(
+        "--more", nargs="+", default=[], help="degradations of the photographs that come twice as often"
+    )
+    command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
+    command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
+    command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
+
+
+def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Preset:
+    """The preset, with the conditions of --setting where it is given. keys: overrides, see `load_preset`."""
+    preset = load_preset(arguments.preset, keys)
     return preset if arguments.setting is None else replace(preset, conditions=SETTINGS[arguments.setting])
 
 
@@ -72,9 +83,9 @@ def samples_from(
     crop, seed = schedule.crop, schedule.seed
     if arguments.data is None:
         shown = degradations if clean_fraction < 1 else ()
-        return PhotographCrops(
-            arguments.photographs, crop, seed, shown, clean_fraction, recoloured=arguments.recoloured
-        )
+        more = arguments.more if shown else ()
+        drawing = {"recoloured": arguments.recoloured, "windows": arguments.windows, "more": more}
+        return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction, **drawing)
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)
     if pairs.skipped:

@@ -38,6 +38,8 @@ from .objectives import Adaptation, Detail
 from .pretrain import publish, read_part, record_of, unless_failed
 from .state import Log, Schedule
 
+CLEAN_FRACTION = 0.1
+"""Of the samples, how many are left clean, so that a clean picture is left alone."""
 COMMANDS: dict[str, dict[str, Any]] = {
     "1": {
         "steps": 1000,
@@ -50,6 +52,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "latent_weight": 0.0,
         "vgg": "",
         "tile": [],
+        "clean_fraction": CLEAN_FRACTION,
     },
     "2": {
         "steps": 1600,
@@ -65,11 +68,10 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "decoder_rate": 1.0,
         "relative": False,
         "tile": [],
+        "clean_fraction": CLEAN_FRACTION,
     },
     "calibrate": {"steps": 256, "batch": 1, "crop": 256},
 }
-CLEAN_FRACTION = 0.1
-"""Of the samples, how many are left clean, so that a clean picture is left alone."""
 SHOWN = 4
 """Pictures that TensorBoard gets."""
 
@@ -109,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "calibrate":
             calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
         else:
-            dataset = samples_from(arguments, schedule, preset.conditions, CLEAN_FRACTION)
+            dataset = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
             stage = stage_1 if arguments.command == "1" else stage_2
-            options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in vars(schedule)}
+            apart = {*vars(schedule), "clean_fraction"}
+            options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in apart}
             log = stage(model, dataset, schedule, arguments.state, **options)
-            run = {"stage": int(arguments.command), **training_record(schedule, log, **options)}
+            record = training_record(schedule, log, **options)
+            run = {"stage": int(arguments.command), **record, "samples": dataset.identity}
             training.append(run)
             if trained:
                 model = rebased(model, run)

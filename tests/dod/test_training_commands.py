@@ -89,8 +89,9 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
 
     assert command(stages.main, "2", folder) == 2
     assert "run stage 1 first" in capsys.readouterr().err
-    for stage in ("1", "2", "calibrate"):
-        assert command(stages.main, stage, folder) == 0
+    drawing = ("--windows", "3", "--more", "blur", "noise")
+    for stage, more in (("1", (*drawing, "--clean-fraction", "0.5")), ("2", ()), ("calibrate", drawing)):
+        assert command(stages.main, stage, folder, *more) == 0
     printed = capsys.readouterr()
     assert "no --vgg: the perceptual term (9) is off" in printed.out and "pictures/s, peak memory" in printed.out
     assert "stage-1: 100%" in printed.err and "pictures/s]" in printed.err
@@ -106,6 +107,11 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     metadata = json.loads((folder / "dod" / METADATA).read_text())
     assert [run["stage"] for run in metadata["training"]] == [1, 2]
     assert metadata["training"][0]["schedule"]["steps"] == 2
+    drawn = [
+        (run["samples"]["windows"], run["samples"]["more"], run["samples"]["clean_fraction"])
+        for run in metadata["training"]
+    ]
+    assert drawn == [(3, ["blur", "noise"], 0.5), (2, [], 0.1)]
 
     # A second run of a stage starts from the first's weights, so its state is no state of the first.
     assert command(stages.main, "2", folder) == 2

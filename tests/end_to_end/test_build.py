@@ -156,6 +156,28 @@ def test_a_second_build_makes_nothing(copy: tuple[Path, list[str]], tmp_path: Pa
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_another_prototype_costs_its_own_path_alone(
+    copy: tuple[Path, list[str]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    bundle, arguments = copy
+    model = load_model(str(tiny_checkpoint), None, None)
+    model.prototypes["haze"] = model.prototypes["noise"] * 1.01
+    save_checkpoint(model, tmp_path / "calibrated")
+    arguments = [str(tmp_path / "calibrated") if each == str(tiny_checkpoint) else each for each in arguments]
+    before = json.loads((bundle / "bundle.json").read_text())
+    done = build_engines(*arguments, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((bundle / "bundle.json").read_text())
+    changed = {name for name, entry in after["build"].items() if entry != before["build"][name]} - {"report.md"}
+    engine = "engines/tensorrt_rtx/unet_haze.engine"
+    assert changed == {"conditions/haze.safetensors", engine, "report/parity/haze.json"}
+    assert after["model"]["checkpoint_sha256"] != before["model"]["checkpoint_sha256"]
+    figures = [[row for row in each["parity"] if row["path"] != "haze"] for each in (before, after)]
+    assert figures[0] == figures[1] and "parity 5/5" in done.stderr + done.stdout, (
+        "one step after the other, of one path"
+    )
+
+
 def test_a_changed_byte_is_refused_and_mended(copy: tuple[Path, list[str]], photographs: Path, tmp_path: Path) -> None:
     bundle, arguments = copy
     file = bundle / "conditions" / "noise.safetensors"

@@ -18,7 +18,18 @@ from PIL import Image
 
 from dod.model import DOD
 from export import proof
-from export.chain import Proof, Run, Sample, Subject, Wanted, bundle_process, compare, load_sample, sample_pixels
+from export.chain import (
+    Proof,
+    Run,
+    Sample,
+    Subject,
+    Wanted,
+    bundle_process,
+    compare,
+    load_sample,
+    paths_of,
+    sample_pixels,
+)
 from export.errors import ParityError
 from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
 from export.precision import default_islands, half_copy
@@ -80,7 +91,8 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
 
 def proofs_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Proof]:
     with tempfile.TemporaryDirectory() as scratch:  # and a copy, for it uses the model up
-        return list(prove(copy.deepcopy(model), default_islands(model), proven, samples, Path(scratch)))
+        paths = paths_of(proven, samples)
+        return list(prove(copy.deepcopy(model), default_islands(model), proven, paths, Path(scratch)))
 
 
 def figures_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Figure]:
@@ -234,7 +246,7 @@ def test_components_alone_once_and_only_on_the_first_sample(model: DOD, sample: 
     alone = [each.component for each in first if each.component not in ("chain", "layer")]
     assert alone == ["mfm", "encoder", "unet_dynamic", "decoder", "unet_merged"] and len(first) == 4 + len(alone)
     assert [(each.path, each.component) for each in figures] == [("auto", "chain")]
-    assert len(proofs) == proof_count(bundle(), [sample, second])
+    assert len(proofs) == proof_count(bundle(), paths_of(bundle(), [sample, second]))
     restored = next(proof.restored for proof in reversed(proofs) if proof.sample == second.name)
     with torch.no_grad():
         crops = torch.from_numpy(second.values["crops"])

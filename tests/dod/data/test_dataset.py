@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,28 @@ def test_recoloured_is_the_same_scene_in_more_hues(folder: Path) -> None:
     assert 10 < sum(torch.equal(half[i][1], plain[i][1]) for i in range(60)) < 50
 
 
+def test_of_more_windows_the_most_detailed(tmp_path: Path) -> None:
+    half_flat = np.full((64, 256, 3), 128, np.uint8)
+    half_flat[:, 128:] = np.random.default_rng(0).integers(0, 256, (64, 128, 3))
+    Image.fromarray(half_flat).save(tmp_path / "a.png")
+    options = {"crop": 32, "seed": 4, "degradations": (), "clean_fraction": 1.0}
+    flat = []
+    for windows in (1, 2, 6):
+        crops = PhotographCrops(tmp_path, windows=windows, **options)
+        flat.append(sum(float(crops[i][1].std()) == 0 for i in range(60)))
+    assert flat[0] > 15 and flat[0] > flat[1] > flat[2], flat
+
+
+def test_more_of_a_degradation(folder: Path) -> None:
+    options = {"crop": 32, "seed": 4, "clean_fraction": 0.0}
+    crops = PhotographCrops(folder, more=("blur", "noise"), **options)
+    drawn = Counter(crops.names[crops[i][2]] for i in range(420))
+    assert drawn.keys() == set(DEGRADATIONS)
+    often, seldom = ([drawn[name] for name in DEGRADATIONS if (name in crops.more) is more] for more in (True, False))
+    assert min(often) > max(seldom) and abs(sum(often) / 420 - 4 / 7) < 0.07
+    assert crops.identity["more"] == ("blur", "noise") != PhotographCrops(folder, **options).identity["more"]
+
+
 def test_a_sample_is_described_by_its_photograph(folder: Path) -> None:
     crops = PhotographCrops(folder, crop=160, seed=0, degradations=(), clean_fraction=1.0)
     sizes = {"a.png": data.chelsea()[:160, :300], "b.png": data.astronaut()[:200, :240]}
@@ -123,6 +146,8 @@ def test_photographs_come_in_the_order_of_their_names(folder: Path) -> None:
         ({"degradations": ("fog",)}, "unknown degradation 'fog': it is one of haze"),
         ({"degradations": ()}, "no degradation to train on"),
         ({"clean_fraction": 1.5}, "between 0 and 1, not 1.5"),
+        ({"windows": 0}, "at least 1 window, not 0"),
+        ({"more": ("fog",)}, "'fog' cannot come more often than others: the degradations are haze"),
     ],
 )
 def test_bad_settings(folder: Path, arguments: dict[str, object], message: str) -> None:
