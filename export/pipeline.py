@@ -71,7 +71,7 @@ class Build:
         self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
-        self.trained = hash_tensors(trained_tensors(self.model))
+        self.trained, self.checkpoint = hash_tensors(trained_tensors(self.model)), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         self.shop = Workshop(options.out)
@@ -203,7 +203,7 @@ class Build:
         return description.describe(
             self.model,
             self.options,
-            hash_model(self.model),
+            self.checkpoint,
             self.components(),
             self.islands,
             conditions=self.conditions,
