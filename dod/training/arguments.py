@@ -83,7 +83,7 @@ def samples_from(
     crop, seed = schedule.crop, schedule.seed
     if arguments.data is None:
         shown = degradations if clean_fraction < 1 else ()
-        more = arguments.more if shown else ()
+        more = arguments.more if len(shown) > 1 else ()  # one by itself is all there is, as in calibration
         drawing = {"recoloured": arguments.recoloured, "windows": arguments.windows, "more": more}
         return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction, **drawing)
     lists, skip = arguments.lists, arguments.skip_broken

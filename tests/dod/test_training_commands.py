@@ -90,7 +90,8 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert command(stages.main, "2", folder) == 2
     assert "run stage 1 first" in capsys.readouterr().err
     drawing = ("--windows", "3", "--more", "blur", "noise")
-    for stage, more in (("1", (*drawing, "--clean-fraction", "0.5")), ("2", ()), ("calibrate", drawing)):
+    first = (*drawing, "--clean-fraction", "0.5")
+    for stage, more in (("1", first), ("2", ()), ("calibrate", drawing)):
         assert command(stages.main, stage, folder, *more) == 0
     printed = capsys.readouterr()
     assert "no --vgg: the perceptual term (9) is off" in printed.out and "pictures/s, peak memory" in printed.out
@@ -128,6 +129,8 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     assert command(stages.main, "2", folder) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder) == 2
+    assert "written with clean_fraction = 0.5, this run has 0.1" in capsys.readouterr().err
+    assert command(stages.main, "1", folder, *first) == 2
     assert "written with frozen weights = " in capsys.readouterr().err
 
 
