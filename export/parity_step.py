@@ -20,7 +20,7 @@ from export.proof import proof_count, prove
 from runtime.bundle import Bundle
 from runtime.console import progress
 
-SOURCES = [ROOT / "export" / f"{name}.py" for name in ("parity", "chain", "proof", "parity_step")]
+SOURCES = [ROOT / "export" / f"{name}.py" for name in ("parity", "chain", "proof", "precision", "parity_step")]
 
 
 def measured(
