@@ -1,9 +1,9 @@
 """Memory of the runtime's process, and the seconds until a path is open, on every backend of the CPU.
 
-`python benchmarks/memory.py --bundle build/mini` starts `python -m runtime` for each path and backend, once on a folder
-of one picture and once on one of two, and samples what it holds: its own memory and its share of what it maps (PSS).
-What the second picture adds is the time of a picture; what the first takes beyond that is the opening: start, imports,
-hashing, reading, merging and compiling what the path needs. It is as sure as two pictures are equally fast.
+`python benchmarks/memory.py --bundle build/mini` starts a process of its own for each path and backend, which opens the
+path (`Restorer.warm_up`) and then restores two pictures as `python -m runtime` does, from file to file; sampled is what
+it holds, its own memory and its share of what it maps (PSS). The opening begins with the process: imports, hashing,
+reading, merging and compiling what the path needs.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 import psutil
 from PIL import Image
 
@@ -36,6 +37,19 @@ from runtime.errors import BackendError, UsageError, unknown
 ROOT = Path(__file__).resolve().parents[1]
 JSON = Path("build/memory.json")
 PERIOD_SECONDS = 0.2
+PICTURES = 2
+PROGRAM = """
+import sys
+from runtime import Restorer
+
+bundle, backend, path, size, *pictures = sys.argv[1:]
+with Restorer(bundle, backend) as restorer:
+    restorer.warm_up(path, (int(size), int(size)))
+    print("opened", flush=True)
+    for picture in pictures:
+        restorer.restore(picture, path).save(f"{picture}.restored.png")
+        print("restored", flush=True)
+"""
 
 
 def parser() -> Parser:
@@ -58,60 +72,62 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in chosen_sizes(bundle, sizes):
-            one, two = (
-                _folder(Path(folder) / f"{size}-{count}", square(arguments.picture, size), count) for count in (1, 2)
-            )
+            pictures = [Path(folder) / f"{size}-{i}.png" for i in range(PICTURES)]
+            for picture in pictures:
+                Image.fromarray(square(arguments.picture, size)).save(picture)
             for backend in backends:
                 for path in paths:
-                    first, both = (measure(each, arguments.bundle, path, backend) for each in (one, two))
-                    picture = both[0] - first[0]
-                    row = {"size": size, "backend": backend, "path": path, "bytes": first[1], "bytes_of_two": both[1]}
-                    rows.append({**row, "opening_seconds": first[0] - picture, "picture_seconds": picture})
+                    row = measure(pictures, size, arguments.bundle, path, backend)
+                    rows.append({"size": size, "backend": backend, "path": path, **row})
     machine = facts()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
     print(summary(machine))
     print(
         table(
-            ["size", "backend", "path", "peak GB", "of two pictures", "opening s", "a picture s"],
+            ["size", "backend", "path", "opening s", "GB until then", "first picture s", "second s", "peak GB"],
             [
                 [
                     r["size"],
                     r["backend"],
                     r["path"],
-                    f"{r['bytes'] / 1e9:.2f}",
-                    f"{r['bytes_of_two'] / 1e9:.2f}",
                     f"{r['opening_seconds']:.1f}",
-                    f"{r['picture_seconds']:.1f}",
+                    f"{r['opening_bytes'] / 1e9:.2f}",
+                    *(f"{seconds:.1f}" for seconds in r["picture_seconds"]),
+                    f"{r['bytes'] / 1e9:.2f}",
                 ]
                 for r in rows
             ],
-            "rllrrrr",
+            "rllrrrrr",
         )
     )
     return 0
 
 
-def measure(pictures: Path, bundle: Path, path: str, backend: str) -> tuple[float, int]:
-    """Seconds and peak bytes of one process that restores a folder. Raises BackendError where it fails."""
-    options = ["--bundle", str(bundle.resolve()), "--condition", path, "--backend", backend]
-    command = [sys.executable, "-m", "runtime", str(pictures), f"{pictures}-restored", *options]
-    start = time.perf_counter()
+def measure(pictures: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
+    """What one process took that opens a path and restores pictures of `size` px, by this process's clock: seconds and
+    peak bytes until it was open, seconds of each picture, and its peak. Raises BackendError where it fails."""
+    command = [sys.executable, "-c", PROGRAM, bundle.resolve(), backend, path, size, *pictures]
+    start, moments = time.perf_counter(), []
     with (
-        psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        tempfile.TemporaryFile("w+") as told,
+        psutil.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True) as process,
         MemoryMeter(process, PERIOD_SECONDS) as meter,
     ):
-        _, told = process.communicate()
-    if process.returncode:
-        raise BackendError(f"{backend} failed on {path}: {told.strip() or process.returncode}")
-    return time.perf_counter() - start, meter.peak
-
-
-def _folder(folder: Path, pixels: np.ndarray, count: int) -> Path:
-    folder.mkdir()
-    for i in range(count):
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    return folder
+        for _ in process.stdout:
+            moments.append((time.perf_counter() - start, meter.peak))
+        if process.wait():
+            told.seek(0)
+            lines = told.read().strip().splitlines()
+            raise BackendError(f"{backend} failed on {path}: {lines[-1] if lines else process.returncode}")
+    (opened, opening_bytes), *_ = moments
+    spans = [after[0] - before[0] for before, after in pairwise(moments)]
+    return {
+        "opening_seconds": opened,
+        "opening_bytes": opening_bytes,
+        "picture_seconds": spans,
+        "bytes": meter.peak,
+    }
 
 
 def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:

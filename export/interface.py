@@ -10,6 +10,7 @@ import onnx
 
 from export.engines import Profile
 from export.targets import TARGETS
+from runtime.manifest import dimension
 
 Component = dict[str, list[dict]]
 """One entry of the manifest's `components`: its `inputs` and `outputs`, each {name, dtype by precision, shape}."""
@@ -36,7 +37,7 @@ def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) 
     for spec in component["inputs"]:
         for batch, side in zip(batches, sides, strict=True):
             known = {"batch": batch, "height": side, "width": side}
-            shapes.setdefault(spec["name"], []).append(tuple(_evaluate(size, known) for size in spec["shape"]))
+            shapes.setdefault(spec["name"], []).append(tuple(dimension(size, known) for size in spec["shape"]))
     return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
 
 
@@ -73,11 +74,3 @@ def _specs(values: Sequence[onnx.ValueInfoProto]) -> list[dict]:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         specs.append({"name": value.name, "dtype": dtype, "shape": shape})
     return specs
-
-
-def _evaluate(size: int | str, known: dict[str, int]) -> int:
-    """A dimension of the manifest as a number: 4, "batch", "height", "height/8"."""
-    if isinstance(size, int):
-        return size
-    name, _, divisor = size.partition("/")
-    return known[name] // int(divisor or 1)

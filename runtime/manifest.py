@@ -23,6 +23,7 @@ __all__ = [
     "Profile",
     "Target",
     "TensorSpec",
+    "dimension",
 ]
 
 SCHEMA = 2
@@ -42,6 +43,19 @@ class TensorSpec:
     def dtype(self, precision: str) -> str:
         """numpy's name of the dtype of this tensor in the graphs of `precision`."""
         return self.dtypes if isinstance(self.dtypes, str) else self.dtypes[precision]
+
+    def sized(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        """Its shape for so many pictures of this size in pixels."""
+        known = {"batch": batch, "height": height, "width": width}
+        return tuple(dimension(size, known) for size in self.shape)
+
+
+def dimension(size: int | str, known: Mapping[str, int]) -> int:
+    """A dimension as a number: 4, "batch", "height", "height/8"."""
+    if isinstance(size, int):
+        return size
+    name, _, divisor = size.partition("/")
+    return known[name] // int(divisor or 1)
 
 
 @dataclass(frozen=True)

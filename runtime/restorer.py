@@ -21,6 +21,8 @@ from .tiling import check_tile, tiles
 __all__ = ["Observer", "Prepared", "Restored", "Restorer"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
+DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
+MERGED = ("encoder", "unet_merged", "decoder")
 Observer: TypeAlias = Callable[[str, float], None]
 
 
@@ -149,6 +151,26 @@ class Restorer:
         if batch:
             yield from _given(self._run_batch(batch, condition), return_errors)
 
+    def warm_up(self, condition: str = "auto", size: tuple[int, int] | None = None, batch_size: int = 1) -> None:
+        """Opens a condition's path before its first picture: what that would wait for otherwise, once.
+
+        Reads, hashes, merges, compiles or deserialises; runs nothing. size: (height, width) in px of the pictures to
+        come, by default the bundle's usual one; openvino alone has to know it, and compiles encoder and decoder anew
+        for others. Raises UsageError for an unknown condition and a size or batch_size below 1, and as the bundle and
+        the backend do.
+        """
+        self.check_condition(condition)
+        profile, tile = self.bundle.manifest.profile, self._sizes[2]
+        size = size or (profile.size[1], profile.size[1])
+        if batch_size < 1 or min(size) < 1:
+            raise UsageError(f"batch_size and size must be at least 1, not {batch_size} and {size}")
+        batch, (height, width) = min(batch_size, profile.batch[2]), (min(self._padded(side), tile) for side in size)
+        with self._backend.chain((batch, 3, height, width)):
+            for component in DYNAMIC if condition == "auto" else MERGED:
+                specs = self.bundle.manifest.components[component].inputs
+                shapes = tuple(spec.sized(batch, height, width) for spec in specs)
+                self._backend.open(component, shapes, None if condition == "auto" else condition)
+
     def check_condition(self, condition: str) -> None:
         """Raises UsageError, with the valid names, for a condition that this backend cannot run."""
         if condition not in self.conditions:
@@ -157,11 +179,14 @@ class Restorer:
     def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
         """Reads and pads a picture; takes the MFM's crops of it where the condition is `auto`. Raises PictureError."""
         loaded = read(picture)
-        tile = self._sizes[2]
-        height, width = (side if side > tile else padded_size(side, *self._sizes) for side in loaded.pixels.shape[:2])
+        height, width = map(self._padded, loaded.pixels.shape[:2])
         image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
         rule = self.bundle.manifest.crops
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if condition == "auto" else None)
+
+    def _padded(self, side: int) -> int:
+        """The side that the graphs see for one of `side` pixels; one that is longer than a tile stays."""
+        return side if side > self._sizes[2] else padded_size(side, *self._sizes)
 
     def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored | PictureError]:
         images = np.stack([each.image for each in batch])
@@ -217,11 +242,10 @@ class Restorer:
         if dynamic and crops is None and modulation is None:
             raise UsageError("the condition auto needs crops")
         values: dict[str, object] = {"image": images, "crops": crops, "modulation": modulation}
-        order = ("mfm", "encoder", "unet_dynamic", "decoder") if dynamic else ("encoder", "unet_merged", "decoder")
-        if modulation is not None:
-            order = tuple(component for component in order if component != "mfm")
         with self._backend.chain(images.shape):
-            for component in order:
+            for component in DYNAMIC if dynamic else MERGED:
+                if component == "mfm" and modulation is not None:
+                    continue
                 inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
                 elapsed = self._backend.stopwatch() if observe else None
                 values |= self._backend.run(component, inputs, None if dynamic else condition)

@@ -26,6 +26,9 @@ class Options:
     threads: int | None = None
 
 
+Shapes = tuple[tuple[int, ...], ...]
+
+
 class Backend(Protocol):
     """Runs components by name. What `run` returns stays where it is (a GPU, say) until `to_numpy` fetches it."""
 
@@ -33,6 +36,13 @@ class Backend(Protocol):
     precision: str
     description: str
     conditions: tuple[str, ...]
+
+    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
+        """Opens, inside a `chain`, what `run` needs for a component whose inputs have these shapes, in their order.
+
+        Without it `run` opens it when it is first needed. Raises as `run`.
+        """
+        ...
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
         """Runs one component inside a `chain`. inputs: arrays, or what an earlier `run` of this chain returned.

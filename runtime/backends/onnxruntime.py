@@ -11,10 +11,10 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError
-from . import Options, choose_precision
+from . import Options, Shapes, choose_precision
 from .gpu import find_gpu
 from .mapped import placed
-from .sessions import Sessions, Shapes
+from .sessions import Sessions
 
 __all__ = ["OnnxRuntime", "open_backend", "why_not"]
 

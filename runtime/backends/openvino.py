@@ -12,9 +12,9 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import BackendError, BundleError, DODRuntimeError
 from ..manifest import REDUCED
-from . import Options, choose_precision
+from . import Options, Shapes, choose_precision
 from .mapped import placed
-from .sessions import Sessions, Shapes
+from .sessions import Sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
 
@@ -107,8 +107,8 @@ class OpenVINO(Sessions):
         io = self._bundle.manifest.components[component]
         with self._sparing():
             try:
-                given = [spec.name for spec in io.inputs if spec.name in inputs] if component in SIZED else []
-                model = self._session(component, condition, tuple(np.shape(inputs[name]) for name in given))
+                given = tuple(np.shape(inputs[spec.name]) for spec in io.inputs if spec.name in inputs)
+                model = self._session(component, condition, self._fixed(component, given))
                 found = model.create_infer_request().infer(dict(inputs), share_inputs=True)
                 # By name: a port that OpenVINO has merged with another bears several, in no order.
                 outputs = {spec.name: found[spec.name] for spec in io.outputs}
@@ -124,6 +124,9 @@ class OpenVINO(Sessions):
     def to_numpy(self, value: Any) -> np.ndarray:
         """See `Backend.to_numpy`."""
         return value
+
+    def _fixed(self, component: str, shapes: Shapes) -> Shapes:
+        return shapes if component in SIZED else ()
 
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
         path = self._bundle.path(self._files.onnx[component])

@@ -16,14 +16,13 @@ from ..bundle import Bundle
 from ..errors import unknown
 from ..manifest import Precision
 from ..merge import merge
-from . import kept_sessions
+from . import Shapes, kept_sessions
 from .mapped import shedding
 
 __all__ = ["Sessions"]
 
 LARGE = 1 << 30
 """Bytes of a UNet's weights from which memory is dearer than the hundredth of the time that giving it back takes."""
-Shapes = tuple[tuple[int, ...], ...]
 
 
 class Sessions(ABC):
@@ -51,6 +50,15 @@ class Sessions(ABC):
         `values` is its own: it takes entries out when it needs them no longer. shapes: of the inputs, in their order,
         where the session is to serve no other; else none.
         """
+
+    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
+        """See `Backend.open`."""
+        with self._sparing():
+            self._session(component, condition, self._fixed(component, shapes))
+
+    def _fixed(self, component: str, shapes: Shapes) -> Shapes:
+        """Those of the inputs' shapes that a session is made for: of most components none, and it serves all."""
+        return ()
 
     def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
         """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""

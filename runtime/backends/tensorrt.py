@@ -14,7 +14,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import BackendError, unknown
 from ..manifest import Target
-from . import Options, choose_precision, kept_sessions
+from . import Options, Shapes, choose_precision, kept_sessions
 from .device_memory import DeviceMemory, DeviceTensor, call, load_cudart
 from .gpu import Gpu, find_gpu
 from .tensorrt_engine import Engine, logger_of
@@ -134,6 +134,10 @@ class TensorRT:
         except BaseException:
             self.close()
             raise
+
+    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
+        """See `Backend.open`. An engine serves all shapes of its profile."""
+        self._engine(component, condition)
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, DeviceTensor]:
         """See `Backend.run`. Arrays are uploaded; what is on the GPU already is bound where it lies."""

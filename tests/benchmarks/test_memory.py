@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from benchmarks import memory
 from export.memory import MemoryMeter
@@ -22,7 +20,8 @@ def test_table_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "build" / "memory.json").read_text())["rows"]
     assert [(row["backend"], row["path"]) for row in rows] == [("openvino", "auto"), ("onnxruntime_cpu", "auto")]
     for row in rows:
-        assert row["opening_seconds"] > 0.1 and 20e6 < row["bytes"] < 2e9 and 20e6 < row["bytes_of_two"] < 2e9
+        assert row["opening_seconds"] > 0.1 and 20e6 < row["opening_bytes"] <= row["bytes"] < 2e9
+        assert len(row["picture_seconds"]) == 2 and min(row["picture_seconds"]) > 0
         assert f"{row['bytes'] / 1e9:.2f}" in done.stdout and f"{row['opening_seconds']:.1f}" in done.stdout
 
 
@@ -40,7 +39,5 @@ def test_what_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
         (("--size", 4000), "4000"),
     ):
         refused(run("memory", "--bundle", tiny_bundle, *words, where=tmp_path), message)
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "pictures" / "a.png")
-    with pytest.raises(BackendError, match="openvino failed on hase: error: unknown condition"):
-        memory.measure(tmp_path / "pictures", tiny_bundle, "hase", "openvino")
+    with pytest.raises(BackendError, match="openvino failed on hase: .*unknown condition"):
+        memory.measure([], 64, tiny_bundle, "hase", "openvino")

@@ -90,10 +90,12 @@ def test_the_interface_and_what_half_costs(model: DOD) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolutions_are_summed_in_float32_and_rounded_once(dtype: torch.dtype, stride: int) -> None:
-    layer = torch.nn.Conv2d(24, 8, 3, stride, padding=1).to(dtype)
-    picture = normal(1, 24, 12, 12).to(dtype)
+@pytest.mark.parametrize("kind", ["convolution", "strided", "linear"])
+def test_sums_are_in_float32_and_rounded_once(dtype: torch.dtype, kind: str) -> None:
+    stride = 2 if kind == "strided" else 1
+    layer = torch.nn.Linear(200, 8) if kind == "linear" else torch.nn.Conv2d(24, 8, 3, stride, padding=1)
+    layer = layer.to(dtype)
+    picture = normal(1, 24, 12, 200 if kind == "linear" else 12).to(dtype)
     with torch.no_grad():
         exact = copy.deepcopy(layer).double()(picture.double())
         with SummedInFloat32():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.bundle import Bundle
-from tests.runtime.toy_bundle import write_toy_bundle
+from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle that gives back every picture as it was."""
     return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("identity") / "bundle", effect=0, precisions=["fp32"]))
+
+
+@pytest.fixture(scope="session")
+def ov_toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The first for OpenVINO too."""
+    return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("openvino") / "bundle", targets=OPENVINO))
 
 
 @pytest.fixture

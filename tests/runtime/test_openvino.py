@@ -18,9 +18,8 @@ from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.backends.openvino import OpenVINO, reduced_precisions, why_not
 from runtime.bundle import Bundle, write_bundle
 from runtime.errors import BackendError, BundleError, UsageError
-from tests.runtime.toy_bundle import write_toy_bundle
+from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
-TARGET = {"openvino": {"precisions": ["fp32"]}}
 GATE = {
     "picture": "rain.png",
     "path": "auto",
@@ -33,15 +32,10 @@ GATE = {
 with_bf16 = pytest.mark.skipif("bf16" not in reduced_precisions(), reason="this CPU does not compute in bf16")
 
 
-@pytest.fixture(scope="module")
-def ov_toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("openvino") / "bundle", targets=TARGET))
-
-
 @pytest.fixture
 def ov_copy(tmp_path: Path) -> Path:
     """The folder of a bundle that a test may spoil."""
-    return write_toy_bundle(tmp_path / "bundle", precisions=["fp32"], targets=TARGET)
+    return write_toy_bundle(tmp_path / "bundle", precisions=["fp32"], targets=OPENVINO)
 
 
 def opened(bundle: Bundle, precision: str = "auto", threads: int | None = 1) -> OpenVINO:

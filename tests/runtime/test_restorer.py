@@ -57,6 +57,28 @@ def test_kinds_of_pictures(same: Restorer, photo: np.ndarray, tmp_path: Path) ->
     np.testing.assert_allclose(result, floats, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime_cpu", "openvino"])
+@pytest.mark.parametrize("condition", ["auto", "haze"])
+@pytest.mark.parametrize(("size", "batch_size"), [((60, 90), 1), ((60, 90), 2), ((200, 300), 1)])
+def test_a_warm_path_opens_nothing_for_its_first_picture(
+    backend: str, condition: str, size: tuple[int, int], batch_size: int, ov_toy: Bundle, monkeypatch
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    with Restorer(ov_toy, backend=backend, threads=1) as restorer:
+        restorer.warm_up(condition, size, batch_size)
+        monkeypatch.setattr(type(restorer._backend), "_open", None)
+        pictures = list(restorer.restore_many([picture] * batch_size, condition, batch_size))
+    assert [each.shape for each in pictures] == [picture.shape] * batch_size
+
+
+def test_a_path_of_a_bundle_that_was_changed_is_not_opened(copy: Path) -> None:
+    with Restorer(copy, backend="onnxruntime_cpu", threads=1) as restorer:
+        weights = copy / "onnx" / "fp32" / "decoder.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        with pytest.raises(BundleError, match="decoder.safetensors was changed"):
+            restorer.warm_up("haze")
+
+
 def test_conditions_differ_and_switching_is_idempotent(restorer: Restorer, photo: np.ndarray) -> None:
     assert restorer.conditions == ("auto", "haze", "noise")
     results = [restorer.restore(photo, condition) for condition in ("haze", "noise", "haze", "auto", "haze")]
@@ -145,6 +167,8 @@ def test_usage(restorer: Restorer, toy: Bundle, photo: np.ndarray) -> None:
         restorer.restore_many([photo], "rain")
     with pytest.raises(UsageError, match="batch_size must be at least 1"):
         restorer.restore_many([photo], batch_size=0)
+    with pytest.raises(UsageError, match=r"at least 1, not 1 and \(0, 32\)"):
+        restorer.warm_up(size=(0, 32))
     with pytest.raises(UsageError, match="threads must be at least 1"):
         Restorer(toy, threads=0)
     with pytest.raises(UsageError, match="tile 72: .* multiples of 16 from 32 to 128 pixels; the nearest is 64"):

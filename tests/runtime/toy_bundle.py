@@ -27,6 +27,8 @@ CROPS = {"count": 4, "size": 16}
 SIZE_MULTIPLE = 16
 PROFILE = {"batch": [1, 1, 3], "size": [32, 32, 128]}
 CONDITIONS = ("haze", "noise")
+OPENVINO: Mapping[str, Mapping[str, Any]] = {"openvino": {"precisions": ["fp32"]}}
+"""The target to be added for that backend."""
 COMPONENT_WEIGHTS = {
     "mfm": "mfm",
     "encoder": "encoder",
