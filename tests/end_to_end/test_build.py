@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -206,6 +207,27 @@ def test_an_interrupted_build_resumes(tiny_build: Build, tmp_path: Path) -> None
     assert not (tmp_path / "other").exists()
     explained = build_engines(*arguments, "--explain", where=tmp_path)
     assert f"{line.split()[0]}: fresh" in explained.stdout
+
+
+def test_a_killed_builder_is_named_and_the_rest_is_kept(copy: tuple[Path, list[str]], tmp_path: Path) -> None:
+    bundle, arguments = copy
+    lost = [bundle / "engines" / "tensorrt_rtx" / f"{name}.engine" for name in ("unet_dynamic", "mfm")]
+    for engine in lost:
+        engine.unlink()
+    command = [sys.executable, str(ROOT / "export" / "build_engines.py"), *arguments]
+    with psutil.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not (builders := [each for each in process.children() if "unet_dynamic.onnx" in str(each.cmdline())]):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        builders[0].kill()
+        _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in errors
+    assert "unet_dynamic" in errors.splitlines()[-1] and "SIGKILL" in errors.splitlines()[-1]
+    done = build_engines(*arguments, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "unet_dynamic.engine " in done.stdout
+    assert "decoder.engine " not in done.stdout and ".onnx " not in done.stdout
+    assert all(engine.is_file() for engine in lost)
 
 
 @pytest.mark.parametrize(
