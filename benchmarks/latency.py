@@ -8,6 +8,7 @@ Models take turns, run by run. A row that misses its parity budget shows no spee
 from __future__ import annotations
 
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.latency_report import Setting, print_report
+import numpy as np
+
+from benchmarks.latency_report import Setting, Switch, print_report
 from benchmarks.machine import facts
 from benchmarks.photographs import square
 from benchmarks.runners import Job
@@ -28,6 +31,7 @@ from runtime.bundle import Bundle
 from runtime.console import Parser, run_command
 from runtime.errors import BackendError, UsageError, unknown
 from runtime.geometry import padded_size
+from runtime.manifest import REFITTED
 from runtime.restorer import Restorer
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 BUNDLE = Path("build/mini")
 PICTURE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
 JSON = Path("build/latency.json")
+SWITCHES = 3
 TURNS = Turns(seconds=60, warmup=1, runs=None, least=5)
 NEEDS_TORCH = "the PyTorch reference cannot be loaded ({}): pip install -e '.[export]'"
 
@@ -90,10 +95,12 @@ def main(argv: Sequence[str]) -> int:
 
         for pixels in pictures:
             jobs = [Job(pixels, arguments.batch, path) for path in paths]
-            rows += compare(restorers, models, jobs, turns, merged_at_once(bundle))
-    setting = Setting(machine, threads, str(arguments.picture), bundle, not_run)
+            rows += compare(restorers, models, jobs, turns, merged_at_once(bundle, restorers))
+        merged = [path for path in paths if path != "auto"]
+        switches = [switched(restorer, merged, pictures[0]) for restorer in restorers if refits(restorer)]
+    setting = Setting(machine, threads, str(arguments.picture), bundle, not_run, switches)
     print_report(rows, setting, arguments.json, arguments.markdown)
-    return 1 if any(row.passed is False for row in rows) else 0
+    return 1 if any(row.passed is False for row in rows) or any(not each.same for each in switches) else 0
 
 
 def check_positive(arguments: Namespace) -> None:
@@ -192,8 +199,30 @@ def torch_models(bundle: Bundle, restorers: Sequence[Restorer], arguments: Names
     return made
 
 
-def merged_at_once(bundle: Bundle) -> int:
+def refits(restorer: Restorer) -> bool:
+    """Whether a restorer exchanges the weights of one engine where another condition is asked for."""
+    target = restorer.bundle.manifest.targets.get(restorer.backend)
+    return target is not None and REFITTED in target.engines
+
+
+def switched(restorer: Restorer, conditions: Sequence[str], pixels: np.ndarray) -> Switch:
+    """The seconds of exchanging the weights, and whether coming back to a condition gives the same picture."""
+    seconds: list[float] = []
+    pictures: dict[str, np.ndarray] = {}
+    same = True
+    for condition in [*conditions, *conditions] * SWITCHES:
+        start = time.perf_counter()
+        restorer.warm_up(condition, pixels.shape[:2])
+        seconds.append(time.perf_counter() - start)
+        found = np.asarray(restorer.restore(pixels, condition))
+        same = same and np.array_equal(pictures.setdefault(condition, found), found)
+    return Switch(restorer.backend, restorer.precision, seconds if len(conditions) > 1 else seconds[:1], same)
+
+
+def merged_at_once(bundle: Bundle, restorers: Sequence[Restorer]) -> int:
     """How many merged UNets a backend keeps loaded: with more, some would be loaded anew between two runs."""
+    if any(map(refits, restorers)):
+        return 1
     manifest = bundle.manifest
     sizes = [manifest.files[each.weights["unet_merged"]].bytes for each in manifest.precisions.values()]
     return kept_sessions(max(sizes))

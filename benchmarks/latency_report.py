@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.machine import summary
 from benchmarks.runners import PARTS
 from runtime.bundle import Bundle
@@ -23,6 +25,17 @@ UNSTEADY = 1.3  # p90 over p50 above which a row is called unsteady
 
 
 @dataclass(frozen=True)
+class Switch:
+    """What a backend takes to exchange one engine's weights for those of another condition, each time in order; same:
+    whether a condition's picture came back bit for bit after the others."""
+
+    backend: str
+    precision: str
+    seconds: list[float]
+    same: bool
+
+
+@dataclass(frozen=True)
 class Setting:
     """What all rows share. machine: `benchmarks.machine.facts`; not_run: backends, and why they were not measured."""
 
@@ -31,6 +44,7 @@ class Setting:
     picture: str
     bundle: Bundle
     not_run: Mapping[str, str]
+    switches: Sequence[Switch] = ()
 
 
 def print_report(rows: Sequence[Row], setting: Setting, json_path: Path, markdown_path: Path | None) -> None:
@@ -42,12 +56,19 @@ def print_report(rows: Sequence[Row], setting: Setting, json_path: Path, markdow
         "picture": setting.picture,
         "threads": setting.threads,
         "rows": [asdict(row) for row in rows],
+        "switches": [asdict(each) for each in setting.switches],
         "not_run": setting.not_run,
     }
     json_path.write_text(json.dumps(_plain(data), indent=1, allow_nan=False) + "\n", "utf-8")
     headers, cells = columns(rows)
     about = f"{bundle.manifest.name} on {summary(setting.machine)}; CPU threads: {setting.threads}"
     lines = [*notes(rows), *(f"not run: {name}: {reason}" for name, reason in setting.not_run.items())]
+    for each in setting.switches:
+        verdict = "bit for bit the same after the others" if each.same else "FAILED: not the same after the others"
+        lines.append(
+            f"{each.backend} {each.precision} exchanges one engine's weights: {np.median(each.seconds):.2f} s a switch "
+            f"({min(each.seconds):.2f} to {max(each.seconds):.2f}); each condition's picture is {verdict}"
+        )
     if markdown_path:
         parts = [about, table(headers, cells, ALIGN, markdown=True), "\n".join(f"- {line}" for line in lines)]
         markdown_path.parent.mkdir(parents=True, exist_ok=True)

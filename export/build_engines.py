@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a script: the checkout's root, not this 
 
 from dod.errors import DODError
 from export.errors import ExportError
-from export.targets import TARGETS, validate_capabilities, why_not, why_not_openvino
+from export.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
 from runtime.console import Parser, run_command
 from runtime.errors import UsageError, unknown
 
@@ -29,6 +29,7 @@ GATED = ("bf16", "int8")
 
 
 PRECISION_HELP = "fp32, fp16 or both (default); engines: fp16 where named; bf16 and int8 are measured and refused"
+REFIT_HELP = "one merged UNet engine for all conditions, its weights exchanged at a switch; built on the GPU it is for"
 ISLANDS_HELP = "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
 
 
@@ -42,9 +43,13 @@ def main(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("onnxruntime") is None:
         raise UsageError("every bundle is proven with ONNX Runtime, which is not installed: pip install onnxruntime")
     half = "fp16" in arguments.precision
-    capabilities = ()
-    if "tensorrt_rtx" in targets:
-        capabilities = validate_capabilities(arguments.compute_capabilities, half=half)
+    capabilities, asked = (), arguments.compute_capabilities
+    if arguments.refit:
+        if arguments.engine_conditions is not None:
+            raise UsageError("--refit builds one merged UNet for all conditions: leave --engine-conditions out")
+        capabilities = validate_refit(targets, asked)
+    elif "tensorrt_rtx" in targets:
+        capabilities = validate_capabilities(CAPABILITIES if asked is None else asked, half=half)
     for name, reason in left_out.items():
         print(f"target {name} is left out: {reason}")
 
@@ -60,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         gate=tuple(name for name in GATED if name in arguments.precision),
         conditions=arguments.conditions,
         engine_conditions=arguments.engine_conditions,
+        refit=arguments.refit,
         size=(arguments.min, arguments.opt, arguments.max),
         batch=(1, *arguments.batch),
         capabilities=capabilities,
@@ -97,8 +103,9 @@ def parser() -> Parser:
     add("--opt", type=int, default=512, help="side that engines are optimised for (512)")
     add("--max", type=int, default=1024, help="largest side in pixels (1024)")
     add("--batch", type=int, nargs=2, default=(1, 4), metavar=("OPT", "MAX"), help="usual and largest batch (1 4)")
-    gpus = f"GPUs of tensorrt_rtx ({' '.join(CAPABILITIES)})"
-    add("--compute-capabilities", nargs="+", default=CAPABILITIES, metavar="X.Y", help=gpus)
+    add("--refit", action="store_true", help=REFIT_HELP)
+    gpus = f"GPUs of tensorrt_rtx (default {' '.join(CAPABILITIES)})"
+    add("--compute-capabilities", nargs="+", metavar="X.Y", help=gpus)
     add("--fp32-islands", nargs="*", metavar="MODULE", help=ISLANDS_HELP)
     add("--samples", type=Path, default=None, help="photographs of the parity figures (default docs/samples)")
     add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")

@@ -65,6 +65,14 @@ class Library:
         config.clear_flag(self.trt.BuilderFlag.TF32)
         return config
 
+    def make_refittable(self, network: Any, config: Any, names: list[str]) -> None:
+        """Lets these weights, by the graph's names, and no others be exchanged in the engine. Raises Refused."""
+        for name in names:
+            if not network.mark_weights_refittable(name):
+                raise Refused(f"the graph holds no weights {name!r} that could be exchanged")
+        if names:
+            config.set_flag(self.trt.BuilderFlag.REFIT_INDIVIDUAL)
+
     def tf32(self, config: Any) -> bool:
         """Whether this configuration allows TF32."""
         return bool(config.get_flag(self.trt.BuilderFlag.TF32))
@@ -79,6 +87,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     check_profile(inputs, request["profile"])
     config = library.config(builder, network, request["profile"], request["compute_capabilities"])
+    library.make_refittable(network, config, request["refittable"])
     start = time.perf_counter()
     engine = memoryview(engine_bytes_from_network((builder, network), config=config))
     seconds = time.perf_counter() - start

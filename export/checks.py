@@ -60,6 +60,7 @@ class Options:
     precisions: tuple[str, ...]
     conditions: Sequence[str] | None
     engine_conditions: Sequence[str] | None
+    refit: bool
     size: tuple[int, int, int]
     batch: tuple[int, int, int]
     capabilities: tuple[str, ...]

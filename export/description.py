@@ -70,7 +70,7 @@ def target(
         return {"precisions": ["fp32", *passed_gates(name, figures)], "version": version(name)}
     if name not in TARGETS:
         return {"precisions": list(options.precisions), "version": version(name)}
-    engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(conditions)}
+    engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(conditions, options.refit)}
     facts = [used[path].facts for path in engines.values()]
     return {
         "precision": options.precisions[-1],

@@ -16,6 +16,7 @@ from export.interface import Component, engine_list, library_version, profile
 from export.plans import GRAPHS
 from export.targets import TARGETS, Target, gpu_here
 from runtime.console import progress
+from runtime.manifest import REFITTED, MergeEntry
 from runtime.tensors import read_tensors
 
 BUILDERS_MEMORY = 8 << 30
@@ -38,9 +39,10 @@ def built(
         named: dict[Path, tuple[str, dict[str, object]]] = {}
         planned, needed = [], 1
         with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
-            for engine, graph, condition in engine_list(conditions_with_engines):
+            for engine, graph, condition in engine_list(conditions_with_engines, options.refit):
                 name = f"engines/{target.name}/{engine}.engine"
-                inputs = _inputs(shop, options, target, graph, condition)
+                refittable = _exchanged(model) if engine == REFITTED else ()
+                inputs = _inputs(shop, options, target, graph, condition, refittable)
                 if shop.fresh(name, inputs) or explaining:
                     continue
                 job = EngineJob(
@@ -49,6 +51,7 @@ def built(
                     target,
                     profile(components()[graph], options.batch, options.size),
                     () if target.built_on_gpu else options.capabilities,
+                    refittable,
                 )
                 planned.append(job)
                 weights = shop.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
@@ -75,7 +78,15 @@ def _graph(shop: Workshop, model: DOD, precision: str, graph: str, condition: st
     )
 
 
-def _inputs(shop: Workshop, options: Options, target: Target, graph: str, condition: str | None) -> dict[str, object]:
+def _exchanged(model: DOD) -> tuple[str, ...]:
+    """The weights of the merged graph that a condition decides."""
+    entries = (MergeEntry(**entry) for entry in conditions.merge_entries(model))
+    return tuple(name for entry in entries for name in entry.changes)
+
+
+def _inputs(
+    shop: Workshop, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
+) -> dict[str, object]:
     precision = options.precisions[-1]
     gpu = gpu_here() if target.built_on_gpu else None
     return {
@@ -87,6 +98,7 @@ def _inputs(shop: Workshop, options: Options, target: Target, graph: str, condit
         "compute capabilities": list(options.capabilities) if gpu is None else [],
         "gpu": gpu and gpu.name,
         "library": library_version(target.name),
+        **({"refittable": list(refittable)} if refittable else {}),
     }
 
 

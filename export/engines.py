@@ -67,13 +67,17 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class EngineJob:
-    """One engine to build: from which graph, where to, for what."""
+    """One engine to build: from which graph, where to, for what.
+
+    refittable: the weights, by the graph's names, that are exchanged in it later; the builders need a GPU for that.
+    """
 
     onnx_path: Path
     engine_path: Path
     target: Target
     profile: Profile = field(hash=False)
     compute_capabilities: tuple[str, ...] = ()
+    refittable: tuple[str, ...] = ()
 
 
 def build_engine(
@@ -147,6 +151,7 @@ class EngineBuild:
             "engine": str(self._partial),
             "profile": dict(self.job.profile),
             "compute_capabilities": self.capabilities,
+            "refittable": self.job.refittable,
             "parent": os.getpid(),
         }
         rtx = "1" if self.job.target.module == "tensorrt_rtx" else "0"

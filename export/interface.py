@@ -10,7 +10,7 @@ import onnx
 
 from export.engines import Profile
 from export.targets import TARGETS
-from runtime.manifest import dimension
+from runtime.manifest import REFITTED, dimension
 
 Component = dict[str, list[dict]]
 """One entry of the manifest's `components`: its `inputs` and `outputs`, each {name, dtype by precision, shape}."""
@@ -41,9 +41,12 @@ def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) 
     return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
 
 
-def engine_list(condition_names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-    """(engine, graph, condition) of every engine of a target, the slowest first."""
+def engine_list(condition_names: Sequence[str], refit: bool) -> Iterator[tuple[str, str, str | None]]:
+    """(engine, graph, condition) of every engine of a target, the slowest first. refit: one merged UNet for all."""
     yield "unet_dynamic", "unet_dynamic", None
+    if refit:
+        yield REFITTED, "unet_merged", None
+        condition_names = ()
     for condition in condition_names:
         yield f"unet_{condition}", "unet_merged", condition
     for graph in ("decoder", "encoder", "mfm"):

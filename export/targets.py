@@ -80,6 +80,24 @@ def validate_capabilities(values: Sequence[str], *, half: bool) -> tuple[str, ..
     return tuple(sorted(set(values), key=CAPABILITIES.index))
 
 
+def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None) -> tuple[str, ...]:
+    """The compute capabilities of engines whose weights can be exchanged: that of this machine's GPU.
+
+    capabilities: those asked for, None for none by name. Raises TargetError for a target without engines alone, where
+    there is no GPU (a builder without one compiles no such engine), and for other capabilities than the GPU's.
+    """
+    if not any(name in TARGETS for name in targets):
+        raise TargetError(f"--refit is for engines: name one of the targets {', '.join(TARGETS)}")
+    reason = why_no_gpu()
+    if reason:
+        raise TargetError(f"--refit needs the GPU that the engines are for while they are built: {reason}")
+    here = find_gpu(0).compute_capability
+    if capabilities is not None and tuple(capabilities) != (here,):
+        asked = " ".join(capabilities)
+        raise TargetError(f"--refit builds for the GPU of this machine alone, {here}, not for {asked}")
+    return validate_capabilities([here], half=True) if TENSORRT_RTX.name in targets else ()
+
+
 def validate_build(
     target: Target, onnx_path: Path, profile: Mapping[str, Sequence[Sequence[int]]], capabilities: Sequence[str]
 ) -> tuple[str, ...]:

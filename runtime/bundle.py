@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, unknown
-from .manifest import FileRecord, Manifest
+from .manifest import FileRecord, Manifest, Precision
+from .merge import merge
 from .tensors import read_tensors
 
 __all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
@@ -91,6 +92,14 @@ class Bundle:
             expected = f"float32 {list(spec.shape[1:])}" if spec else "float32 [N, 2, r]"
             raise BundleError(f"{self.folder / name} must hold 'modulation' as {expected}, found {found}")
         return value
+
+    def merged(self, files: Precision, condition: str) -> dict[str, np.ndarray]:
+        """What a condition changes in the merged UNet of a precision, by name, computed from the stored weights.
+
+        The memory map of these ends with this call. Raises BundleError where they do not fit, UsageError for an unknown
+        condition.
+        """
+        return merge(self.tensors(files.weights["unet_merged"]), self.manifest.merge, self.modulation(condition))
 
     def _weights_of(self, graph: str) -> list[str]:
         """The safetensors files that hold the external data of a graph."""

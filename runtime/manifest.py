@@ -13,6 +13,7 @@ from .errors import BundleError
 __all__ = [
     "COMPONENTS",
     "REDUCED",
+    "REFITTED",
     "SCHEMA",
     "Component",
     "Crops",
@@ -28,6 +29,8 @@ __all__ = [
 
 SCHEMA = 2
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
+REFITTED = "unet_merged"
+"""The engine of a merged UNet whose conditional weights are exchanged when another condition is asked for."""
 REDUCED = {"bf16": "fp32"}
 """Precisions that a backend can compute in without graphs of their own, and whose graphs they take."""
 
@@ -119,7 +122,8 @@ class MergeEntry:
 
 @dataclass(frozen=True)
 class Target:
-    """What was built for one backend. `engines` go by component, a merged UNet by `unet_<condition>`.
+    """What was built for one backend. `engines` go by component, a merged UNet by `unet_<condition>`, or by `REFITTED`
+    one for all of them.
 
     precisions: those of its graphs or engines, and those of `REDUCED` that passed the gate of the export.
     """

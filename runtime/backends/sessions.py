@@ -15,7 +15,6 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import unknown
 from ..manifest import Precision
-from ..merge import merge
 from . import Shapes, kept_sessions
 from .mapped import shedding
 
@@ -84,16 +83,11 @@ class Sessions(ABC):
             if key not in opened:
                 while len(opened) >= self._kept[component]:  # before the next is opened: two may be too large
                     opened.popitem(last=False)
-                opened[key] = self._open(component, self._values(key[0]) if key[0] else {}, shapes)
+                values = self._bundle.merged(self._files, key[0]) if key[0] else {}
+                opened[key] = self._open(component, values, shapes)
             opened.move_to_end(key)
             return opened[key]
 
     def _sparing(self) -> AbstractContextManager[None]:
         """Surrounds opening and running: keeps no pages of mapped weights of gigabytes."""
         return shedding(self._bundle.folder) if self._large else nullcontext()
-
-    def _values(self, condition: str) -> dict[str, np.ndarray]:
-        """The merged weights and biases of a condition. The memory map of the stored ones ends with this call."""
-        manifest = self._bundle.manifest
-        stored = self._bundle.tensors(self._files.weights["unet_merged"])
-        return merge(stored, manifest.merge, self._bundle.modulation(condition))

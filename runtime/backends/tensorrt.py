@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError, unknown
-from ..manifest import Target
+from ..manifest import REFITTED, Target
 from . import Options, Shapes, choose_precision, kept_sessions
 from .device_memory import DeviceMemory, DeviceTensor, call, load_cudart
 from .gpu import Gpu, find_gpu
@@ -23,6 +23,8 @@ __all__ = ["TensorRT", "open_backend", "why_not"]
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 HEADER_BYTES = 64
+REFIT_SNR_DB = 40
+"""Two engines in half precision that compute the same differ by less: each alone is 45 dB or more from float32."""
 NEEDED = ("encoder", "decoder")
 
 
@@ -128,6 +130,8 @@ class TensorRT:
         self._runtime = library.Runtime(self._log)
         self._engines: dict[str, Engine] = {}
         self._merged: OrderedDict[str, Engine] = OrderedDict()
+        self._refitted_to = ""
+        self._expected: dict[str, np.ndarray] = {}
         try:
             for component in NEEDED:
                 self._engine(component, None)
@@ -197,6 +201,8 @@ class TensorRT:
             return self._engines[component]
         if condition is None or condition not in self.conditions:
             raise unknown("condition", condition, self.conditions)
+        if REFITTED in self._target.engines:
+            return self._refitted(condition)
         if condition not in self._merged:
             name = f"unet_{condition}"
             size = self._bundle.manifest.files[self._target.engines[name]].bytes
@@ -206,6 +212,45 @@ class TensorRT:
             self._merged[condition] = self._load(name)
         self._merged.move_to_end(condition)
         return self._merged[condition]
+
+    def _refitted(self, condition: str) -> Engine:
+        """The one merged UNet with a condition's weights: always all of them, from the stored ones, never those alone
+        that differ from the condition before, so that switching A, B, A gives A."""
+        if REFITTED not in self._engines:
+            self._engines[REFITTED] = self._load(REFITTED)
+        engine = self._engines[REFITTED]
+        if self._refitted_to != condition:
+            self._refitted_to = ""  # what fails halfway holds some weights of each
+            self._open_memory().synchronize()
+            engine.exchange(self._bundle.merged(self._bundle.manifest.precisions[self.precision], condition))
+            self._check_refit(engine, condition)
+            self._refitted_to = condition
+        return engine
+
+    def _check_refit(self, engine: Engine, condition: str) -> None:
+        """Raises BackendError where the engine does not compute what the dynamic path does at the condition's values:
+        libraries have been known to exchange weights wrongly without a word, a bias taken as zero for one."""
+        if condition not in self._expected:
+            modulation = self._bundle.modulation(condition)[None]
+            self._expected[condition] = self._probed(self._engine("unet_dynamic", None), modulation=modulation)
+        reason = refit_reason(self._expected[condition], self._probed(engine))
+        if reason:
+            raise BackendError(
+                f"{self.name} exchanged the weights of {condition} wrongly: {reason}; rebuild without --refit"
+            )
+
+    def _probed(self, engine: Engine, **inputs: np.ndarray) -> np.ndarray:
+        """What a UNet makes of one small random latent."""
+        side = self._bundle.manifest.profile.size[0]
+        (latent, *_) = self._bundle.manifest.components["unet_merged"].inputs
+        values = np.random.default_rng(0).standard_normal(latent.sized(1, side, side), np.float32)
+        memory = self._open_memory()
+        bound = {
+            name: memory.upload(("probe", name), value, engine.dtypes[name])
+            for name, value in {latent.name: values, **inputs}.items()
+        }
+        (restored,) = engine.run(bound, memory).values()
+        return memory.download(restored).astype(np.float32)
 
     def _load(self, name: str) -> Engine:
         """Deserialises an engine, which is executable code: `Bundle.path` has checked its hash."""
@@ -217,7 +262,16 @@ class TensorRT:
         return Engine(self._library, self._runtime, self._log, path, f"{record.sha256[:16]}-{self._gpu.slug}")
 
 
+def refit_reason(expected: np.ndarray, found: np.ndarray) -> str | None:
+    """Why an engine does not hold the weights that it was given, by what it makes of one input; None where it does."""
+    error = float(np.square(found - expected, dtype=np.float64).mean() / np.square(expected, dtype=np.float64).mean())
+    if error <= 10 ** (-REFIT_SNR_DB / 10):
+        return None
+    return f"against the dynamic path SNR {-10 * np.log10(error):.1f} dB, and {REFIT_SNR_DB} dB are asked for"
+
+
 def _conditions(bundle: Bundle, target: Target) -> tuple[str, ...]:
     """The conditions that have all of their engines."""
     dynamic = ("auto",) if {"mfm", "unet_dynamic"} <= target.engines.keys() else ()
-    return (*dynamic, *(name for name in bundle.manifest.conditions if f"unet_{name}" in target.engines))
+    refitted = {REFITTED, "unet_dynamic"} <= target.engines.keys()
+    return (*dynamic, *(name for name in bundle.manifest.conditions if refitted or f"unet_{name}" in target.engines))

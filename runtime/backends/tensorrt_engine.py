@@ -62,7 +62,7 @@ class Engine:
     """A deserialised engine with its one execution context, profile 0. Its scratch memory is lent by the caller."""
 
     def __init__(self, library: Any, runtime: Any, log: Any, path: Path, cache_name: str) -> None:
-        self._log, self._path = log, path
+        self._library, self._log, self._path = library, log, path
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
             raise BackendError(
@@ -118,6 +118,21 @@ class Engine:
             memory.synchronize()
             self._save_cache()
         return outputs
+
+    def exchange(self, values: Mapping[str, np.ndarray]) -> None:
+        """Gives the engine new weights by name, all that can be exchanged; nothing may be running.
+
+        Raises BackendError where it does not take them; then it may hold some of each and must be given all again.
+        """
+        refitter = self._library.Refitter(self._engine, self._log)
+        held = {name: np.ascontiguousarray(value) for name, value in values.items()}  # alive until they are read
+        for name, value in held.items():
+            if not refitter.set_named_weights(name, self._library.Weights(value)):
+                raise self._failure(f"it takes no weights {name} of {value.dtype} {list(value.shape)}")
+        if missing := refitter.get_missing_weights():
+            raise self._failure(f"the condition gives no weights {missing[0]}")
+        if not refitter.refit_cuda_engine():
+            raise self._failure("its weights could not be exchanged")
 
     def _check_input(self, name: str, tensor: DeviceTensor) -> None:
         if name not in self._limits:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.comparison import Row, with_speed_ups
-from benchmarks.latency import main
+from benchmarks.latency import SWITCHES, main, switched
 from benchmarks.reference import TorchModel, load_reference
 from benchmarks.runners import Job, Runner
 from dod.checkpoint import save_checkpoint
@@ -108,6 +108,17 @@ def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:
         assert np.abs(found[condition] - model(image, modulation).numpy()).max() < 1e-4
         for path, truth in found.items():
             assert 40 < psnr_db(truth, Runner(half, restorer, Job(pixels, 1, path)).restore()) < 90
+
+
+def test_switching_is_timed_and_compared(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with Restorer(tiny_bundle, "onnxruntime_cpu", threads=1) as restorer:
+        conditions = restorer.conditions[1:]
+        found = switched(restorer, conditions, pixels)
+        assert len(found.seconds) == 2 * SWITCHES * len(conditions) and min(found.seconds) >= 0 and found.same
+        restore, calls = restorer.restore, iter(range(100))
+        monkeypatch.setattr(restorer, "restore", lambda *given: np.asarray(restore(*given)) // (1 + (next(calls) > 2)))
+        assert not switched(restorer, conditions, pixels).same
 
 
 def test_speed_ups_go_by_the_fastest_sound_pytorch() -> None:

@@ -14,6 +14,7 @@ from export.build_engines import TARGET_NAMES, choose_targets, main, parser
 from export.checks import check_room
 from export.errors import ExportError
 from runtime.console import run_command
+from tests.conftest import NO_GPU
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> str:
@@ -34,12 +35,21 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> s
         (["--min", "wide"], "--min: invalid int value: 'wide'"),
         (["--batch", "1"], "--batch: expected 2 arguments"),
         (["--tar", "onnxruntime"], "unrecognized arguments: --tar"),
+        (["--refit", "--targets", "onnxruntime"], "--refit is for engines: name one of the targets tensorrt_rtx, tens"),
+        (["--refit", "--engine-conditions", "rain"], "--refit builds one merged UNet for all conditions: leave"),
     ],
 )
 def test_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     assert words in refused(capsys, tmp_path / "x", "no checkpoint", *arguments)
+
+
+@pytest.mark.skipif(not NO_GPU, reason="a GPU is here")
+def test_weights_are_exchanged_only_in_what_a_gpu_built(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    errors = refused(capsys, tmp_path / "x", "no checkpoint", "--refit")
+    assert "--refit needs the GPU that the engines are for while they are built: no NVIDIA" in errors
 
 
 @pytest.mark.parametrize(

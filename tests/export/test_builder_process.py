@@ -61,6 +61,13 @@ def test_a_graph_that_does_not_parse(tmp_path: Path, node: onnx.NodeProto, messa
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
+def test_weights_to_be_exchanged_that_are_none(graph: Path, tmp_path: Path) -> None:
+    job = EngineJob(graph, tmp_path / "out" / "b.engine", TENSORRT_RTX, PROFILE, ("8.9",), ("conv.wieght",))
+    with pytest.raises(EngineError, match=r"the graph holds no weights 'conv\.wieght' that could be exchanged"):
+        list(build_engines([job]))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_graph_that_is_none(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such ONNX graph"):
         build_rtx(tmp_path / "absent.onnx", tmp_path / "absent.engine")

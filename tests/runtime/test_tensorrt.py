@@ -13,11 +13,19 @@ from runtime import Restorer
 from runtime.backends import Options, why_not
 from runtime.backends.device_memory import DeviceMemory, DeviceTensor, KeptByShape, call, load_cudart
 from runtime.backends.gpu import Gpu, find_gpu
-from runtime.backends.tensorrt import _conditions, _validity_reason, diagnosis, gpu_reason, version_reason
+from runtime.backends.onnxruntime import OnnxRuntime
+from runtime.backends.tensorrt import (
+    _conditions,
+    _validity_reason,
+    diagnosis,
+    gpu_reason,
+    refit_reason,
+    version_reason,
+)
 from runtime.backends.tensorrt_engine import cache_folder, logger_of, shape_reason
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, BundleError
-from runtime.manifest import Target
+from runtime.manifest import REFITTED, Target
 from tests.runtime.test_backends import without_gpu
 from tests.runtime.toy_bundle import write_toy_bundle
 from tests.runtime.toy_engines import with_engines
@@ -126,7 +134,28 @@ def test_conditions_are_those_with_all_their_engines(toy: Bundle) -> None:
         "auto",
         "haze",
     )
+    refitted = Target(("fp16",), engines={"unet_dynamic": "", REFITTED: ""})
+    assert _conditions(toy, refitted) == ("haze", "noise")
     assert _conditions(toy, Target(("fp16",), engines={"unet_dynamic": "", "unet_noise": ""})) == ("noise",)
+
+
+def test_a_wrong_exchange_of_weights_is_seen(toy: Bundle) -> None:
+    """By what ONNX Runtime computes from the fp16 graphs: as it is to be, with a bias of zero, with other weights."""
+    latent = np.random.default_rng(0).standard_normal((1, 192, 4, 4), np.float32)
+    inputs = {"latent": latent, "modulation": toy.modulation("haze")[None]}
+    backend = OnnxRuntime("onnxruntime_cpu", toy, Options(precision="fp16", threads=1))
+    expected = backend.run("unet_dynamic", inputs)["latent_restored"]
+
+    def found(spoilt: str = "", condition: str = "haze") -> np.ndarray:
+        values = toy.merged(toy.manifest.precisions["fp16"], condition)
+        values |= {name: np.zeros_like(value) for name, value in values.items() if name == spoilt}
+        session = backend._open("unet_merged", values, ())
+        return session.run(["latent_restored"], {"latent": latent})[0]
+
+    assert refit_reason(expected, found()) is None
+    for wrong in (found("conv.bias"), found(condition="noise"), np.full_like(expected, np.nan)):
+        reason = refit_reason(expected, wrong)
+        assert reason and reason.endswith("and 40 dB are asked for")
 
 
 def test_shape_reason() -> None:
@@ -209,6 +238,22 @@ def test_switching_shapes_and_conditions_is_idempotent(on_gpu: Restorer, photo: 
         for side in (10, 40, 50, 60, 90):
             on_gpu.restore(photo[:side, :side], "noise")
         np.testing.assert_array_equal(first, on_gpu.restore(photo, "haze"))
+
+
+@pytest.mark.gpu
+def test_one_engine_for_all_conditions(toy: Bundle, tmp_path: Path, photo: np.ndarray, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(with_engines(toy, tmp_path / "bundle", NAME, find_gpu(0).compute_capability, refit=True))
+    reason = why_not(NAME, bundle, OPTIONS)
+    if reason:
+        pytest.skip(reason)
+    with Restorer(bundle, backend=NAME) as restorer, Restorer(bundle, backend="onnxruntime_cpu") as reference:
+        assert restorer.conditions == ("auto", "haze", "noise")
+        first, other, again = (restorer.restore(photo, condition) for condition in ("haze", "noise", "haze"))
+        np.testing.assert_array_equal(first, again)
+        for found, condition in ((first, "haze"), (other, "noise")):
+            expected = reference.restore(photo, condition)
+            assert np.abs(found.astype(int) - expected.astype(int)).max() <= 2  # type: ignore[union-attr]
 
 
 @pytest.mark.gpu

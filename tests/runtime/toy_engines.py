@@ -8,30 +8,30 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from export.engines import build_engine
+from export.engines import EngineJob, build_engines
 from export.targets import TARGETS
 from runtime.bundle import Bundle
-from runtime.merge import merge
+from runtime.manifest import REFITTED
 from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
 
 FACTORS = {"height": 1, "width": 1, **{f"{side}/{1 << i}": 1 << i for side in ("height", "width") for i in (1, 2, 3)}}
 
 
-def with_engines(plain: Bundle, destination: Path, library: str, capability: str) -> Path:
-    """The toy with fp16 engines of `library` for one compute capability, as a bundle in `destination`."""
+def with_engines(plain: Bundle, destination: Path, library: str, capability: str, refit: bool = False) -> Path:
+    """The toy with fp16 engines of `library` for one compute capability, as a bundle in `destination`.
+
+    refit: one merged UNet for all conditions, its weights to be exchanged.
+    """
     built, version, gpu = {}, "", ""
     work = destination.with_name(f"{destination.name}.engines")
     work.mkdir()
-    for name, graph in _graphs(plain, work).items():
+    for name, graph in _graphs(plain, work, refit).items():
         component = "unet_merged" if name.startswith("unet_") and name != "unet_dynamic" else name
+        exchanged = tuple(each for entry in plain.manifest.merge for each in entry.changes) if name == REFITTED else ()
         path = work / f"{name}.engine"
-        record = build_engine(
-            graph,
-            path,
-            target=TARGETS[library],
-            profile=_profile(plain, component),
-            compute_capabilities=[capability] if library == "tensorrt_rtx" else [],
-        )
+        capabilities = (capability,) if library == "tensorrt_rtx" else ()
+        job = EngineJob(graph, path, TARGETS[library], _profile(plain, component), capabilities, exchanged)
+        ((_, record),) = build_engines([job])
         version, gpu = record.version, record.gpu or ""
         built[name] = path.read_bytes()
     paths = {name: f"engines/{library}/{name}.engine" for name in built}
@@ -47,9 +47,11 @@ def with_engines(plain: Bundle, destination: Path, library: str, capability: str
     )
 
 
-def _graphs(bundle: Bundle, work: Path) -> dict[str, Path]:
+def _graphs(bundle: Bundle, work: Path, refit: bool) -> dict[str, Path]:
     files = bundle.manifest.precisions["fp16"]
     graphs = {name: bundle.path(files.onnx[name]) for name in ("mfm", "encoder", "unet_dynamic", "decoder")}
+    if refit:
+        return {**graphs, REFITTED: bundle.path(files.onnx["unet_merged"])}
     for condition in bundle.manifest.conditions:
         graphs[f"unet_{condition}"] = _merged_graph(bundle, condition, work / f"unet_{condition}.onnx")
     return graphs
@@ -60,7 +62,7 @@ def _merged_graph(bundle: Bundle, condition: str, path: Path) -> Path:
     files = bundle.manifest.precisions["fp16"]
     model = onnx.load(bundle.path(files.onnx["unet_merged"]))
     tensors = bundle.tensors(files.weights["unet_merged"])
-    values = {**tensors, **merge(tensors, bundle.manifest.merge, bundle.modulation(condition))}
+    values = {**tensors, **bundle.merged(files, condition)}
     external_data_helper.convert_model_from_external_data(model)
     for tensor in model.graph.initializer:
         if tensor.name in values:
