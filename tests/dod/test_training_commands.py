@@ -232,10 +232,20 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_bit(folder: Path) -> 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def two_processes(words: list[str]) -> str:
+    """What two processes that train a stage together print."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "dod.training.stages"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_two_processes_train_as_one_with_twice_the_batch(folder: Path) -> None:
     for part in ("vae", "unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0
-    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
+    printed = two_processes(arguments(folder, "1", "--steps", "2"))
+    assert printed.count("stage 1: loss") == 1, "one process speaks, of distribution matching too"
     start, trained = folder / "start", folder / "dod" / "dod.safetensors"
     shutil.copytree(folder / "dod", start)
     words = arguments(folder, "2", "--steps", "3", "--learning-rate", "1e-2")
@@ -245,11 +255,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(folder: Path) -> None:
     shutil.rmtree(folder / "state")
     shutil.copytree(start, folder / "dod")
     words[words.index("--batch") + 1] = "1"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "dod.training.stages"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*launch, *words], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("stage 2: loss") == 1, "one process speaks"
+    assert two_processes(words).count("stage 2: loss") == 1
     together, first = load_file(trained), load_file(start / "dod.safetensors")
     moved = {name for name in first if (first[name] - alone[name]).abs().max() > 5e-3}
     assert moved
