@@ -63,7 +63,7 @@ def add_source(command: ArgumentParser) -> None:
         "--windows", type=int, default=2, help="of so many windows of a photograph the most detailed; default 2"
     )
     command.add_argument(
-        "--more", nargs="+", default=[], help="degradations of the photographs that come twice as often"
+        "--more", nargs="+", default=[], help="degradations of the photographs that come once more as often, each time"
     )
     command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
     command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")

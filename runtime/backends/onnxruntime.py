@@ -20,6 +20,9 @@ __all__ = ["OnnxRuntime", "open_backend", "why_not"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+FOLDING = ["ConstantFolding"]
+"""It transposes linear weights by copies in two more places, gigabytes at the paper's scale; without it their packing
+does so."""
 
 
 def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
@@ -149,7 +152,10 @@ class OnnxRuntime(Sessions):
                 merged = dict(placed(values, on_disk=self._large))
                 arrays = [self._ort.OrtValue.ortvalue_from_numpy(value) for value in merged.values()]
                 options.add_external_initializers(list(merged), arrays)
-            session = self._ort.InferenceSession(str(path), options, providers=self._providers())
+            left_out = FOLDING if self._large and self._device is None else []
+            session = self._ort.InferenceSession(
+                str(path), options, providers=self._providers(), disabled_optimizers=left_out
+            )
         except BackendError:
             raise
         except Exception as error:  # as in `run`
