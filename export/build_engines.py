@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.refit:
         if arguments.engine_conditions is not None:
             raise UsageError("--refit builds one merged UNet for all conditions: leave --engine-conditions out")
-        capabilities = validate_refit(targets, asked)
+        capabilities = validate_refit(targets, asked, half=half)
     elif "tensorrt_rtx" in targets:
         capabilities = validate_capabilities(CAPABILITIES if asked is None else asked, half=half)
     for name, reason in left_out.items():

@@ -48,15 +48,22 @@ class Library:
             raise Refused("the file holds no graph with outputs")
         return builder, network
 
-    def config(self, builder: Any, network: Any, profile: dict[str, list[list[int]]], capabilities: list[str]) -> Any:
-        """The builder configuration: one profile, TF32 off (RTX has it on by default), capabilities where named."""
+    def config(
+        self, builder: Any, network: Any, profile: dict[str, list[list[int]]], capabilities: list[str], refit: bool
+    ) -> Any:
+        """The builder configuration: one profile, TF32 off (RTX has it on by default), capabilities where named.
+
+        refit: weights are exchanged later. RTX compiles such an engine on a GPU, for it alone: no capability is named.
+        """
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
         from polygraphy.backend.trt import CreateConfig, Profile
 
         shapes = Profile()
         for name, (smallest, usual, largest) in profile.items():
             shapes.add(name, tuple(smallest), tuple(usual), tuple(largest))
-        if capabilities:
+        if refit and capabilities:
+            create = CreateConfigRTX(profiles=[shapes], use_gpu=True)
+        elif capabilities:
             pairs = [tuple(int(number) for number in capability.split(".")) for capability in capabilities]
             create = CreateConfigRTX(profiles=[shapes], compute_capabilities=pairs)
         else:
@@ -86,8 +93,9 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     builder, network = library.parse(request["onnx"])
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     check_profile(inputs, request["profile"])
-    config = library.config(builder, network, request["profile"], request["compute_capabilities"])
-    library.make_refittable(network, config, request["refittable"])
+    refittable = request["refittable"]
+    config = library.config(builder, network, request["profile"], request["compute_capabilities"], bool(refittable))
+    library.make_refittable(network, config, refittable)
     start = time.perf_counter()
     engine = memoryview(engine_bytes_from_network((builder, network), config=config))
     seconds = time.perf_counter() - start

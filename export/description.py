@@ -75,7 +75,7 @@ def target(
     return {
         "precision": options.precisions[-1],
         "version": facts[0]["version"],
-        "gpu": facts[0]["gpu"] or "",
+        "gpu": next((each["gpu"] for each in facts if each["gpu"]), ""),
         "compute_capabilities": list(facts[0]["compute_capabilities"]),
         "engines": engines,
     }

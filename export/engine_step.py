@@ -88,7 +88,7 @@ def _inputs(
     shop: Workshop, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
 ) -> dict[str, object]:
     precision = options.precisions[-1]
-    gpu = gpu_here() if target.built_on_gpu else None
+    gpu = gpu_here() if target.built_on_gpu or refittable else None
     return {
         "graph": _hash(shop, f"onnx/{precision}/{graph}.onnx"),
         "weights": _hash(shop, f"onnx/{precision}/{GRAPHS[graph]}.safetensors"),

@@ -183,7 +183,7 @@ class EngineBuild:
         """Wait for the child, put the engine in its place, return its record. Raises EngineError, OSError."""
         built = self._answer()
         os.replace(self._partial, self.job.engine_path)
-        gpu = gpu_here() if self.job.target.built_on_gpu else None
+        gpu = gpu_here() if self.job.target.built_on_gpu or self.job.refittable else None
         return EngineRecord(
             target=self.job.target.name,
             inputs=_tensors(built.pop("inputs")),

@@ -31,7 +31,7 @@ WITNESS = {
     "simplified": "PyTorch fp32: the model with its exact simplifications against the model as it was loaded",
     "merged": "PyTorch fp32: merged weights against the low-rank branches, at the prototype",
     "onnx fp32": "ONNX Runtime on CPU",
-    "half": "PyTorch on CPU in true half arithmetic (convolutions summed in fp32, as on a GPU), with the fp32 islands",
+    "half": "PyTorch on CPU in true half arithmetic (sums in fp32, as on a GPU), with the fp32 islands",
     "onnx fp16": "ONNX Runtime on CPU: graph and half weights only; it computes in fp32 and cannot show an overflow",
     "openvino fp32": "OpenVINO on CPU, the fp32 graphs in float32",
     "openvino bf16": "OpenVINO on CPU, the fp32 graphs in true bfloat16 arithmetic; decides whether bf16 is offered",

@@ -80,7 +80,7 @@ def validate_capabilities(values: Sequence[str], *, half: bool) -> tuple[str, ..
     return tuple(sorted(set(values), key=CAPABILITIES.index))
 
 
-def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None) -> tuple[str, ...]:
+def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None, *, half: bool) -> tuple[str, ...]:
     """The compute capabilities of engines whose weights can be exchanged: that of this machine's GPU.
 
     capabilities: those asked for, None for none by name. Raises TargetError for a target without engines alone, where
@@ -95,7 +95,7 @@ def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None) -
     if capabilities is not None and tuple(capabilities) != (here,):
         asked = " ".join(capabilities)
         raise TargetError(f"--refit builds for the GPU of this machine alone, {here}, not for {asked}")
-    return validate_capabilities([here], half=True) if TENSORRT_RTX.name in targets else ()
+    return validate_capabilities([here], half=half) if TENSORRT_RTX.name in targets else ()
 
 
 def validate_build(

@@ -154,7 +154,7 @@ class Restorer:
     def warm_up(self, condition: str = "auto", size: tuple[int, int] | None = None, batch_size: int = 1) -> None:
         """Opens a condition's path before its first picture: what that would wait for otherwise, once.
 
-        Reads, hashes, merges, compiles or deserialises; runs nothing. size: (height, width) in px of the pictures to
+        Reads, hashes, merges, compiles or deserialises; runs no picture. size: (height, width) in px of the pictures to
         come, by default the bundle's usual one; openvino alone has to know it, and compiles encoder and decoder anew
         for others. Raises UsageError for an unknown condition and a size or batch_size below 1, and as the bundle and
         the backend do.

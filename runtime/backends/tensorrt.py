@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import BackendError, unknown
-from ..manifest import REFITTED, Target
+from ..manifest import REFITTED, Manifest, Target
 from . import Options, Shapes, choose_precision, kept_sessions
 from .device_memory import DeviceMemory, DeviceTensor, call, load_cudart
 from .gpu import Gpu, find_gpu
@@ -23,8 +23,11 @@ __all__ = ["TensorRT", "open_backend", "why_not"]
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 HEADER_BYTES = 64
-REFIT_SNR_DB = 40
-"""Two engines in half precision that compute the same differ by less: each alone is 45 dB or more from float32."""
+MARGIN_DB = 8.0
+"""Between two engines' errors in half precision and one's as PyTorch has it: the two add up, and their kernels round
+where PyTorch does not."""
+UNMEASURED_DB = 40.0
+"""Asked for where a bundle says nothing of half precision."""
 NEEDED = ("encoder", "decoder")
 
 
@@ -49,7 +52,7 @@ def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
             return reason
         gpu = find_gpu(options.device)
         _check_cuda(gpu)
-        return gpu_reason(name, target, gpu) or _validity_reason(name, bundle, library)
+        return gpu_reason(target, gpu) or _validity_reason(name, bundle, library)
     except BackendError as error:
         return str(error)
 
@@ -71,12 +74,12 @@ def version_reason(name: str, target: Target, installed: str) -> str | None:
     return f"its engines were built with {name} {target.version}, and {installed} is installed"
 
 
-def gpu_reason(name: str, target: Target, gpu: Gpu) -> str | None:
-    """Why engines do not fit a GPU. TensorRT's fit the model they were built on, RTX's the capabilities named."""
+def gpu_reason(target: Target, gpu: Gpu) -> str | None:
+    """Why engines do not fit a GPU: RTX's fit the capabilities named; what was built on a GPU fits its model alone."""
     if gpu.compute_capability not in target.compute_capabilities:
         built = ", ".join(target.compute_capabilities)
         return f"its engines are for compute capability {built}, and {gpu.name} has {gpu.compute_capability}"
-    if name == "tensorrt" and target.gpu and target.gpu != gpu.name:
+    if target.gpu and target.gpu != gpu.name:
         return f"its engines were built on {target.gpu}, and this is {gpu.name}"
     return None
 
@@ -229,11 +232,16 @@ class TensorRT:
 
     def _check_refit(self, engine: Engine, condition: str) -> None:
         """Raises BackendError where the engine does not compute what the dynamic path does at the condition's values:
-        libraries have been known to exchange weights wrongly without a word, a bias taken as zero for one."""
+        libraries have been known to exchange weights wrongly without a word. Seen is what changes the result by more
+        than half precision does."""
         if condition not in self._expected:
+            kept = "unet_dynamic" in self._engines
             modulation = self._bundle.modulation(condition)[None]
             self._expected[condition] = self._probed(self._engine("unet_dynamic", None), modulation=modulation)
-        reason = refit_reason(self._expected[condition], self._probed(engine))
+            if not kept:  # who never takes `auto` need not hold it
+                self._engines.pop("unet_dynamic").close()
+        least = refit_budget(self._bundle.manifest)
+        reason = refit_reason(self._expected[condition], self._probed(engine), least)
         if reason:
             raise BackendError(
                 f"{self.name} exchanged the weights of {condition} wrongly: {reason}; rebuild without --refit"
@@ -262,12 +270,20 @@ class TensorRT:
         return Engine(self._library, self._runtime, self._log, path, f"{record.sha256[:16]}-{self._gpu.slug}")
 
 
-def refit_reason(expected: np.ndarray, found: np.ndarray) -> str | None:
+def refit_budget(manifest: Manifest) -> float:
+    """The SNR in dB that the refitted UNet must have against the dynamic one: what the export found of both in half
+    precision against float32, less MARGIN_DB."""
+    unets = ("unet_dynamic", "unet_merged")
+    rows = [row for row in manifest.parity if row.get("step") == "half" and row.get("component") in unets]
+    return min((float(row["snr_db"]) for row in rows), default=UNMEASURED_DB + MARGIN_DB) - MARGIN_DB
+
+
+def refit_reason(expected: np.ndarray, found: np.ndarray, least: float) -> str | None:
     """Why an engine does not hold the weights that it was given, by what it makes of one input; None where it does."""
     error = float(np.square(found - expected, dtype=np.float64).mean() / np.square(expected, dtype=np.float64).mean())
-    if error <= 10 ** (-REFIT_SNR_DB / 10):
+    if error <= 10 ** (-least / 10):
         return None
-    return f"against the dynamic path SNR {-10 * np.log10(error):.1f} dB, and {REFIT_SNR_DB} dB are asked for"
+    return f"against the dynamic path SNR {-10 * np.log10(error):.1f} dB, and {least:.1f} dB are asked for"
 
 
 def _conditions(bundle: Bundle, target: Target) -> tuple[str, ...]:

@@ -93,6 +93,9 @@ class Engine:
             # The library refuses what another GPU, driver or version has compiled; then it compiles anew.
             self._cache.deserialize(self._cache_file.read_bytes())
         config.set_runtime_cache(self._cache)
+        if self._engine.refittable:  # the same kernels before and after another condition
+            eager = library.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
         return self._engine.create_execution_context(config)
 
     def run(self, inputs: Mapping[str, DeviceTensor], memory: DeviceMemory) -> dict[str, DeviceTensor]:
@@ -124,7 +127,11 @@ class Engine:
 
         Raises BackendError where it does not take them; then it may hold some of each and must be given all again.
         """
+        if not self._engine.refittable:
+            raise self._failure("it was not built for an exchange of weights")
         refitter = self._library.Refitter(self._engine, self._log)
+        if wrong := set(refitter.get_all_weights()) ^ set(values):
+            raise self._failure(f"the weights that it exchanges are not those of a condition: {min(wrong)}")
         held = {name: np.ascontiguousarray(value) for name, value in values.items()}  # alive until they are read
         for name, value in held.items():
             if not refitter.set_named_weights(name, self._library.Weights(value)):

@@ -19,6 +19,7 @@ from runtime.backends.tensorrt import (
     _validity_reason,
     diagnosis,
     gpu_reason,
+    refit_budget,
     refit_reason,
     version_reason,
 )
@@ -97,14 +98,10 @@ def test_versions() -> None:
 
 def test_gpus() -> None:
     target = Target(("fp16",), gpu="NVIDIA L4", compute_capabilities=("8.6", "8.9"))
-    assert gpu_reason("tensorrt_rtx", target, RTX_4090) is None
-    assert gpu_reason("tensorrt", target, RTX_4090) == (
-        "its engines were built on NVIDIA L4, and this is NVIDIA GeForce RTX 4090"
-    )
+    assert gpu_reason(replace(target, gpu=""), RTX_4090) is None
+    assert gpu_reason(target, RTX_4090) == ("its engines were built on NVIDIA L4, and this is NVIDIA GeForce RTX 4090")
     hopper = Gpu("NVIDIA H200", "9.0", "13.0")
-    assert gpu_reason("tensorrt_rtx", target, hopper) == (
-        "its engines are for compute capability 8.6, 8.9, and NVIDIA H200 has 9.0"
-    )
+    assert gpu_reason(target, hopper) == ("its engines are for compute capability 8.6, 8.9, and NVIDIA H200 has 9.0")
 
 
 @without_gpu
@@ -152,10 +149,13 @@ def test_a_wrong_exchange_of_weights_is_seen(toy: Bundle) -> None:
         session = backend._open("unet_merged", values, ())
         return session.run(["latent_restored"], {"latent": latent})[0]
 
-    assert refit_reason(expected, found()) is None
+    least = refit_budget(toy.manifest)
+    assert least == 40 and refit_reason(expected, found(), least) is None
     for wrong in (found("conv.bias"), found(condition="noise"), np.full_like(expected, np.nan)):
-        reason = refit_reason(expected, wrong)
-        assert reason and reason.endswith("and 40 dB are asked for")
+        reason = refit_reason(expected, wrong, least)
+        assert reason and reason.endswith("and 40.0 dB are asked for")
+    rows = ({"step": "half", "component": "unet_merged", "snr_db": 69.5}, {"step": "half", "component": "mfm"})
+    assert refit_budget(replace(toy.manifest, parity=rows)) == 61.5
 
 
 def test_shape_reason() -> None:
