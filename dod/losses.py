@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError, ConfigError
 from .tensors import read_state
 
-__all__ = ["VGG", "distribution_matching", "noised", "predicted_x0", "reconstruction", "structural"]
+__all__ = ["VGG", "distribution_matching", "multiscale", "noised", "predicted_x0", "reconstruction", "structural"]
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
@@ -29,6 +29,16 @@ def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Te
     """
     error = (output - target).square().mean(dim=(1, 2, 3)).add(1e-8).sqrt()
     return (error.log() if relative else error).mean()
+
+
+def multiscale(output: Tensor, target: Tensor, relative: bool = False) -> Tensor:
+    """Mean square of the error of latents [B, 4, h, w], of its means over 4 x 4 and over all: a cast is what the eye
+    sees first. relative: half the logarithm of each latent's sum, as in `reconstruction`.
+    """
+    error = output - target
+    scales = (error, *(F.avg_pool2d(error, size) for size in (4, error.shape[-2:])))
+    each = torch.stack([scale.square().mean(dim=(1, 2, 3)) for scale in scales]).sum(0)
+    return (each.add(1e-8).log() / 2 if relative else each).mean()
 
 
 def structural(output: Tensor, target: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import FloatTensor, Tensor, nn
 from .. import clora
 from ..config import StepConfig
 from ..errors import TrainingError
-from ..losses import VGG, distribution_matching, noised, predicted_x0, reconstruction, structural
+from ..losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
 from ..model import DOD, alpha_bars
 from .loop import Objective
 
@@ -125,6 +125,7 @@ class Adaptation(Restoration):
     MSE(z0, the base encoder's latent of the clean picture), single latents, 4 x 4 means and whole means alike. The
     closed form multiplies an error in eps by 14.6; a base of short training starts so far off that the picture alone
     gives no useful gradient, the latent does. Where neither rec nor perceptual is wanted the decoder is not run.
+    relative: rec and latent count each picture's error relative to itself, see `dod.losses.reconstruction`.
 
     The real denoiser is the base UNet, the fake one the same with LoRA of its own, trained by L_diff on the restored
     latents, one step for each of the model's; both share the base's frozen weights with the model.
@@ -139,8 +140,10 @@ class Adaptation(Restoration):
         latent: float = 0.0,
         vgg: VGG | None = None,
         tile: Sequence[int] = (),
+        relative: bool = False,
     ) -> None:
         super().__init__(model, tile)
+        self._relative = relative
         self.weights = {"rec": rec, "perceptual": perceptual if vgg else 0.0, "dmd": dmd, "latent": latent}
         self.vgg = vgg
         self.target = clora.base_copy(model.encoder) if latent else None
@@ -166,13 +169,13 @@ class Adaptation(Restoration):
         terms: dict[str, Tensor] = {}
         if self.weights["rec"] or self.weights["perceptual"]:
             image = self.model.decoder(restored)
-            terms["rec"] = reconstruction(image, clean)
+            terms["rec"] = reconstruction(image, clean, self._relative)
             if self.vgg is not None:
                 terms["perceptual"] = self.vgg(image, clean)
         if self.target is not None:
             with torch.no_grad():
                 wanted, _ = self.target(clean)
-            terms["latent"] = _multiscale(restored - wanted)
+            terms["latent"] = multiscale(restored, wanted, self._relative)
         if self.real is not None and self.fake is not None:
             terms["dmd"] = self._matching(restored, generator)
             fake = self._denoiser(self.fake)
@@ -290,11 +293,6 @@ def posterior_of(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribut
 
 def _trainable(model: Any) -> Any:
     return model.to(memory_format=torch.channels_last).requires_grad_(True).train()
-
-
-def _multiscale(error: Tensor) -> Tensor:
-    """Mean square of each latent's error, of its means over 4 x 4 and over all: a cast is what the eye sees first."""
-    return sum((F.avg_pool2d(error, size).square().mean() for size in (4, error.shape[-2:])), error.square().mean())
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:

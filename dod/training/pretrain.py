@@ -165,7 +165,7 @@ def unless_failed(folder: Path) -> Iterator[None]:
     except BaseException:
         replace_folder(kept, folder)
         raise
-    shutil.rmtree(kept)
+    shutil.rmtree(kept, ignore_errors=True)  # all is written: nothing is lost with it
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "dmd_weight": 1.0,
         "latent_weight": 0.0,
         "vgg": "",
+        "relative": False,
         "tile": [],
         "clean_fraction": CLEAN_FRACTION,
     },
@@ -137,16 +138,17 @@ def stage_1(
     dmd_weight: float = 1.0,
     latent_weight: float = 0.0,
     vgg: str = "",
+    relative: bool = False,
     tile: Sequence[int] = (),
 ) -> Log:
     """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
     if perceptual_weight and not vgg:
         say("no --vgg: the perceptual term (9) is off")
     features = VGG(vgg) if perceptual_weight and vgg else None
-    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile)
+    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile, relative)
     objective.samples = samples(dataset)
     weights = {"rec_weight": rec_weight, "perceptual_weight": perceptual_weight, "dmd_weight": dmd_weight}
-    stands_on = settings(model, **weights, latent_weight=latent_weight, vgg=vgg, tile=tile)
+    stands_on = settings(model, **weights, latent_weight=latent_weight, vgg=vgg, relative=relative, tile=tile)
     return train("stage-1", objective, dataset, schedule, state, stands_on)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dod import losses
 from dod.errors import CheckpointError, ConfigError
-from dod.losses import VGG, distribution_matching, noised, predicted_x0, reconstruction, structural
+from dod.losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
 from tests.dod.small_model import image, normal
 
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
@@ -38,6 +38,19 @@ def test_a_relative_reconstruction_counts_every_picture_alike() -> None:
     found.backward()
     assert restored.grad is not None
     moved = (restored.grad * errors).sum(dim=(1, 2, 3))  # what shrinking an error by a share gains
+    assert moved[0].item() == pytest.approx(moved[1].item(), rel=1e-3)
+
+
+def test_latents_are_compared_at_three_scales() -> None:
+    target, flat = normal(2, 4, 8, 8, seed=1), torch.full((2, 4, 8, 8), 0.5)
+    assert multiscale(target + flat, target).item() == pytest.approx(3 * 0.25, rel=1e-5)
+    signs = torch.tensor([1.0, -1.0]).repeat(4).expand(2, 4, 8, 8)
+    assert multiscale(target + 0.5 * signs, target).item() == pytest.approx(0.25, rel=1e-5)
+    errors = torch.tensor([0.3, 0.01])[:, None, None, None] * normal(2, 4, 8, 8, seed=2)
+    restored = (target + errors).requires_grad_(True)
+    multiscale(restored, target, relative=True).backward()
+    assert restored.grad is not None
+    moved = (restored.grad * errors).sum(dim=(1, 2, 3))
     assert moved[0].item() == pytest.approx(moved[1].item(), rel=1e-3)
 
 

@@ -236,7 +236,7 @@ def test_batches_start_where_the_run_stopped() -> None:
     assert len(resumed) == 1 and torch.equal(resumed[0], first[3])
 
 
-@pytest.mark.parametrize("stage", ["1", "1, at the latent", "1, both", "2"])
+@pytest.mark.parametrize("stage", ["1", "1, at the latent", "1, at the latent, relative", "1, both", "2"])
 def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
     torch.manual_seed(0)
@@ -249,7 +249,7 @@ def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pyt
     else:
         latent = "latent" in stage
         weights = {"rec_weight": 1.0 - latent, "latent_weight": float(latent), "dmd_weight": float("both" in stage)}
-        log = stages.stage_1(model, Pairs(), schedule, tmp_path, **weights)
+        log = stages.stage_1(model, Pairs(), schedule, tmp_path, **weights, relative="relative" in stage)
     ids = {id(p) for p in own.values()}
     mine = {name for name, p in model.named_parameters() if id(p) in ids}
     assert {name for name, p in model.named_parameters() if not torch.equal(before[name], p)} == mine
