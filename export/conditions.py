@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,14 +57,14 @@ def write_condition(model: DOD, condition: str, path: Path) -> None:
     )
 
 
-def merge_entries(model: DOD) -> list[dict[str, object]]:
+def merge_entries(model: DOD) -> list[dict[str, Any]]:
     """The manifest's `merge`: for each conditional layer of the UNet its index, scale and tensors, and where the merged
     graph holds something else than its weight and bias (see `simplify_merged`), what becomes of them."""
     entries = []
     attention = {f"{name}.{end}": (name, each.is_cross_attention) for name, each in attentions(model.unet.unet)
                  for end in ("to_k", "to_v")}  # fmt: skip
     for name, layer in clora.conditional_layers(model.unet.unet):
-        entry: dict[str, object] = {"layer": name, "index": layer.index, "scale": float(layer.scaling[clora.ADAPTER])}
+        entry: dict[str, Any] = {"layer": name, "index": layer.index, "scale": float(layer.scaling[clora.ADAPTER])}
         entry |= {"weight": f"{name}.weight", "A": f"{name}.lora_A.weight", "B": f"{name}.lora_B.weight"}
         entry["bias"] = None if name in attention else f"{name}.bias"
         if name in attention:

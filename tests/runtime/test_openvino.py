@@ -244,7 +244,7 @@ def test_merge_entries_must_name_constants(ov_copy: Path) -> None:
 
 def test_what_is_merged_must_be_in_the_graph(ov_toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = opened(ov_toy)
-    monkeypatch.setattr(backend, "_values", lambda condition: {"conv.lora_A.weight": np.zeros(1, np.float32)})
+    monkeypatch.setattr(ov_toy, "merged", lambda *_: {"conv.lora_A.weight": np.zeros(1, np.float32)})
     with pytest.raises(BundleError, match=r"the graph unet_merged holds no constant 'conv\.lora_A\.weight'"):
         backend.run("unet_merged", {}, "haze")
 
