@@ -26,10 +26,9 @@ from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
 from runtime.image import read
 from runtime.manifest import REDUCED, Manifest
+from runtime.restorer import DYNAMIC, MERGED
 from runtime.tensors import read_tensors, write_tensors
 
-DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-MERGED = ("encoder", "unet_merged", "decoder")
 FIRST = ("mfm", "encoder")
 """What takes the picture itself, in the chain as alone."""
 OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}

@@ -18,12 +18,15 @@ from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
 from .tiling import check_tile, tiles
 
-__all__ = ["Observer", "Prepared", "Restored", "Restorer"]
+__all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restored", "Restorer"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
-DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-MERGED = ("encoder", "unet_merged", "decoder")
 Observer: TypeAlias = Callable[[str, float], None]
+
+DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
+"""The components of the path `auto`, in order."""
+MERGED = ("encoder", "unet_merged", "decoder")
+"""The components of a condition's path, in order."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from runtime.bundle import Bundle
 from runtime.manifest import REFITTED
 from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
 
-FACTORS = {"height": 1, "width": 1, **{f"{side}/{1 << i}": 1 << i for side in ("height", "width") for i in (1, 2, 3)}}
-
 
 def with_engines(plain: Bundle, destination: Path, library: str, capability: str, refit: bool = False) -> Path:
     """The toy with fp16 engines of `library` for one compute capability, as a bundle in `destination`.
@@ -73,13 +71,8 @@ def _merged_graph(bundle: Bundle, condition: str, path: Path) -> Path:
 
 def _profile(bundle: Bundle, component: str) -> dict[str, tuple[tuple[int, ...], ...]]:
     """Least, best and largest shape of each input."""
-
-    def size(dimension: int | str, k: int) -> int:
-        if isinstance(dimension, int):
-            return dimension
-        return PROFILE["batch"][k] if dimension == "batch" else PROFILE["size"][k] // FACTORS[dimension]
-
+    sizes = list(zip(PROFILE["batch"], PROFILE["size"], strict=True))
     return {
-        spec.name: tuple(tuple(size(dimension, k) for dimension in spec.shape) for k in range(3))
+        spec.name: tuple(spec.sized(batch, side, side) for batch, side in sizes)
         for spec in bundle.manifest.components[component].inputs
     }
