@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -68,6 +69,8 @@ class Restorer:
         multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
         self._sizes = multiple, least, check_tile(tile, multiple, least, largest)
         self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
+        # What a backend holds outlives it in part, such as ONNX Runtime's arena: a restorer may be dropped unclosed.
+        weakref.finalize(self, self._backend.close).atexit = False
 
     @property
     def backend(self) -> str:

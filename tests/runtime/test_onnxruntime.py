@@ -16,6 +16,7 @@ from runtime.backends import Options, kept_sessions, sessions
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, BundleError, UsageError
+from runtime.restorer import Restorer
 from tests.runtime.toy_bundle import toy_modulation, toy_weights, write_toy_bundle
 
 
@@ -200,6 +201,16 @@ def test_a_closed_backend_leaves_no_memory_behind(toy: Bundle) -> None:
     backend.close()
     assert process.memory_info().rss - before < held / 2
     assert backend.run("encoder", {"image": picture()}), "a closed backend opens anew"
+
+
+def test_a_restorer_that_is_dropped_leaves_no_memory_behind(toy: Bundle) -> None:
+    process, pixels = psutil.Process(), picture(1, 2048, 2048)
+    before = process.memory_info().rss
+    restorer = Restorer(toy, backend="onnxruntime_cpu")
+    restorer.run_components(pixels, condition="haze")
+    held = process.memory_info().rss - before
+    del restorer
+    assert process.memory_info().rss - before < held / 2
 
 
 def test_the_arena_goes_back_after_each_picture_of_a_large_model(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
