@@ -154,10 +154,18 @@ def replace_folder(successor: Path, folder: Path) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
+def kept_of(folder: Path) -> Path:
+    """Where `unless_failed` keeps what `folder` held."""
+    return folder.with_name(f".{folder.name}.kept")
+
+
 @contextmanager
 def unless_failed(folder: Path) -> Iterator[None]:
-    """Puts back what `folder` holds where the block fails, so that it and what is written after it change together."""
-    kept = folder.with_name(f".{folder.name}.kept")
+    """Puts back what `folder` holds where the block fails, so that it and what is written after it change together.
+
+    A process that is killed leaves it at `kept_of(folder)`.
+    """
+    kept = kept_of(folder)
     shutil.rmtree(kept, ignore_errors=True)
     shutil.copytree(folder, kept)
     try:

@@ -25,7 +25,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..checkpoint import METADATA, copy_trained, load_checkpoint, save_checkpoint
+from ..base import load_base
+from ..checkpoint import METADATA, copy_trained, load_checkpoint, read_metadata, save_checkpoint
+from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..losses import VGG
 from ..model import DOD
@@ -35,7 +37,7 @@ from .arguments import preset_from, samples_from, schedule_from, training_parser
 from .linear_start import new_autoencoder
 from .loop import cost, is_main_process, process, say, train, training_record
 from .objectives import Adaptation, Detail
-from .pretrain import publish, read_part, record_of, unless_failed
+from .pretrain import kept_of, publish, read_part, record_of, replace_folder, unless_failed
 from .state import Log, Schedule
 
 CLEAN_FRACTION = 0.1
@@ -101,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if not anew and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
+    trained = arguments.command == "2" and arguments.decoder != "frozen"
+    if trained:
+        finish_killed(preset)
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
     metadata = {} if anew else load_checkpoint(model, folder, any_base=arguments.command == "1")
     if metadata and metadata["base_sha256"] != model.base_sha256:
         say("the checkpoint was trained on other frozen weights: it goes on on these")
     training = metadata.get("training", [])
-    trained = arguments.command == "2" and arguments.decoder != "frozen"
     with unless_failed(base) if trained and is_main_process() else nullcontext():  # base and checkpoint, or neither
         if arguments.command == "calibrate":
             calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
@@ -206,6 +210,16 @@ def rebased(model: DOD, run: dict[str, object]) -> DOD:
     on_new_base = DOD.from_preset(preset)
     copy_trained(model, on_new_base)
     return on_new_base
+
+
+def finish_killed(preset: Preset) -> None:
+    """Puts back the base that a run was killed after writing, before its checkpoint, to go on from the run's state."""
+    folder = preset.folder / preset.base.source / "vae"
+    kept, checkpoint = kept_of(folder), preset.folder / str(preset.checkpoint)
+    if is_main_process() and kept.is_dir() and load_base(preset).sha256 != read_metadata(checkpoint)["base_sha256"]:
+        say(f"a run was killed between base and checkpoint: {folder} is put back as it was before")
+        replace_folder(kept, folder)
+    process().wait_for_everyone()
 
 
 def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:

@@ -192,6 +192,27 @@ def test_base_and_checkpoint_change_together_or_not_at_all(
     assert contents(folder / "base") != before["base"] and load_model(folder).prototypes == {}
 
 
+def test_a_run_killed_between_base_and_checkpoint_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("vae", "unet", "ddpm"):
+        assert command(pretrain.main, part, folder) == 0
+    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
+    words = arguments(folder, "2", "--steps", "2", "--decoder", "trained")
+    dying = (
+        "import os; from dod.training import stages; stages.save_checkpoint = lambda *_, **__: os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{dying}; stages.main({words!r})"], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    weights = folder / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    written = weights.read_bytes()
+    with pytest.raises(CheckpointError, match="another base model"):
+        load_model(folder)
+    capsys.readouterr()
+    assert run_command(stages.main, words) == 0
+    assert "a run was killed between base and checkpoint" in capsys.readouterr().out
+    assert load_model(folder).prototypes == {}
+    assert weights.read_bytes() == written, "what it wrote anew is what it had trained"
+
+
 def test_a_part_that_does_not_fit_leaves_the_one_before_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(pretrain.main, "vae", folder) == 0
     before = contents(folder / "base")
