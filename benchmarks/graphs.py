@@ -35,6 +35,7 @@ from dod.checkpoint import load_model
 from dod.errors import DODError
 from dod.model import DOD, OneStepUNet
 from export import costs, graphs, plans
+from export.errors import ExportError
 from export.simplify import simplify
 from runtime.console import Parser, run_command, table
 from runtime.errors import UsageError, unknown
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> int:
         for name in chosen:
             if name not in known:
                 raise unknown("graph" if known is NAMES else "backend", name, known)
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"--threads must be at least 1, not {arguments.threads}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     machine = facts()
@@ -227,4 +230,4 @@ def ratios(times: dict[tuple[str, str], float], backend: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(main, also=(DODError,)))
+    raise SystemExit(run_command(main, also=(DODError, ExportError)))

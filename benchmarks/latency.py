@@ -26,6 +26,7 @@ from benchmarks.photographs import square
 from benchmarks.runners import Job
 from benchmarks.timing import Turns
 from dod.errors import DODError
+from export.errors import ExportError
 from runtime.backends import ON_CPU, Options, check_precision, kept_sessions, survey
 from runtime.bundle import Bundle
 from runtime.console import Parser, run_command
@@ -233,4 +234,4 @@ def merged_at_once(bundle: Bundle, restorers: Sequence[Restorer]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, also=(DODError,)))
+    sys.exit(run_command(main, also=(DODError, ExportError)))

@@ -12,7 +12,7 @@ from dod.data.pictures import pictures
 from runtime.errors import PictureError, UsageError
 from runtime.image import read
 
-__all__ = ["OWN", "SCIKIT_IMAGE", "centre_crop", "photographs", "square"]
+__all__ = ["OWN", "SCIKIT_IMAGE", "photographs", "square"]
 
 OWN = "scikit-image"
 """What stands for scikit-image's photographs in the place of a folder."""
@@ -37,12 +37,6 @@ def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None
             raise UsageError(f"{source} holds a photograph named {twice[0]}, as a folder before it does: rename one")
         found |= some
     return found
-
-
-def centre_crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The middle of a picture [H, W, C], at most `size` pixels on either side."""
-    top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size]
 
 
 def square(path: Path, size: int) -> np.ndarray:

@@ -17,9 +17,10 @@ import numpy as np
 
 from benchmarks.classical import classical
 from benchmarks.machine import facts
-from benchmarks.photographs import OWN, centre_crop, photographs
+from benchmarks.photographs import OWN, photographs
 from benchmarks.quality_report import FIGURES, SHEET, print_tables, write
 from benchmarks.tasks import TASKS, Result, Task, spoil
+from dod.data.pictures import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import core_values
 from dod.evaluation.scores import Score
@@ -115,7 +116,9 @@ def restore(
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError where `out` holds something that this command has not written."""
+    """Raises UsageError where `out` holds something that this command has not written, or is `.` or `..`."""
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name the folder itself, such as {out.resolve() / 'quality'}")
     if out.exists() and not (out / FIGURES).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"--out {out} exists and was not written by this command: choose another folder")
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dod import clora
 from dod.checkpoint import load_model
 from dod.model import DOD
+from export.checks import hash_model
 from export.conditions import modulation_of
 from export.precision import half_copy
 from runtime.bundle import Bundle
@@ -29,8 +30,8 @@ def load_reference(
 ) -> DOD:
     """The model that the bundle names, or `checkpoint`, in float32 on the CPU. base, ddpm: as `load_model` takes them.
 
-    Raises BundleError where the bundle names none, where the model stands on another base or does not know one of the
-    bundle's conditions, and what `dod.checkpoint.load_model` raises.
+    Raises BundleError where the bundle names none, where the model stands on another base, was trained on since or does
+    not know one of the bundle's conditions, and what `dod.checkpoint.load_model` raises.
     """
     stated = bundle.manifest.model
     source = checkpoint or stated.get("checkpoint") or stated.get("preset")
@@ -41,6 +42,11 @@ def load_reference(
         raise BundleError(
             f"{bundle.folder} was built on the base {_short(stated.get('base_sha256'))}, and {source} stands on "
             f"{_short(model.base_sha256)}: name the checkpoint it was built from with --checkpoint"
+        )
+    if stated.get("checkpoint_sha256", trained := hash_model(model)) != trained:
+        raise BundleError(
+            f"{bundle.folder} was built from the checkpoint {_short(stated['checkpoint_sha256'])}, and {source} is "
+            f"{_short(trained)}: build it anew, or name the checkpoint it was built from with --checkpoint"
         )
     missing = [name for name in bundle.manifest.conditions if name not in model.prototypes]
     if missing:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .checkpoint import load_model
 from .data.dataset import CLEAN, to_tensor
 from .data.degradations import DEGRADATIONS, degrade, rng_for
-from .data.pictures import pictures, read_rgb
+from .data.pictures import centre_crop, pictures, read_rgb
 from .errors import CheckpointError, ConfigError, DataError, run_command
 from .evaluation.confusion import Named, as_json, confusion, report
 from .evaluation.tsne import draw, embed, require_libraries
@@ -193,8 +193,7 @@ def _parse(label: str) -> tuple[str, dict[str, float]]:
 
 def _middle(pixels: NDArray[np.uint8], size: int) -> Pixels:
     """The middle of a picture, at most `size` px on either side, as float32 in 0 to 1."""
-    top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size].astype(np.float32) / np.float32(255)
+    return centre_crop(pixels, size).astype(np.float32) / np.float32(255)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from PIL import Image
 from .checkpoint import load_model
 from .data.dataset import load_photographs, to_tensor
 from .data.degradations import degrade, rng_for
+from .data.pictures import centre_crop
 from .errors import ConfigError, DataError, run_command
 from .evaluation.contact_sheet import Entry, contact_sheet
 from .evaluation.metrics import psnr
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--size {arguments.size}, --window {arguments.window}: the first must be a multiple of "
             f"{model.preset.size_multiple}, the second at most as large"
         )
+    if arguments.limit < 1 or arguments.zoom < 1:
+        raise ConfigError(f"--limit {arguments.limit}, --zoom {arguments.zoom}: both must be at least 1")
     entries = []
     conditions = model.preset.conditions
     for i, (name, pixels) in enumerate(list(load_photographs(arguments.photographs).items())[: arguments.limit]):
@@ -67,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @torch.no_grad()
 def four(model: DOD, name: str, pixels: Picture, degradation: str, size: int, seed: int) -> list[Picture]:
     """The middle of a photograph, uint8 [size, size, 3]: degraded, restored without and with DEM, clean."""
-    top, left = ((side - size) // 2 for side in pixels.shape[:2])
-    clean = pixels[top : top + size, left : left + size]
+    clean = centre_crop(pixels, size)
     unit = clean.astype(np.float32) / np.float32(255)
     degraded, _ = degrade(unit, degradation, rng_for(name, degradation, seed))
     image = to_tensor(degraded)[None]

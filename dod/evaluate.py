@@ -172,6 +172,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--inputs {arguments.inputs}: with --checkpoint the first folder already holds the inputs")
     if arguments.save and arguments.save.exists() and any(arguments.save.iterdir()):
         raise ConfigError(f"--save {arguments.save} is not empty: choose another folder")
+    if arguments.device not in (None, "cpu"):
+        import torch
+
+        try:
+            torch.empty(1, device=arguments.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--device {arguments.device} cannot be used here: {reason}") from error
     if arguments.sheet and arguments.sheet.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--sheet {arguments.sheet}: name a picture file, such as sheet.png")
 

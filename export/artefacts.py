@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
+from runtime.errors import UsageError
 
 Inputs = Mapping[str, Any]
 
@@ -34,22 +36,41 @@ class Workshop:
     """The folder `<destination>.partial` beside a bundle: finished files wait there until the bundle is whole.
 
     A file of an interrupted build, or of the bundle that is there already, is taken over where it was made from the
-    same inputs and is intact (its hash is checked).
+    same inputs and is intact (its hash is checked). Work is done in a `with` block, one process at a time: UsageError
+    where another is at it. A block that made nothing leaves the disk as it was found.
     """
 
     def __init__(self, destination: Path) -> None:
         self.destination = destination
         self.root = destination.with_name(f"{destination.name}.partial")
         self.folder = self.root / "files"
-        self.resumed = self.root.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for scratch in self.root.glob(f"{tempfile.gettempprefix()}*"):  # of a build that was killed
-            shutil.rmtree(scratch, ignore_errors=True)
         self._ledger = self.root / "ledger.json"
         self._entries = _read(self._ledger, None)
         self._before = _read(destination / MANIFEST, "build")
         self.used: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
+
+    def __enter__(self) -> Workshop:
+        self._found = self.root.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise UsageError(
+                f"another build of {self.destination} is at work: wait for it, or name another --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        for scratch in self.root.glob(f"{tempfile.gettempprefix()}*"):  # of a build that was killed
+            shutil.rmtree(scratch, ignore_errors=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._found and not self._ledger.exists():
+            shutil.rmtree(self.root, ignore_errors=True)
+        os.close(self._lock)
 
     def path(self, name: str) -> Path:
         """Where the file `name` of the bundle is made; its folder exists."""
@@ -103,11 +124,6 @@ class Workshop:
         finally:
             temporary.unlink(missing_ok=True)
         return self.record(name, inputs, time.monotonic() - start, facts), True
-
-    def leave(self) -> None:
-        """Leave the disk as it was found: for a run that only looked."""
-        if not self.resumed:
-            shutil.rmtree(self.root, ignore_errors=True)
 
     def finish(self, manifest: Mapping[str, Any]) -> Bundle:
         """Turn what was used or recorded in this run into the bundle, atomically; the rest is thrown away."""

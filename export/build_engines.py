@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
     for name in arguments.precision:
         if name not in (*PRECISIONS, *GATED):
             raise unknown("precision", name, (*PRECISIONS, *GATED))
+    if arguments.workers < 1:
+        raise UsageError(f"--workers must be at least 1, not {arguments.workers}")
     targets, left_out = choose_targets(arguments.targets, arguments.precision)
     if importlib.util.find_spec("onnxruntime") is None:
         raise UsageError("every bundle is proven with ONNX Runtime, which is not installed: pip install onnxruntime")

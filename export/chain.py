@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dod.data.pictures import centre_crop
 from export.errors import ParityError
 from export.memory import give_back
 from export.parity import Figure, figure
@@ -107,9 +108,7 @@ class Wanted:
 
 def sample_pixels(path: Path, largest: int) -> np.ndarray:
     """The middle of a photograph, at most `largest` px on either side: float32 [H, W, 3] in [-1, 1], upright."""
-    pixels = read(path).pixels
-    top, left = (max(0, side - largest) // 2 for side in pixels.shape[:2])
-    return pixels[top : top + largest, left : left + largest]
+    return centre_crop(read(path).pixels, largest)
 
 
 def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:

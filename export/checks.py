@@ -79,7 +79,9 @@ def check_exportable(model: DOD) -> None:
 
 
 def check_out(out: Path) -> None:
-    """UsageError where `out` holds something else than a bundle, or is a link, which could not be replaced at once."""
+    """UsageError where `out` holds something else than a bundle, or cannot be replaced at once: a link, `.`, `..`."""
+    if out.name in ("", ".."):
+        raise UsageError(f"--out {out}: name the folder itself, such as {out.resolve() / 'bundle'}")
     if out.is_symlink():
         raise UsageError(f"--out {out} is a link: name the folder that it leads to, {out.resolve()}")
     if out.is_file() or (out.is_dir() and not (out / MANIFEST).is_file() and any(out.iterdir())):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dod.model import DOD
 from export import conditions
-from export.artefacts import Entry, Workshop
-from export.checks import Options
-from export.engines import EngineJob, build_engines
+from export.artefacts import Entry, Workshop, hash_sources
+from export.checks import ROOT, Options
+from export.engines import BUILDER, EngineJob, build_engines
 from export.interface import Component, engine_list, library_version, profile
 from export.plans import GRAPHS
 from export.targets import TARGETS, Target, gpu_here
@@ -19,6 +19,12 @@ from runtime.console import progress
 from runtime.manifest import REFITTED, MergeEntry
 from runtime.tensors import read_tensors
 
+SOURCES = [
+    BUILDER,
+    ROOT / "export" / "conditions.py",
+    *(ROOT / "runtime" / f"{name}.py" for name in ("merge", "tensors")),
+]
+"""What configures the builder, and merges what it builds."""
 BUILDERS_MEMORY = 8 << 30
 """Bytes that the engine builders at work may take together, so that a build of any size fits 12 GB."""
 MEMORY_PER_WEIGHT = 4
@@ -98,6 +104,7 @@ def _inputs(
         "compute capabilities": list(options.capabilities) if gpu is None else [],
         "gpu": gpu and gpu.name,
         "library": library_version(target.name),
+        "sources": hash_sources(SOURCES),
         **({"refittable": list(refittable)} if refittable else {}),
     }
 

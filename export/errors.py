@@ -24,6 +24,8 @@ class EngineError(ExportError):
     def __init__(self, message: str, log: str = "") -> None:
         super().__init__(message)
         self.log = log
+        if log:
+            self.add_note(log)  # a traceback shows it
 
 
 class ParityError(ExportError):

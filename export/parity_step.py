@@ -20,7 +20,11 @@ from export.proof import proof_count, prove
 from runtime.bundle import Bundle
 from runtime.console import progress
 
-SOURCES = [ROOT / "export" / f"{name}.py" for name in ("parity", "chain", "proof", "precision", "parity_step")]
+SOURCES = [
+    *(ROOT / "export" / f"{name}.py" for name in ("parity", "chain", "proof", "precision", "parity_step")),
+    *(ROOT / "runtime").rglob("*.py"),
+]
+"""What computes the figures, the runtime among it."""
 
 
 def measured(
@@ -30,11 +34,12 @@ def measured(
     bundle: Bundle,
     samples: Sequence[Path],
     settings: Mapping[str, object],
+    explaining: bool,
 ) -> tuple[list[Figure], dict[str, Path]]:
     """The figures of every path, step by step, and the restored samples as pictures, by sample.
 
     bundle: the files made so far. settings: what decides the model's graphs and is in no file. Where a path is stale,
-    the model has no values any more afterwards: see `prove`.
+    the model has no values any more afterwards: see `prove`. explaining: it is only asked what is fresh.
     """
     pictures = {path.name: f"report/{path.stem}.png" for path in samples}
     loaded = [load_sample(path, bundle, tuple(bundle.manifest.conditions)) for path in samples]
@@ -45,10 +50,12 @@ def measured(
     for path, runs in paths.items():
         wanted = [records[path], *(pictures.values() if path == "auto" else ())]
         fresh = [shop.fresh(name, inputs[path]) for name in wanted]  # all are asked, so that all are used
-        if not all(fresh):
+        if not all(fresh) and not explaining:
             stale[path] = runs
             for name in wanted:  # one that is taken over may be a link to the file of the bundle before
                 shop.path(name).unlink(missing_ok=True)
+    if explaining:
+        return [], {}
     if stale:
         start = time.monotonic()
         with tempfile.TemporaryDirectory(dir=shop.root) as scratch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -80,23 +81,20 @@ class Build:
     def explain(self) -> int:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
         self.explaining = True
-        for step in (
-            self.simplify,
-            self.choose_islands,
-            self.write_weights,
-            self.trace_graphs,
-            self.write_conditions,
-            self.build_engines,
-        ):
-            step()
+        steps = self.simplify, self.choose_islands, self.write_weights, self.trace_graphs, self.write_conditions
+        with self.shop:
+            for step in steps:
+                step()
+            if all(name in self.shop.used for name in self.shop.reasons):  # what is to be made is proven when it is
+                self.prove()
+            self.build_engines()
         for name, reason in self.shop.reasons.items():
             print(f"{name}: {reason}")
-        self.shop.leave()
         return 0
 
     def run(self) -> int:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
-        with MemoryMeter() as memory:
+        with self.shop, MemoryMeter() as memory:
             bundle = self.make()
         size = sum(record.bytes for record in bundle.manifest.files.values())
         print(
@@ -112,8 +110,7 @@ class Build:
         self.write_weights()
         self.trace_graphs()
         self.write_conditions()
-        made = self.shop, self.model, self.islands, self._provisional_bundle()
-        proven, pictures = parity_step.measured(*made, self.samples, self.settings)
+        proven, pictures = self.prove()
         figures = [*simplified, *proven]
         print(report.parity_table(figures))
         check(figures)
@@ -174,9 +171,15 @@ class Build:
             prototype = hash_tensors({condition: self.model.prototypes[condition]})
             name = f"conditions/{condition}.safetensors"
             inputs = {"model": self.trained, "prototype": prototype, "sources": self.sources}
+            inputs["written by"] = hash_sources([Path(conditions.__file__)])
             if not self.shop.fresh(name, inputs) and not self.explaining:
                 maker = partial(conditions.write_condition, self.model, condition)
                 self._made(name, self.shop.make(name, inputs, maker)[0])
+
+    def prove(self) -> tuple[list[Figure], dict[str, Path]]:
+        """The figures of every path, proven anew where what it runs changed, and the restored samples."""
+        made = self.shop, self.model, self.islands, self._provisional_bundle()
+        return parity_step.measured(*made, self.samples, self.settings, self.explaining)
 
     def build_engines(self) -> None:
         """For each engine target: mfm, encoder, decoder, the dynamic UNet, and a merged UNet for each condition."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dod.data.pictures import centre_crop
 from dod.model import DOD
 from export.parity import psnr_db, snr_db
 from export.precision import COMPONENTS, SummedInFloat32
@@ -120,9 +121,7 @@ class Comparison(Judged):
 def load_picture(path: Path, model: DOD) -> Picture:
     """The middle of a photograph at its own resolution, padded where it is no multiple of what the model takes."""
     pixels, preset = read(path).pixels, model.preset
-    height, width = pixels.shape[:2]
-    top, left = max(0, height - SIDE) // 2, max(0, width - SIDE) // 2
-    middle = pixels[top : top + SIDE, left : left + SIDE]
+    middle = centre_crop(pixels, SIDE)
     limits = preset.size_multiple, preset.size_multiple, 1 << 20
     image = pad(middle, *(padded_size(side, *limits) for side in middle.shape[:2])).transpose(2, 0, 1)[None]
     taken = crops(pixels, preset.mfm.crops, preset.mfm.crop_size)[None]

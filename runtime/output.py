@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from .errors import PictureError
+from .image import KEPT_INFO
 
 __all__ = ["check_writable", "format_of", "save"]
 
@@ -56,7 +57,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
         raise PictureError(f"cannot write {path}: {name} holds no 16-bit grey; use .png or .tif")
     if image.mode == "LA" and name == "BMP":
         image = image.convert("RGBA")
-    options = {key: image.info[key] for key in ("icc_profile", "exif", "dpi") if image.info.get(key)}
+    options = {key: image.info[key] for key in KEPT_INFO if image.info.get(key)}
     data = _encode(image, path, name, {**options, **OPTIONS.get(name, {})})
     part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")  # a long name has no room for more
     try:

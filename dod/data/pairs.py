@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from dod.data.dataset import CLEAN, check_settings, to_tensor, turned
 from dod.data.degradations import DEGRADATIONS, degrade
-from dod.data.pictures import UNREADABLE, read_rgb
-from dod.data.trees import LISTS, Pair, few, find_pairs
+from dod.data.pictures import UNREADABLE, few, read_rgb
+from dod.data.trees import LISTS, Pair, find_pairs
 from dod.errors import DataError
 
 __all__ = ["PairedCrops", "check_pairs", "list_files"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +12,20 @@ from PIL import Image
 
 from dod.errors import DataError
 
-__all__ = ["SUFFIXES", "UNREADABLE", "crop_to_multiple", "match", "pictures", "read_rgb", "task_of"]
+__all__ = [
+    "SUFFIXES",
+    "UNREADABLE",
+    "centre_crop",
+    "crop_to_multiple",
+    "few",
+    "match",
+    "pictures",
+    "read_rgb",
+    "task_of",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
-NAMED = 5  # so many names stand in an error
 
 
 def pictures(folder: Path) -> dict[str, Path]:
@@ -48,9 +59,18 @@ def match(folder: Path, truths: Path) -> dict[str, tuple[Path, Path]]:
     for where, wanted, there in ((folder, theirs, mine), (truths, mine, theirs)):
         missing = [name for name in wanted if name not in there]
         if missing:
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            raise DataError(f"{where} lacks {len(missing)} of {len(wanted)}: {', '.join(missing[:NAMED])}{more}")
+            raise DataError(f"{where} lacks {len(missing)} of {len(wanted)}: {few(missing)}")
     return {name: (mine[name], path) for name, path in theirs.items()}
+
+
+def few(names: Sequence[object], limit: int = 5) -> str:
+    """The first few of the names, for an error, and how many more there are.
+
+    >>> few(list("abcdefg"))
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(str(name) for name in names[:limit]) + more
 
 
 def task_of(name: str) -> str:
@@ -61,6 +81,12 @@ def task_of(name: str) -> str:
     """
     folder, slash, _ = name.partition("/")
     return folder if slash else "."
+
+
+def centre_crop(pixels: NDArray[np.generic], size: int) -> NDArray[Any]:
+    """The middle of a picture [H, W, ...], at most `size` pixels on either side."""
+    top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
+    return pixels[top : top + size, left : left + size]
 
 
 def crop_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from dod.data.degradations import DEGRADATIONS
-from dod.data.pictures import SUFFIXES
+from dod.data.pictures import SUFFIXES, few
 from dod.errors import DataError
 
-__all__ = ["LISTS", "SETTINGS", "SPLITS", "Pair", "few", "find_pairs"]
+__all__ = ["LISTS", "SETTINGS", "SPLITS", "Pair", "find_pairs"]
 
-NAMED = 5  # so many names stand in an error
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "rain-haze-noise": ("haze", "rain", "noise"),
@@ -99,16 +98,6 @@ def find_pairs(root: str | Path, task: str, split: str = "train", list_file: str
     if not layout.degraded:
         return [Pair(task, None, path) for path in chosen]
     return _matched(task, chosen, degraded, clean, complete=list_file is None and task != "haze")
-
-
-def few(names: Sequence[object]) -> str:
-    """The first few of the names, and how many more there are.
-
-    >>> few(list("abcdefg"))
-    'a, b, c, d, e and 2 more'
-    """
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(str(name) for name in names[:NAMED]) + more
 
 
 def _matched(task: str, chosen: Sequence[Path], degraded: Path, clean: Path, complete: bool) -> list[Pair]:

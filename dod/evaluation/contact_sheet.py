@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from dod.data.pictures import centre_crop
+
 __all__ = ["Entry", "contact_sheet"]
 
 SIDE = 224
@@ -41,12 +43,7 @@ def contact_sheet(entries: Sequence[Entry], per_line: int, side: int = SIDE) -> 
         left, top = GAP + i % per_line * width, GAP + i // per_line * height
         draw.text((left, top), entry.caption, INK, font)
         for k, picture in enumerate(entry.pictures):
-            image = _middle(picture, side)
+            image = Image.fromarray(np.ascontiguousarray(centre_crop(picture, side)))
             offset = ((side - image.width) // 2, (side - image.height) // 2)
             sheet.paste(image, (left + k * (side + 1) + offset[0], top + CAPTION + offset[1]))
     return sheet
-
-
-def _middle(picture: NDArray[np.uint8], side: int) -> Image.Image:
-    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
-    return Image.fromarray(np.ascontiguousarray(picture[top : top + side, left : left + side]))

@@ -1,4 +1,4 @@
-"""A picture of any size through the PyTorch model, padded and cropped as the runtime does."""
+"""A picture of any size through the PyTorch model, whole, padded to the preset's size multiple alone."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ..config import Preset
 from ..data.dataset import load_photographs
 from ..data.degradations import degrade, rng_for
+from ..data.pictures import centre_crop
 from ..errors import ConfigError, DataError, run_command
 from ..evaluate import evaluate, find_scenes
 from ..evaluation.metrics import Metric
@@ -183,8 +184,7 @@ def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
     def measure(model: DOD) -> Values:
         with Scorer(["psnr", *arguments.metrics], _device(model)) as scorer:
             for name, pixels in held_out.items():
-                top, left = ((side - size) // 2 for side in pixels.shape[:2])
-                truth = pixels[top : top + size, left : left + size]
+                truth = centre_crop(pixels, size)
                 clean = truth.astype(np.float32) / np.float32(255)
                 for degradation in preset.conditions:
                     degraded, _ = degrade(clean, degradation, rng_for(name, degradation, arguments.seed))

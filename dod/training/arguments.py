@@ -12,10 +12,20 @@ from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..data.pairs import PairedCrops
 from ..data.trees import SETTINGS
+from ..errors import ConfigError
 from .loop import PRECISIONS, say
 from .state import Schedule
 
 Samples = PhotographCrops | PairedCrops
+
+BESIDE = (
+    ("photographs", "recoloured", 0.0),
+    ("photographs", "windows", 2),
+    ("photographs", "more", []),
+    ("data", "lists", None),
+    ("data", "skip_broken", False),
+)
+"""Options that go with one source of samples alone: the source, the option, its default."""
 
 
 def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
@@ -79,8 +89,14 @@ def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Pre
 def samples_from(
     arguments: Namespace, schedule: Schedule, degradations: Sequence[str], clean_fraction: float
 ) -> Samples:
-    """The training samples: a share that is left clean, the rest with the degradations named. Raises DataError."""
+    """The training samples: a share that is left clean, the rest with the degradations named.
+
+    Raises DataError, and ConfigError for an option of the other source.
+    """
     crop, seed = schedule.crop, schedule.seed
+    for source, name, default in BESIDE:
+        if getattr(arguments, source) is None and getattr(arguments, name) != default:
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --{source}")
     if arguments.data is None:
         shown = degradations if clean_fraction < 1 else ()
         more = arguments.more if len(shown) > 1 else ()  # one by itself is all there is, as in calibration

@@ -20,6 +20,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..data.pictures import few
 from ..errors import DODError, TrainingError
 from ..tensors import fingerprint
 from .board import Board
@@ -70,6 +71,7 @@ def batches(
         batch_size=schedule.batch,
         sampler=indices,
         num_workers=schedule.workers,
+        worker_init_fn=_ignore_sigterm,
         prefetch_factor=4 if schedule.workers else None,
     )
     return iter(loader)
@@ -201,6 +203,11 @@ def cost(log: Log) -> str:
     return text
 
 
+def _ignore_sigterm(_: int) -> None:
+    """SIGTERM often goes to a whole group of processes: a worker's end would stop the step that is to be saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 @contextmanager
 def _sigterm() -> Iterator[list[int]]:
     """A list that SIGTERM fills, instead of ending the process."""
@@ -251,5 +258,4 @@ def _samples(dataset: Dataset, step: int, part: int, schedule: Schedule, acceler
     first = (step * schedule.accumulation + part) * accelerator.num_processes + accelerator.process_index
     indices = range(first * schedule.batch, (first + 1) * schedule.batch)
     describe: Callable[[int], str] = getattr(dataset, "describe", lambda i: f"sample {i}")
-    more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
-    return ", ".join(describe(i) for i in indices[:NAMED]) + more
+    return few([describe(i) for i in indices], NAMED)

@@ -12,6 +12,7 @@ own. `--decoder new` starts that from random weights. Each reads and writes the 
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,7 +26,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..base import load_base
 from ..checkpoint import METADATA, copy_trained, load_checkpoint, read_metadata, save_checkpoint
 from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
@@ -54,6 +54,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "latent_weight": 0.0,
         "vgg": "",
         "relative": False,
+        "gradient_checkpointing": False,
         "tile": [],
         "clean_fraction": CLEAN_FRACTION,
     },
@@ -83,34 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = training_parser("python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS)
     arguments = parser.parse_args(argv)
     preset, schedule = preset_from(arguments), schedule_from(arguments)
-    if preset.checkpoint is None:
-        raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
-    sides = [("crop", schedule.crop), *(("tile", side) for side in getattr(arguments, "tile", ()))]
-    for name, side in sides if arguments.command != "calibrate" else ():
-        if side % preset.size_multiple or not 0 < side <= schedule.crop:
-            raise ConfigError(
-                f"--{name} {side}: the model takes multiples of {preset.size_multiple}, a tile no larger than its crop"
-            )
-    if arguments.command == "calibrate" and schedule.steps < 2:
-        raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
-    folder = preset.folder / preset.checkpoint
+    check(arguments, preset, schedule)
+    folder = preset.folder / str(preset.checkpoint)
     anew = arguments.command == "1" and not arguments.go_on
-    base = preset.folder / preset.base.source / "vae"
-    if getattr(arguments, "decoder", "frozen") != "frozen" and not (base / "config.json").is_file():
-        raise ConfigError(
-            f"--decoder {arguments.decoder} rewrites the base's decoder, and base.source = {preset.base.source} is no "
-            "folder that has one here: copy the base into a folder of your own, and name that"
-        )
     if not anew and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     trained = arguments.command == "2" and arguments.decoder != "frozen"
+    base = preset.folder / preset.base.source / "vae"
     if trained:
-        finish_killed(preset)
+        finish_killed(base, folder)
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
     metadata = {} if anew else load_checkpoint(model, folder, any_base=arguments.command == "1")
     if metadata and metadata["base_sha256"] != model.base_sha256:
-        say("the checkpoint was trained on other frozen weights: it goes on on these")
+        model.prototypes, model.statistics = {}, None  # of c, which the DDPM gives
+        say("the checkpoint was trained on other frozen weights: it goes on on these, to be calibrated anew")
     training = metadata.get("training", [])
     with unless_failed(base) if trained and is_main_process() else nullcontext():  # base and checkpoint, or neither
         if arguments.command == "calibrate":
@@ -132,6 +120,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def check(arguments: Namespace, preset: Preset, schedule: Schedule) -> None:
+    """Raises ConfigError for what does not fit the preset, before anything is loaded."""
+    if preset.checkpoint is None:
+        raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
+    sides = [("crop", schedule.crop), *(("tile", side) for side in getattr(arguments, "tile", ()))]
+    for name, side in sides if arguments.command != "calibrate" else ():
+        if side % preset.size_multiple or not 0 < side <= schedule.crop:
+            raise ConfigError(
+                f"--{name} {side}: the model takes multiples of {preset.size_multiple}, a tile no larger than its crop"
+            )
+    if arguments.command == "calibrate" and schedule.steps < 2:
+        raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
+    base = preset.folder / preset.base.source / "vae"
+    if getattr(arguments, "decoder", "frozen") != "frozen" and not (base / "config.json").is_file():
+        raise ConfigError(
+            f"--decoder {arguments.decoder} rewrites the base's decoder, and base.source = {preset.base.source} is no "
+            "folder that has one here: copy the base into a folder of your own, and name that"
+        )
+
+
 def stage_1(
     model: DOD,
     dataset: Dataset,
@@ -143,11 +151,19 @@ def stage_1(
     latent_weight: float = 0.0,
     vgg: str = "",
     relative: bool = False,
+    gradient_checkpointing: bool = False,
     tile: Sequence[int] = (),
 ) -> Log:
-    """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off."""
+    """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off.
+
+    gradient_checkpointing: the UNet's activations are computed again in the backward pass, for less memory.
+    """
     if perceptual_weight and not vgg:
         say("no --vgg: the perceptual term (9) is off")
+    if not (rec_weight or (perceptual_weight and vgg) or dmd_weight or latent_weight):
+        raise ConfigError("stage 1 has nothing to minimise: give one of its terms a weight, the perceptual one a --vgg")
+    if gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
     features = VGG(vgg) if perceptual_weight and vgg else None
     objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile, relative)
     objective.samples = samples(dataset)
@@ -177,6 +193,8 @@ def stage_2(
         for name, parameter in model.decoder.base_parameters().items():
             parameter.data.copy_(fresh[name])
     trained = decoder != "frozen"
+    if not trained and not model.detail_parameters():
+        raise ConfigError(f"preset {model.preset.name} has no detail modules: stage 2 has nothing to train")
     options: dict[str, Any] = {"gate_rate": gate_rate, "gate_start": gate_start, "decoder_rate": decoder_rate}
     options |= {"relative": relative, "tile": tile}
     objective = Detail(model, rec_weight, ssim_weight, decoder=trained, plain=plain_weight, **options)
@@ -212,13 +230,15 @@ def rebased(model: DOD, run: dict[str, object]) -> DOD:
     return on_new_base
 
 
-def finish_killed(preset: Preset) -> None:
+def finish_killed(base: Path, checkpoint: Path) -> None:
     """Puts back the base that a run was killed after writing, before its checkpoint, to go on from the run's state."""
-    folder = preset.folder / preset.base.source / "vae"
-    kept, checkpoint = kept_of(folder), preset.folder / str(preset.checkpoint)
-    if is_main_process() and kept.is_dir() and load_base(preset).sha256 != read_metadata(checkpoint)["base_sha256"]:
-        say(f"a run was killed between base and checkpoint: {folder} is put back as it was before")
-        replace_folder(kept, folder)
+    kept = kept_of(base)
+    if is_main_process() and kept.is_dir():
+        runs, recorded = record_of(base), read_metadata(checkpoint).get("training", [])
+        anew = record_of(kept) == runs[:-1] != runs and runs[-1].get("stage") == 2
+        if anew and runs[-1] not in recorded:
+            say(f"a run was killed between base and checkpoint: {base} is put back as it was before")
+            replace_folder(kept, base)
     process().wait_for_everyone()
 
 

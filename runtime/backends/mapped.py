@@ -2,7 +2,7 @@
 
 A runtime packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again. Under
 pressure the system takes clean pages of a map away by itself; until then they count as memory of the process, and are
-the half of it. Linux from 5.4 on alone: elsewhere nothing is given back.
+the half of it. Linux alone, and from 5.4 on for what others have mapped.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from benchmarks.classical import (
     noise_level,
     richardson_lucy,
 )
-from benchmarks.photographs import centre_crop
 from dod.data.degradations import DEGRADATIONS, blur, degrade, rng_for
+from dod.data.pictures import centre_crop
 from dod.evaluation.metrics import psnr
 
 

@@ -16,9 +16,10 @@ from benchmarks.comparison import Row, with_speed_ups
 from benchmarks.latency import SWITCHES, main, switched
 from benchmarks.reference import TorchModel, load_reference
 from benchmarks.runners import Job, Runner
-from dod.checkpoint import save_checkpoint
+from dod.checkpoint import load_model, save_checkpoint
 from export.parity import psnr_db
 from runtime.bundle import Bundle
+from runtime.errors import BundleError
 from runtime.restorer import Restorer
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
@@ -90,6 +91,17 @@ def test_no_speed_up_where_parity_failed(
     for backend, budget in (("openvino", "SNR 70 dB"), ("onnxruntime_cpu", "SNR 80 dB")):
         line = next(line for line in done.stdout.splitlines() if f"{backend} fp32" in line)
         assert line.endswith(f"FAILED: {budget}") and "x" not in line.split("fp32")[1]
+
+
+def test_the_reference_is_what_the_bundle_was_built_from(
+    tiny_bundle: Path, tiny_checkpoint: Path, condition: str, tmp_path: Path
+) -> None:
+    model = load_model(tiny_checkpoint)
+    with torch.no_grad():
+        model.unet.prompt.add_(1)
+    save_checkpoint(model, tmp_path / "trained on")
+    with pytest.raises(BundleError, match="was built from the checkpoint .*build it anew"):
+        load_reference(Bundle.open(tiny_bundle), str(tmp_path / "trained on"))
 
 
 def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 from skimage import data
 
 from benchmarks.classical import METHODS
-from benchmarks.photographs import OWN, SCIKIT_IMAGE, centre_crop, photographs
+from benchmarks.photographs import OWN, SCIKIT_IMAGE, photographs
 from benchmarks.quality import main
 from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
+from dod.data.pictures import centre_crop
 from dod.evaluate import evaluate, find_scenes
 from dod.evaluation.metrics import psnr
 from runtime.errors import UsageError
@@ -147,6 +148,7 @@ def test_bad_input(identity: Path, tmp_path: Path) -> None:
         (("--photographs", tmp_path / "empty"), ("no pictures in",)),
         (("--photographs", tmp_path / "broken"), ("not a picture", "a.png")),
         (("--limit", 0), ("--limit must be at least 1",)),
+        (("--out", "."), ("--out .: name the folder itself",)),
         (("--out", tmp_path / "kept"), ("kept", "choose another folder")),
     ):
         refused(attempt(*arguments), *words)

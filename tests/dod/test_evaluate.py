@@ -219,6 +219,7 @@ def refusals(tmp_path: Path) -> list[tuple[tuple[object, ...], str]]:
         ((a, a, "--checkpoint", "mini", "--save", b), f"--save {b} is not empty"),
         ((a, a, "--checkpoint", "min"), "min"),
         ((a, a, "--sheet", tmp_path / "sheet"), "such as sheet.png"),
+        ((a, a, "--device", "gpu"), "--device gpu cannot be used here: "),
     ]
 
 

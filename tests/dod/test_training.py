@@ -257,6 +257,11 @@ def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pyt
     assert log[-1]["loss"] < log[0]["loss"]
 
 
+def test_stage_2_without_detail_modules_has_nothing_to_train(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset tiny has no detail modules"):
+        stages.stage_2(DOD.from_preset(smaller(detail__enabled=False)), Pairs(), QUICK, tmp_path)
+
+
 def test_a_trained_decoder_keeps_decoding_without_the_modules() -> None:
     model = DOD.from_preset(smaller())
     batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]

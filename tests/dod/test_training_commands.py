@@ -89,8 +89,10 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
 
     assert command(stages.main, "2", folder) == 2
     assert "run stage 1 first" in capsys.readouterr().err
+    assert command(stages.main, "1", folder, "--rec-weight", "0", "--dmd-weight", "0") == 2
+    assert "stage 1 has nothing to minimise" in capsys.readouterr().err
     drawing = ("--windows", "3", "--more", "blur", "noise")
-    first = (*drawing, "--clean-fraction", "0.5")
+    first = (*drawing, "--clean-fraction", "0.5", "--gradient-checkpointing")
     for stage, more in (("1", first), ("2", ()), ("calibrate", drawing)):
         assert command(stages.main, stage, folder, *more) == 0
     printed = capsys.readouterr()
@@ -155,6 +157,8 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
     new: Any = linear_start.new_autoencoder(checkpoint.preset.base.vae)
     assert torch.allclose(bias, new.decoder.conv_norm_out.bias, atol=0.01), "it starts from nothing"
+    assert command(stages.main, "calibrate", folder) == 0
+    assert load_model(folder).prototypes
     capsys.readouterr()
 
     # Another DDPM: only stage 1 may go on from a checkpoint of other frozen weights, and says so.
@@ -163,8 +167,10 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder, "--continue", "--dmd-weight", "0", "--state", str(folder / "third")) == 0
-    assert "other frozen weights: it goes on on these" in capsys.readouterr().out
-    assert load_model(folder).base_sha256 not in (model.base_sha256, checkpoint.base_sha256)
+    assert "other frozen weights: it goes on on these, to be calibrated anew" in capsys.readouterr().out
+    after = load_model(folder)
+    assert after.base_sha256 not in (model.base_sha256, checkpoint.base_sha256)
+    assert after.prototypes == {} and after.statistics is None, "they were of the other DDPM's features"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -234,14 +240,15 @@ def arguments(folder: Path, name: str, *more: str) -> list[str]:
 
 
 def test_sigterm_saves_and_the_same_command_goes_on_to_the_bit(folder: Path) -> None:
-    words = arguments(folder, "ddpm", "--steps", "100", "--save-every", "1000")
+    """It goes to the whole group, worker processes among it, as service managers send it."""
+    words = arguments(folder, "ddpm", "--steps", "100", "--save-every", "1000", "--workers", "1")
     weights, state = folder / "ddpm" / "diffusion_pytorch_model.safetensors", folder / "state"
     command = [sys.executable, "-m", "dod.training.pretrain", *words]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not (state / "tensorboard").is_dir() and running.poll() is None:
         time.sleep(0.02)
     time.sleep(0.2)
-    running.send_signal(signal.SIGTERM)
+    os.killpg(running.pid, signal.SIGTERM)
     _, printed = running.communicate()
     assert running.returncode == 143 and not weights.exists(), printed
     assert (state / "ddpm.state.safetensors").is_file()
@@ -313,6 +320,7 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
         (stages.main, "1", "mini", ("--crop", "100"), "--crop 100: the model takes multiples of 64"),
         (stages.main, "2", "mini", ("--crop", "128", "--tile", "192"), "--tile 192: the model takes multiples of 64"),
         (stages.main, "1", "mni", (), "did you mean 'mini'"),
+        (pretrain.main, "vae", "mini", ("--lists", "lists"), "--lists goes with --data"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(

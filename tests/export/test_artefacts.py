@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 from export.artefacts import Entry, Workshop, hash_sources, key_of
 from export.checks import MODEL_MODULES
 from runtime.bundle import MANIFEST
+from runtime.errors import UsageError
 
 INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
@@ -135,6 +138,25 @@ def test_an_interrupted_maker_leaves_the_file_of_before(out: Path) -> None:
         shop.make(NAME, {"base": "new"}, maker)
     assert [path.name for path in shop.path(NAME).parent.iterdir()] == ["mfm.onnx"]
     assert not make(Workshop(out))
+
+
+def test_one_build_at_a_time(out: Path) -> None:
+    with Workshop(out) as shop:
+        scratch = shop.root / f"{tempfile.gettempprefix()}references"
+        scratch.mkdir()
+        with pytest.raises(UsageError, match="another build of .*mini is at work"), Workshop(out):
+            pass
+        assert scratch.is_dir() and make(shop)
+    with Workshop(out) as shop:
+        assert not scratch.exists() and not make(shop)
+
+
+def test_a_block_that_made_nothing_leaves_nothing(out: Path) -> None:
+    bundle_of_before(out)
+    shutil.rmtree(out.with_name("mini.partial"))
+    with Workshop(out) as shop:
+        assert shop.fresh(NAME, INPUTS) and shop.root.exists()
+    assert not shop.root.exists() and (out / NAME).read_text() == "graph"
 
 
 @pytest.mark.parametrize("ledger", ["", "{", "[]", '{"a": 1}', '{"onnx/fp32/mfm.onnx": {"bytes": 5}}', "null"])

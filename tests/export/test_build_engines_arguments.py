@@ -35,6 +35,7 @@ def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> s
         (["--min", "wide"], "--min: invalid int value: 'wide'"),
         (["--batch", "1"], "--batch: expected 2 arguments"),
         (["--tar", "onnxruntime"], "unrecognized arguments: --tar"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--refit", "--targets", "onnxruntime"], "--refit is for engines: name one of the targets tensorrt_rtx, tens"),
         (["--refit", "--engine-conditions", "rain"], "--refit builds one merged UNet for all conditions: leave"),
     ],
@@ -90,6 +91,18 @@ def test_what_does_not_fit_the_model(
 ) -> None:
     errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime", *arguments)
     assert all(word in errors for word in words), errors
+
+
+@pytest.mark.parametrize("out", [".", "sub/.."])
+def test_a_folder_that_cannot_be_replaced(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = run_command(
+        main, [str(tiny_checkpoint), "--targets", "onnxruntime", "--out", out], also=(ExportError, DODError)
+    )
+    assert code == 2 and f"--out {out}: name the folder itself, such as {tmp_path}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
