@@ -2,71 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dod.base import load_base
 from dod.checkpoint import METADATA, load_model
 from dod.config import load_preset
-from dod.errors import CheckpointError, ConfigError, run_command
+from dod.errors import ConfigError, run_command
 from dod.training import linear_start, pretrain, stages
 from tests.dod.data.small_tree import make_tree
-from tests.dod.small_model import SMALLER
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A preset of two levels whose weights are to be trained, and two photographs."""
-    preset = yaml.safe_load((load_preset("tiny").folder / "preset.yaml").read_text())
-    preset["base"] |= {
-        "source": "base",
-        "vae": {**preset["base"]["vae"], "block_out_channels": SMALLER["base.vae.block_out_channels"]},
-        "unet": {
-            **preset["base"]["unet"],
-            "block_out_channels": SMALLER["base.unet.block_out_channels"],
-            "attention_heads": SMALLER["base.unet.attention_heads"],
-        },
-    }
-    preset["ddpm"]["source"], preset["checkpoint"] = "ddpm", "dod"
-    (tmp_path / "preset.yaml").write_text(yaml.safe_dump(preset))
-    (tmp_path / "photographs").mkdir()
-    generator = np.random.default_rng(0)
-    for name in ("a.png", "b.png"):
-        pixels = generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photographs" / name)
-    return tmp_path
-
-
-def command(main: Any, name: str, folder: Path, *more: str) -> int:
-    argv = [
-        name,
-        "--photographs",
-        str(folder / "photographs"),
-        "--preset",
-        str(folder),
-        "--state",
-        str(folder / "state"),
-    ]
-    options = {"--steps": "2", "--batch": "2", "--crop": "32", "--workers": "0"}
-    return run_command(main, [*argv, *(word for pair in options.items() for word in pair), *more])
+from tests.dod.small_training import arguments, command
 
 
 def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,93 +126,6 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     after = load_model(folder)
     assert after.base_sha256 not in (model.base_sha256, checkpoint.base_sha256)
     assert after.prototypes == {} and after.statistics is None, "they were of the other DDPM's features"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_base_and_checkpoint_change_together_or_not_at_all(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk is full after the decoder, at the checkpoint. The same command goes on once there is room."""
-    for part in ("vae", "unet", "ddpm"):
-        assert command(pretrain.main, part, folder) == 0
-    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
-    before = {part: contents(folder / part) for part in ("base", "dod")}
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(stages, "save_checkpoint", full)
-        assert command(stages.main, "2", folder, "--decoder", "trained") == 2
-    assert "No space left on device" in capsys.readouterr().err
-    assert {part: contents(folder / part) for part in before} == before
-    assert command(stages.main, "2", folder, "--decoder", "trained") == 0
-    assert contents(folder / "base") != before["base"] and load_model(folder).prototypes == {}
-
-
-def test_a_run_killed_between_base_and_checkpoint_goes_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for part in ("vae", "unet", "ddpm"):
-        assert command(pretrain.main, part, folder) == 0
-    assert command(stages.main, "1", folder, "--dmd-weight", "0") == 0
-    words = arguments(folder, "2", "--steps", "2", "--decoder", "trained")
-    dying = (
-        "import os; from dod.training import stages; stages.save_checkpoint = lambda *_, **__: os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.run([sys.executable, "-c", f"{dying}; stages.main({words!r})"], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    weights = folder / "base" / "vae" / "diffusion_pytorch_model.safetensors"
-    written = weights.read_bytes()
-    with pytest.raises(CheckpointError, match="another base model"):
-        load_model(folder)
-    capsys.readouterr()
-    assert run_command(stages.main, words) == 0
-    assert "a run was killed between base and checkpoint" in capsys.readouterr().out
-    assert load_model(folder).prototypes == {}
-    assert weights.read_bytes() == written, "what it wrote anew is what it had trained"
-
-
-def test_a_part_that_does_not_fit_leaves_the_one_before_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(pretrain.main, "vae", folder) == 0
-    before = contents(folder / "base")
-    vae = pretrain.read_part(AutoencoderKL, folder / "base" / "vae")
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model.safetensors: could not be written"):
-            pretrain.publish(vae, folder / "base" / "vae", [])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-    assert contents(folder / "base") == before
-
-
-def arguments(folder: Path, name: str, *more: str) -> list[str]:
-    paths = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--state", str(folder / "state")]
-    return [name, *paths, "--batch", "2", "--crop", "32", "--workers", "0", *more]
-
-
-def test_sigterm_saves_and_the_same_command_goes_on_to_the_bit(folder: Path) -> None:
-    """It goes to the whole group, worker processes among it, as service managers send it."""
-    words = arguments(folder, "ddpm", "--steps", "100", "--save-every", "1000", "--workers", "1")
-    weights, state = folder / "ddpm" / "diffusion_pytorch_model.safetensors", folder / "state"
-    command = [sys.executable, "-m", "dod.training.pretrain", *words]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not (state / "tensorboard").is_dir() and running.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    os.killpg(running.pid, signal.SIGTERM)
-    _, printed = running.communicate()
-    assert running.returncode == 143 and not weights.exists(), printed
-    assert (state / "ddpm.state.safetensors").is_file()
-    assert run_command(pretrain.main, words) == 0
-    resumed = load_file(weights)
-    shutil.rmtree(state)
-    assert run_command(pretrain.main, words) == 0
-    whole = load_file(weights)
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def two_processes(words: list[str]) -> str:

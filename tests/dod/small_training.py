@@ -1,0 +1,50 @@
+"""Runs of training that take seconds: pictures, a schedule, and the arguments of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dod.errors import run_command
+from dod.training.state import Schedule
+from tests.dod.small_model import image, normal
+
+QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
+
+
+class Pairs(Dataset[tuple[Tensor, Tensor]]):
+    """(noisy, clean) pictures; a run that asks for sample `stop` is interrupted."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        if i == self.stop:
+            raise KeyboardInterrupt
+        clean = image(1, 16, 16, seed=i)[0]
+        return (clean + 0.2 * normal(3, 16, 16, seed=i)).clamp(-1, 1), clean
+
+
+def command(main: Any, name: str, folder: Path, *more: str) -> int:
+    argv = [
+        name,
+        "--photographs",
+        str(folder / "photographs"),
+        "--preset",
+        str(folder),
+        "--state",
+        str(folder / "state"),
+    ]
+    options = {"--steps": "2", "--batch": "2", "--crop": "32", "--workers": "0"}
+    return run_command(main, [*argv, *(word for pair in options.items() for word in pair), *more])
+
+
+def arguments(folder: Path, name: str, *more: str) -> list[str]:
+    paths = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--state", str(folder / "state")]
+    return [name, *paths, "--batch", "2", "--crop", "32", "--workers", "0", *more]
