@@ -9,6 +9,8 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 
 from .errors import BundleError, unknown
 from .manifest import FileRecord, Manifest, Precision
-from .merge import merge
+from .merge import Places, merge, new_arrays
 from .tensors import read_tensors
 
 __all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
@@ -34,7 +36,7 @@ class Bundle:
         self.folder = folder
         self.manifest = manifest
         self._verified: set[str] = set()
-        self._lock = threading.Lock()
+        self._locks = {name: threading.Lock() for name in manifest.files}
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.folder)!r}, name={self.manifest.name!r})"
@@ -71,6 +73,14 @@ class Bundle:
             self._verify(each)
         return self.folder / name
 
+    def hash_ahead(self, name: str) -> None:
+        """Begins to verify a file as `path` does, in a thread; who asks for its path waits for that, and is told."""
+        threading.Thread(target=self._path_or_none, args=(name,), name="dod-hashing", daemon=True).start()
+
+    def _path_or_none(self, name: str) -> None:
+        with suppress(BundleError):
+            self.path(name)
+
     def verify(self) -> None:
         """Hashes every file now. Raises BundleError at the first that is missing or changed."""
         for name in self.manifest.files:
@@ -93,13 +103,19 @@ class Bundle:
             raise BundleError(f"{self.folder / name} must hold 'modulation' as {expected}, found {found}")
         return value
 
-    def merged(self, files: Precision, condition: str) -> dict[str, np.ndarray]:
+    def merged(self, files: Precision, condition: str, places: Places = new_arrays) -> dict[str, np.ndarray]:
         """What a condition changes in the merged UNet of a precision, by name, computed from the stored weights.
 
-        The memory map of these ends with this call. Raises BundleError where they do not fit, UsageError for an unknown
-        condition.
+        These are hashed meanwhile, and their memory map ends with this call. places: gives the arrays that are
+        returned. Raises BundleError where they were changed or do not fit, UsageError for an unknown condition.
         """
-        return merge(self.tensors(files.weights["unet_merged"]), self.manifest.merge, self.modulation(condition))
+        modulation, name = self.modulation(condition), files.weights["unet_merged"]
+        with ThreadPoolExecutor(1, "dod-hashing") as pool:
+            hashing = pool.submit(self._verify, name)
+            try:
+                return merge(read_tensors(self.folder / name), self.manifest.merge, modulation, places)
+            finally:
+                hashing.result()  # a file that was changed says so, whatever came of merging it
 
     def _weights_of(self, graph: str) -> list[str]:
         """The safetensors files that hold the external data of a graph."""
@@ -122,7 +138,7 @@ class Bundle:
             raise BundleError(f"{path} has {size} bytes, expected {record.bytes}; {REBUILD} {self.folder}")
 
     def _verify(self, name: str) -> None:
-        with self._lock:
+        with self._locks[name]:
             if name in self._verified:
                 return
             record = self.manifest.files[name]

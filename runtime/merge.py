@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from .errors import BundleError
 from .manifest import MergeEntry
 
-__all__ = ["merge", "merge_layer"]
+__all__ = ["Kinds", "Places", "merge", "merge_layer"]
+
+Kinds: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""dtype and shape of arrays by name."""
+Places: TypeAlias = Callable[[Kinds], dict[str, np.ndarray]]
+"""Gives arrays that are to be written."""
+
+BLOCK = 1 << 16
+"""Values that are merged at a time: they stay in the cache, and are too few for a BLAS to start threads over them."""
+THREADS = 4
+"""At most: what is merged comes from memory, and goes there."""
 
 
 def merge_layer(
@@ -20,62 +34,94 @@ def merge_layer(
     gamma: np.ndarray,
     beta: np.ndarray,
     scale: float,
+    into: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eq. (3)-(5) at a fixed modulation: W' = W + s B diag(gamma) A and b' = b + s B beta, computed in float32.
 
     weight W: [out, in] or [out, in/groups, kh, kw]; bias b: [out]; down A: [r, in] or [r, in/groups, kh, kw];
-    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]. Returns W' and b' in the shapes and dtypes of W and b.
+    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]; into: where W' is written, contiguous, a new array by default.
+    Returns W' and b' in the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
 
     Exact for a convolution too, borders included: A carries the kernel and B is 1x1, so the branch is one
     convolution with the kernel B diag(gamma) A and the constant B beta.
     """
     rank = down.shape[0]
-    b = np.asarray(up, np.float32).reshape(up.shape[0], rank)
-    merged = (b * np.asarray(gamma, np.float32)) @ np.asarray(down, np.float32).reshape(rank, -1)
-    scale32 = np.float32(scale)
-    merged *= scale32  # in place: gigabytes at the paper's scale, where new pages cost more than the sums
-    merged = merged.reshape(weight.shape)
-    merged += weight
-    shifted = np.asarray(bias, np.float32) + scale32 * (b @ np.asarray(beta, np.float32))
-    return merged.astype(weight.dtype, copy=False), shifted.astype(bias.dtype, copy=False)
+    a = np.asarray(down, np.float32).reshape(rank, -1)
+    b = np.asarray(up, np.float32).reshape(-1, rank) * np.float32(scale)
+    plain = weight.reshape(weight.shape[0], -1)
+    if plain.shape != (len(b), a.shape[1]):
+        raise ValueError(f"{list(up.shape)} and {list(down.shape)} for a weight {list(weight.shape)}")
+    scaled = b * np.asarray(gamma, np.float32)
+    merged = np.empty_like(weight, order="C") if into is None else into
+    written = merged.reshape(plain.shape)
+    rows = max(1, BLOCK // plain.shape[1])
+    for start in range(0, len(plain), rows):
+        block = scaled[start : start + rows] @ a
+        block += plain[start : start + rows]
+        written[start : start + rows] = block
+    shifted = np.asarray(bias, np.float32) + b @ np.asarray(beta, np.float32)
+    return merged, shifted.astype(bias.dtype, copy=False)
+
+
+def new_arrays(kinds: Kinds) -> dict[str, np.ndarray]:
+    """Arrays in memory."""
+    return {name: np.empty(shape, dtype) for name, (dtype, shape) in kinds.items()}
 
 
 def merge(
-    tensors: Mapping[str, np.ndarray], entries: Iterable[MergeEntry], modulation: np.ndarray
+    tensors: Mapping[str, np.ndarray],
+    entries: Iterable[MergeEntry],
+    modulation: np.ndarray,
+    places: Places = new_arrays,
 ) -> dict[str, np.ndarray]:
     """The tensors that one condition changes, by name, from the stored ones; `tensors` is left as it is.
 
     modulation: float32 [N, 2, r], gamma = modulation[i, 0] and beta = modulation[i, 1] for the layer of index i.
+    places: gives the arrays that are returned. Several threads merge a layer each.
     Always computed from the stored weights, never from merged ones: switching A, B, A gives A bit for bit.
     Raises BundleError where a tensor is missing or does not fit.
     """
-    merged: dict[str, np.ndarray] = {}
-    passed_on: list[tuple[str, np.ndarray]] = []
-    layers = {}
-    for entry in entries:
-        layers[entry.layer] = entry
-        try:
-            weight = tensors[entry.weight]
-            bias = np.zeros(weight.shape[0], np.float32) if entry.bias is None else tensors[entry.bias]
-            gamma, beta = modulation[entry.index]
-            values = merge_layer(weight, bias, tensors[entry.A], tensors[entry.B], gamma, beta, entry.scale)
-            if entry.input is not None and entry.output is not None:
-                result = np.asarray(tensors[entry.input], np.float32) @ np.asarray(values[0], np.float32).T
-                merged[entry.output] = result.astype(tensors[entry.output].dtype, copy=False)
-            else:
-                merged[entry.weight] = values[0]
-        except KeyError as error:
-            raise BundleError(f"cannot merge {entry.layer}: the weights hold no tensor {error}") from error
-        except (IndexError, ValueError) as error:
-            raise BundleError(f"cannot merge {entry.layer}: shapes do not fit ({error})") from error
-        if entry.bias is not None:
-            merged[entry.bias] = values[1]
-        elif entry.bias_into is not None:
-            passed_on.append((entry.bias_into, values[1]))
-    for name, shift in passed_on:
-        if name in layers:
-            into = layers[name]
+    layers = {entry.layer: entry for entry in entries}
+    merged = places({name: _kind(tensors, each, name) for each in layers.values() for name in each.changes})
+    one = partial(_merge_entry, tensors, modulation, merged)
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "dod-merging") as pool:
+        shifts = dict(zip(layers, pool.map(one, layers.values()), strict=True))
+    for entry in layers.values():
+        if entry.bias is None and entry.bias_into in layers:
+            into = layers[entry.bias_into]
             assert into.bias is not None
-            passed = np.asarray(merged[into.weight], np.float32) @ shift
-            merged[into.bias] = (np.asarray(merged[into.bias], np.float32) + passed).astype(merged[into.bias].dtype)
+            passed = np.asarray(merged[into.weight], np.float32) @ shifts[entry.layer]
+            merged[into.bias][...] = np.asarray(merged[into.bias], np.float32) + passed
     return merged
+
+
+def _kind(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+    if name not in tensors:
+        raise _missing(entry, name)
+    return tensors[name].dtype, tensors[name].shape
+
+
+def _merge_entry(
+    tensors: Mapping[str, np.ndarray], modulation: np.ndarray, merged: Mapping[str, np.ndarray], entry: MergeEntry
+) -> np.ndarray:
+    """Writes what one layer changes into `merged`, but for what others pass on to it; returns its b'."""
+    try:
+        weight = tensors[entry.weight]
+        bias = np.zeros(weight.shape[0], np.float32) if entry.bias is None else tensors[entry.bias]
+        gamma, beta = modulation[entry.index]
+        into = merged[entry.weight] if entry.output is None else None
+        values = merge_layer(weight, bias, tensors[entry.A], tensors[entry.B], gamma, beta, entry.scale, into)
+        if entry.input is not None and entry.output is not None:
+            result = np.asarray(tensors[entry.input], np.float32) @ np.asarray(values[0], np.float32).T
+            merged[entry.output][...] = result
+        if entry.bias is not None:
+            merged[entry.bias][...] = values[1]
+    except KeyError as error:
+        raise _missing(entry, error.args[0]) from error
+    except (IndexError, ValueError) as error:
+        raise BundleError(f"cannot merge {entry.layer}: shapes do not fit ({error})") from error
+    return values[1]
+
+
+def _missing(entry: MergeEntry, name: str) -> BundleError:
+    return BundleError(f"cannot merge {entry.layer}: the weights hold no tensor {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import BundleError
 
-__all__ = ["ALIGNMENT", "Span", "aligned", "read_tensors", "tensor_spans", "write_tensors"]
+__all__ = ["ALIGNMENT", "Span", "read_tensors", "tensor_spans", "write_tensors"]
 
 MAX_HEADER = 100_000_000
 ALIGNMENT = 64
@@ -45,15 +45,22 @@ class Span(NamedTuple):
     end: int
 
 
-def read_tensors(path: str | PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file by name, as read-only views of one memory map.
+def memory_map(path: Path) -> np.ndarray:
+    """The bytes of a file, read-only."""
+    return np.memmap(path, np.uint8, "r")
+
+
+def read_tensors(
+    path: str | PathLike[str], map_file: Callable[[Path], np.ndarray] = memory_map
+) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file by name, as read-only views of one memory map, which `map_file` makes.
 
     Raises BundleError where the file is absent, is not safetensors, or holds a type that numpy has not (bfloat16).
     """
     spans = tensor_spans(path)
     if not any(end > begin for _, _, begin, end in spans.values()):
         return {name: np.empty(shape, dtype) for name, (dtype, shape, _, _) in spans.items()}
-    data = np.memmap(path, np.uint8, "r")
+    data = map_file(Path(path))
     return {name: data[begin:end].view(dtype).reshape(shape) for name, (dtype, shape, begin, end) in spans.items()}
 
 
@@ -84,15 +91,6 @@ def write_tensors(
             digest.update(data)
             file.write(data)
     return digest.hexdigest()
-
-
-def aligned(value: np.ndarray) -> np.ndarray:
-    """A copy of an array, row by row, whose address is a multiple of ALIGNMENT: numpy's own are of 16 bytes."""
-    room = np.empty(value.nbytes + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    copy = room[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    copy[...] = value
-    return copy
 
 
 def tensor_spans(path: str | PathLike[str]) -> dict[str, Span]:

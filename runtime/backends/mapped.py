@@ -15,25 +15,27 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BackendError
-from ..tensors import ALIGNMENT, aligned
+from ..merge import Kinds
+from ..tensors import ALIGNMENT
 
-__all__ = ["placed", "shed", "shedding"]
+__all__ = ["laid_out", "own_map", "shed", "shedding"]
 
 SPILLED = "dod-merged-"
 INTERVAL = 0.25  # seconds
 _MAPS = Path("/proc/self/maps")
 _MADV_PAGEOUT = 21
-_spilled: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+_own: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()  # and where they begin
 _lock = threading.Lock()
 
 
-def shed(folder: Path) -> None:
-    """Gives back the pages of all maps of files in `folder`, and of `placed`'s; whoever reads them maps them again.
+def shed(folder: Path | None) -> None:
+    """Gives back the pages of all maps of files in `folder`, and of our own; whoever reads them maps them again.
 
     Libraries make and end maps of their own while this goes over them, and what then lies at an address may be memory
     that somebody just wrote. So these pages are reclaimed, which loses nothing whatever they hold, and only where the
@@ -41,9 +43,11 @@ def shed(folder: Path) -> None:
     meanwhile.
     """
     with _lock:
-        own = list(_spilled)
-    for spilled in own:
-        spilled.madvise(mmap.MADV_DONTNEED)  # shared: what was written is the file's
+        own = dict(_own)
+    for each in own:
+        each.madvise(mmap.MADV_DONTNEED)  # shared: what was written is the file's, and stays in the system's cache
+    if folder is None:
+        return
     try:
         maps = _MAPS.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -55,11 +59,12 @@ def shed(folder: Path) -> None:
     ):
         if path.startswith(root) and "w" not in rights:
             begin, end = (int(address, 16) for address in span.split("-"))
-            madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
+            if begin not in own.values():
+                madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_PAGEOUT)
 
 
 @contextmanager
-def shedding(folder: Path) -> Iterator[None]:
+def shedding(folder: Path | None) -> Iterator[None]:
     """Calls `shed` every quarter of a second and at the end."""
     done = threading.Event()
 
@@ -77,25 +82,33 @@ def shedding(folder: Path) -> Iterator[None]:
         shed(folder)
 
 
-def placed(values: dict[str, np.ndarray], on_disk: bool) -> Iterator[tuple[str, np.ndarray]]:
-    """Takes `values` out of their dictionary one by one and gives each anew at an address of ALIGNMENT.
+def own_map(path: Path) -> np.ndarray:
+    """The bytes of a file, read-only, whose pages `shed` gives back at no more cost than a `laid_out` array's."""
+    with path.open("rb") as file:
+        return _owned(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _owned(made: mmap.mmap) -> np.ndarray:
+    array = np.frombuffer(made, np.uint8)
+    with _lock:
+        _own[made] = array.ctypes.data
+    return array
+
+
+def laid_out(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
+    """Arrays to be written, each at an address of ALIGNMENT.
 
     on_disk: in one temporary file without a name, mapped, that ends with the last of them, so that `shed` can give
     their memory back. Raises BackendError where the disk has no room for it.
     """
-    if not on_disk or not values:
-        for name in list(values):
-            yield name, aligned(values.pop(name))
-        return
-    room = sum(-(-value.nbytes // ALIGNMENT) * ALIGNMENT for value in values.values())
-    whole = _mapped(room)
-    begin = 0
-    for name in list(values):
-        value = values.pop(name)
-        there = whole[begin : begin + value.nbytes].view(value.dtype).reshape(value.shape)
-        there[...] = value
-        yield name, there
-        begin += -(-value.nbytes // ALIGNMENT) * ALIGNMENT
+    sizes = [prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
+    room = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    whole = _mapped(room) if on_disk and room else np.empty(room + ALIGNMENT, np.uint8)
+    begin, arrays = -whole.ctypes.data % ALIGNMENT, {}
+    for (name, (dtype, shape)), size in zip(kinds.items(), sizes, strict=True):
+        arrays[name] = whole[begin : begin + size].view(dtype).reshape(shape)
+        begin += -(-size // ALIGNMENT) * ALIGNMENT
+    return arrays
 
 
 def _mapped(room: int) -> np.ndarray:
@@ -109,6 +122,4 @@ def _mapped(room: int) -> np.ndarray:
             f"cannot lay {room / 1e9:.1f} GB of merged weights into {tempfile.gettempdir()}: "
             f"{error.strerror or error}; set TMPDIR to a folder with room for them"
         ) from error
-    with _lock:
-        _spilled.add(made)
-    return np.frombuffer(made, np.uint8)
+    return _owned(made)

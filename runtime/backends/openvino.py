@@ -13,7 +13,6 @@ from ..bundle import Bundle
 from ..errors import BackendError, BundleError, DODRuntimeError
 from ..manifest import REDUCED
 from . import Options, Shapes, choose_precision
-from .mapped import placed
 from .sessions import Sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
@@ -105,18 +104,16 @@ class OpenVINO(Sessions):
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, np.ndarray]:
         """See `Backend.run`. Each call has an inference request of its own, so that threads share compiled models."""
         io = self._bundle.manifest.components[component]
-        with self._sparing():
+        given = tuple(np.shape(inputs[spec.name]) for spec in io.inputs if spec.name in inputs)
+        model = self._session(component, condition, self._fixed(component, given))
+        with self._sparing(self._bundle.folder):
             try:
-                given = tuple(np.shape(inputs[spec.name]) for spec in io.inputs if spec.name in inputs)
-                model = self._session(component, condition, self._fixed(component, given))
                 found = model.create_infer_request().infer(dict(inputs), share_inputs=True)
                 # By name: a port that OpenVINO has merged with another bears several, in no order.
                 outputs = {spec.name: found[spec.name] for spec in io.outputs}
                 if self._large and component != "decoder":  # its own, the most, costs a tenth of its time to get anew
                     with suppress(RuntimeError):  # another thread runs it just now, and releases it after that
                         model.release_memory()
-            except DODRuntimeError:
-                raise
             except Exception as error:  # OpenVINO's exceptions have no common base but this one
                 raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
         return outputs
@@ -150,9 +147,9 @@ class OpenVINO(Sessions):
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
-        """Puts `values` in the place of the constants of their names, and takes them out of it one by one.
+        """Puts `values` in the place of the constants of their names.
 
-        They move to addresses that OpenVINO takes as they are: numpy's it copies, and keeps both. It also keeps what
+        They lie at addresses that OpenVINO takes as they are: numpy's it copies, and keeps both. It also keeps what
         it has packed: hence large ones lie on disk.
 
         The frontend names a constant after its initializer and folds nothing before `compile_model`, which is when
@@ -161,7 +158,7 @@ class OpenVINO(Sessions):
         constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
         if strangers := values.keys() - constants.keys():
             raise BundleError(f"cannot merge: the graph unet_merged holds no constant {min(strangers)!r}")
-        for name, value in placed(values, on_disk=self._large):
+        for name, value in values.items():
             merged = self._ov.op.Constant(value, shared_memory=True)
             merged.set_friendly_name(name)
             for user in constants[name].output(0).get_target_inputs():

@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from ..bundle import Bundle
 from ..errors import unknown
 from ..manifest import Precision
 from . import Shapes, kept_sessions
-from .mapped import shedding
+from .mapped import laid_out, shedding
 
 __all__ = ["Sessions"]
 
@@ -44,16 +46,13 @@ class Sessions(ABC):
 
     @abstractmethod
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
-        """A session of a component's graph with `values` in place of its initializers of the same names.
-
-        `values` is its own: it takes entries out when it needs them no longer. shapes: of the inputs, in their order,
-        where the session is to serve no other; else none.
+        """A session of a component's graph with `values`, as `laid_out` gives them, in place of its initializers of the
+        same names. shapes: of the inputs, in their order, where the session is to serve no other; else none.
         """
 
     def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
         """See `Backend.open`."""
-        with self._sparing():
-            self._session(component, condition, self._fixed(component, shapes))
+        self._session(component, condition, self._fixed(component, shapes))
 
     def _fixed(self, component: str, shapes: Shapes) -> Shapes:
         """Those of the inputs' shapes that a session is made for: of most components none, and it serves all."""
@@ -83,11 +82,19 @@ class Sessions(ABC):
             if key not in opened:
                 while len(opened) >= self._kept[component]:  # before the next is opened: two may be too large
                     opened.popitem(last=False)
-                values = self._bundle.merged(self._files, key[0]) if key[0] else {}
-                opened[key] = self._open(component, values, shapes)
+                if component.startswith("unet"):
+                    self._bundle.hash_ahead(self._files.onnx["decoder"])  # which follows
+                values = self._merged(key[0]) if key[0] else {}
+                with self._sparing(self._bundle.folder):
+                    opened[key] = self._open(component, values, shapes)
             opened.move_to_end(key)
             return opened[key]
 
-    def _sparing(self) -> AbstractContextManager[None]:
-        """Surrounds opening and running: keeps no pages of mapped weights of gigabytes."""
-        return shedding(self._bundle.folder) if self._large else nullcontext()
+    def _merged(self, condition: str) -> dict[str, np.ndarray]:
+        # The bundle's own pages stay meanwhile: two threads read them, and what is taken away comes from the disk anew.
+        with self._sparing(None):
+            return self._bundle.merged(self._files, condition, partial(laid_out, on_disk=self._large))
+
+    def _sparing(self, folder: Path | None) -> AbstractContextManager[None]:
+        """Surrounds merging, opening and running: keeps no pages of mapped weights of gigabytes, see `shed`."""
+        return shedding(folder) if self._large else nullcontext()

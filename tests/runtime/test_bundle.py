@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime import bundle as bundle_module
 from runtime.bundle import Bundle, hash_file, write_bundle
 from runtime.errors import BundleError, UsageError
 from runtime.manifest import COMPONENTS, Manifest
@@ -104,6 +106,27 @@ def test_changed_byte_is_found_at_first_use(copy: Path) -> None:
         bundle.verify()
 
 
+def test_what_is_hashed_ahead_is_hashed_once_and_found_as_well(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, hash_file = [], bundle_module.hash_file
+
+    def slowly(path: Path) -> str:
+        hashed.append(path.name)
+        time.sleep(0.1)
+        return hash_file(path)
+
+    monkeypatch.setattr(bundle_module, "hash_file", slowly)
+    bundle, name = Bundle.open(copy), "onnx/fp32/decoder.onnx"
+    bundle.hash_ahead(name)
+    while not hashed:
+        time.sleep(0.001)
+    assert bundle.path(name) == copy / name
+    assert sorted(hashed) == sorted({"decoder.onnx", *(each.rpartition("/")[2] for each in bundle._weights_of(name))})
+    flip(copy / "onnx/fp32/encoder.onnx")
+    bundle.hash_ahead("onnx/fp32/encoder.onnx")
+    with pytest.raises(BundleError, match=r"encoder\.onnx was changed"):
+        bundle.path("onnx/fp32/encoder.onnx")
+
+
 def test_a_graph_answers_for_its_weights(copy: Path) -> None:
     flip(copy / "onnx/fp32/unet.safetensors")
     bundle = Bundle.open(copy)
@@ -111,6 +134,17 @@ def test_a_graph_answers_for_its_weights(copy: Path) -> None:
     for component in ("unet_dynamic", "unet_merged"):
         with pytest.raises(BundleError, match=r"unet\.safetensors was changed"):
             bundle.path(f"onnx/fp32/{component}.onnx")
+
+
+@pytest.mark.parametrize("place", [20, -1], ids=["header", "weights"])
+def test_nothing_is_merged_of_weights_that_were_changed(copy: Path, place: int) -> None:
+    path = copy / "onnx/fp32/unet.safetensors"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    bundle = Bundle.open(copy)
+    with pytest.raises(BundleError, match=r"unet\.safetensors was changed"):
+        bundle.merged(bundle.manifest.precisions["fp32"], "haze")
 
 
 def test_unknown_file(toy: Bundle) -> None:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from runtime.backends import mapped
-from runtime.backends.mapped import placed, shed, shedding
+from runtime.backends.mapped import laid_out, own_map, shed, shedding
 from runtime.errors import BackendError
 from runtime.tensors import ALIGNMENT
 
@@ -46,6 +47,20 @@ def test_what_was_read_is_given_back_and_read_again(tmp_path: Path) -> None:
     assert resident(here) == 0
 
 
+def test_a_map_of_our_own_is_given_back_and_stays_in_the_cache(tmp_path: Path) -> None:
+    content = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
+    content.tofile(tmp_path / "weights")
+    os.sync()
+    own = own_map(tmp_path / "weights")
+    np.testing.assert_array_equal(own, content)
+    assert resident(own) == SIZE
+    reads = psutil.Process().io_counters().read_bytes
+    shed(tmp_path)
+    assert resident(own) == 0
+    np.testing.assert_array_equal(own, content)
+    assert psutil.Process().io_counters().read_bytes == reads
+
+
 def test_private_changes_stay(tmp_path: Path) -> None:
     np.zeros(SIZE, np.uint8).tofile(tmp_path / "weights")
     with open(tmp_path / "weights", "rb") as file:
@@ -56,22 +71,25 @@ def test_private_changes_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_placed_values_are_the_same_aligned_and_alone(on_disk: bool, tmp_path: Path, monkeypatch) -> None:
+def test_what_is_laid_out_is_aligned_keeps_what_is_written_and_leaves_no_file(
+    on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mapped.tempfile, "tempdir", str(tmp_path))
     random = np.random.default_rng(0)
-    shapes = {"a": (3,), "b": (1000, 1000), "c": (2, 3, 5)}
-    values = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    expected = dict(values)
-    found = dict(placed(values, on_disk))
-    assert not values and not os.listdir(tmp_path), "taken out, and the file has no name"
+    shapes = {"a": (3,), "b": (1000, 1000), "none": (0, 4), "c": (2, 3, 5)}
+    expected = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    expected["half"] = random.standard_normal((7, 9)).astype(np.float16)
+    found = laid_out({name: (value.dtype, value.shape) for name, value in expected.items()}, on_disk)
+    assert not os.listdir(tmp_path), "the file has no name"
     for name, value in found.items():
-        assert value.ctypes.data % ALIGNMENT == 0 and not np.shares_memory(value, expected[name])
-        np.testing.assert_array_equal(value, expected[name])
-    shed(Path("/nowhere"))
+        assert (not value.size or value.ctypes.data % ALIGNMENT == 0) and value.flags.c_contiguous
+        value[...] = expected[name]
+    shed(None)
     if on_disk:
         assert resident(found["a"]) == 0
     for name, value in found.items():
-        np.testing.assert_array_equal(value, expected[name])
+        np.testing.assert_array_equal(value, expected[name], strict=True)
+    assert laid_out({}, on_disk) == {}
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch) -> None:
@@ -80,4 +98,4 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch) -> None
 
     monkeypatch.setattr(mapped.os, "posix_fallocate", full)
     with pytest.raises(BackendError, match=r"cannot lay 0\.0 GB of merged weights .*No space left.*set TMPDIR"):
-        list(placed({"a": np.zeros(4, np.float32)}, on_disk=True))
+        laid_out({"a": (np.dtype(np.float32), (4,))}, on_disk=True)

@@ -7,7 +7,7 @@ import pytest
 
 from runtime.errors import BundleError
 from runtime.manifest import MergeEntry
-from runtime.merge import merge, merge_layer
+from runtime.merge import BLOCK, merge, merge_layer
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:
@@ -46,6 +46,16 @@ def test_linear() -> None:
     np.testing.assert_allclose(x @ merged.T + shifted, branch, atol=1e-5)
 
 
+def test_a_layer_of_many_blocks_is_merged_as_in_float64() -> None:
+    values = layer(np.random.default_rng(3), 700, 33, 8, (3, 3))
+    assert values[0].size > 3 * BLOCK
+    weight, bias, down, up, gamma, beta = (value.astype(np.float64) for value in values)
+    merged, shifted = merge_layer(*values, 0.7)
+    branch = np.einsum("or,r,ri->oi", up[:, :, 0, 0], gamma, down.reshape(8, -1)).reshape(weight.shape)
+    np.testing.assert_allclose(merged, weight + 0.7 * branch, atol=1e-5)
+    np.testing.assert_allclose(shifted, bias + 0.7 * up[:, :, 0, 0] @ beta, atol=1e-5)
+
+
 def test_half_is_merged_in_single_and_cast_once() -> None:
     values = layer(np.random.default_rng(1), 8, 8, 4, (3, 3))
     half = [value.astype(np.float16) for value in values[:4]]
@@ -64,6 +74,11 @@ def test_merge_touches_only_what_it_names() -> None:
     merged = merge(tensors, [entry], modulation)
     assert merged.keys() == {"w", "b"}
     np.testing.assert_array_equal(merged["w"], merge_layer(weight, bias, down, up, gamma, beta, 0.5)[0])
+    given = {"w": np.empty_like(weight), "b": np.empty_like(bias)}
+    again = merge(tensors, [entry], modulation, lambda kinds: {name: given[name] for name in kinds})
+    assert again["w"] is given["w"] and again["b"] is given["b"]
+    for name, value in merged.items():
+        np.testing.assert_array_equal(again[name], value)
     for name, value in before.items():
         np.testing.assert_array_equal(tensors[name], value)
 

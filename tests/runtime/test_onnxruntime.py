@@ -89,10 +89,9 @@ def test_a_model_of_gigabytes_gives_the_same(toy: Bundle, monkeypatch: pytest.Mo
     expected = opened(toy).run("unet_merged", {"latent": latent}, "haze")["latent_restored"]
     monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
     sparing = opened(toy)
-    for _ in range(2):  # the second run reads what was given back
-        np.testing.assert_array_equal(
-            sparing.run("unet_merged", {"latent": latent}, "haze")["latent_restored"], expected
-        )
+    first, second = (sparing.run("unet_merged", {"latent": latent}, "haze")["latent_restored"] for _ in range(2))
+    assert snr(expected, first) >= 120  # its convolutions are summed in another order
+    np.testing.assert_array_equal(first, second)  # which reads what was given back
 
 
 def test_no_room_for_merged_weights_is_not_blamed_on_the_bundle(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

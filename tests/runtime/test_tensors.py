@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from runtime.errors import BundleError
-from runtime.tensors import ALIGNMENT, DTYPES, aligned, read_tensors, tensor_spans, write_tensors
+from runtime.tensors import ALIGNMENT, DTYPES, read_tensors, tensor_spans, write_tensors
 
 
 def written(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
@@ -46,17 +46,6 @@ def test_the_first_tensor_is_aligned(tmp_path: Path, name: str) -> None:
     shapes = {name: (np.dtype(np.float32), (16,)), "b": (np.dtype(np.float16), (3,))}
     write_tensors(tmp_path / "t", shapes, [np.zeros(16, np.float32), np.zeros(3, np.float16)])
     assert [span.begin % ALIGNMENT for span in tensor_spans(tmp_path / "t").values()] == [0, 0]
-
-
-@pytest.mark.parametrize("value", [np.arange(12.0).reshape(3, 4).T, np.float16(3), np.zeros((0, 4)), np.ones(1 << 20)])
-def test_aligned(value: np.ndarray) -> None:
-    copy = aligned(np.asarray(value))
-    assert (
-        (copy.size == 0 or copy.ctypes.data % ALIGNMENT == 0)
-        and copy.flags.c_contiguous
-        and not np.shares_memory(copy, value)
-    )
-    np.testing.assert_array_equal(copy, value, strict=True)
 
 
 def test_a_tensor_that_is_not_as_announced(tmp_path: Path) -> None:
