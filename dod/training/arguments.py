@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..config import Preset, load_preset
@@ -28,11 +29,17 @@ BESIDE = (
 """Options that go with one source of samples alone: the source, the option, its default."""
 
 
-def training_parser(prog: str, description: str, commands: dict[str, dict[str, Any]]) -> ArgumentParser:
+def training_parser(
+    prog: str,
+    description: str,
+    commands: dict[str, dict[str, Any]],
+    without: Mapping[str, Container[str]] = MappingProxyType({}),
+) -> ArgumentParser:
     """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
 
     commands: the defaults of each command where they are not those of `Schedule`, and of its further options; a tuple
-    holds the choices, the default first, a list the defaults of an option with several numbers.
+    holds the choices, the default first, a list the defaults of an option with several numbers. without: the shared
+    options that a command does not take.
     """
     parser = ArgumentParser(prog=prog, description=description)
     parsers = parser.add_subparsers(dest="command", required=True)
@@ -40,13 +47,18 @@ def training_parser(prog: str, description: str, commands: dict[str, dict[str, A
         command = parsers.add_parser(name)
         add_source(command)
         command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
-        command.add_argument(
-            "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
-        )
-        command.add_argument(
-            "--continue", dest="go_on", action="store_true", help="start from the weights that the preset names"
-        )
+        left_out = without.get(name, ())
+        if "state" not in left_out:
+            command.add_argument(
+                "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
+            )
+        if "continue" not in left_out:
+            command.add_argument(
+                "--continue", dest="go_on", action="store_true", help="start from the weights that the preset names"
+            )
         for field, value in {**asdict(Schedule()), **defaults}.items():
+            if field in left_out:
+                continue
             choices = list(PRECISIONS) if field == "precision" else None
             if isinstance(value, tuple):
                 choices, value = list(value), value[0]
@@ -111,4 +123,4 @@ def samples_from(
 
 def schedule_from(arguments: Namespace) -> Schedule:
     """The schedule that the arguments of a `training_parser` describe."""
-    return Schedule(**{name: getattr(arguments, name) for name in asdict(Schedule())})
+    return Schedule(**{name: value for name, value in vars(arguments).items() if name in asdict(Schedule())})

@@ -74,19 +74,25 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "tile": [],
         "clean_fraction": CLEAN_FRACTION,
     },
-    "calibrate": {"steps": 256, "batch": 1, "crop": 256},
+    "calibrate": {"steps": 256, "crop": 256},
+}
+WITHOUT = {
+    "2": {"continue"},
+    "calibrate": {"state", "continue", *asdict(Schedule())} - {"steps", "crop", "seed"},
 }
 SHOWN = 4
 """Pictures that TensorBoard gets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = training_parser("python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS)
+    parser = training_parser(
+        "python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS, WITHOUT
+    )
     arguments = parser.parse_args(argv)
     preset, schedule = preset_from(arguments), schedule_from(arguments)
     check(arguments, preset, schedule)
     folder = preset.folder / str(preset.checkpoint)
-    anew = arguments.command == "1" and not arguments.go_on
+    anew = not getattr(arguments, "go_on", True)
     if not anew and not (folder / METADATA).is_file():
         raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
     trained = arguments.command == "2" and arguments.decoder != "frozen"

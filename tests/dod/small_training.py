@@ -32,16 +32,10 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def command(main: Any, name: str, folder: Path, *more: str) -> int:
-    argv = [
-        name,
-        "--photographs",
-        str(folder / "photographs"),
-        "--preset",
-        str(folder),
-        "--state",
-        str(folder / "state"),
-    ]
-    options = {"--steps": "2", "--batch": "2", "--crop": "32", "--workers": "0"}
+    argv = [name, "--photographs", str(folder / "photographs"), "--preset", str(folder)]
+    options = {"--steps": "2", "--crop": "32"}
+    if name != "calibrate":
+        options |= {"--state": str(folder / "state"), "--batch": "2", "--workers": "0"}
     return run_command(main, [*argv, *(word for pair in options.items() for word in pair), *more])
 
 

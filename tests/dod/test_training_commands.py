@@ -163,17 +163,23 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
         assert command(pretrain.main, part, folder) == 0
     tree = make_tree(folder / "tree")
     (tree / "Train" / "Derain" / "rainy" / "rain-1.png").write_bytes(b"cut short")
-    words = ["--data", str(tree), "--preset", str(folder), "--state", str(folder / "state"), "--crop", "32"]
-    words += ["--steps", "2", "--batch", "2", "--workers", "0", "--setting", "rain-haze-noise"]
-    assert run_command(stages.main, ["1", *words]) == 2
+    words = ["--data", str(tree), "--preset", str(folder), "--crop", "32", "--steps", "2"]
+    words += ["--setting", "rain-haze-noise"]
+    run = ("--state", str(folder / "state"), "--batch", "2", "--workers", "0")
+    assert run_command(stages.main, ["1", *words, *run]) == 2
     assert "1 of " in (printed := capsys.readouterr().err) and "rain-1.png" in printed and "--skip-broken" in printed
-    for stage in ("1", "2", "calibrate"):
-        assert run_command(stages.main, [stage, *words, "--skip-broken"]) == 0
+    for stage, more in (("1", run), ("2", run), ("calibrate", ())):
+        assert run_command(stages.main, [stage, *words, *more, "--skip-broken"]) == 0
     assert "1 unreadable pictures are left out" in capsys.readouterr().out
     assert tuple(load_model(folder).prototypes) == ("haze", "rain", "noise")
-    with pytest.raises(SystemExit):
-        run_command(stages.main, ["1", *words, "--photographs", str(folder)])
-    assert "not allowed with argument" in capsys.readouterr().err
+    for refused, why in (
+        (["1", *words, "--photographs", str(folder)], "not allowed with argument"),
+        (["2", *words, "--continue"], "unrecognized arguments: --continue"),
+        (["calibrate", *words, "--batch", "2"], "unrecognized arguments: --batch"),
+    ):
+        with pytest.raises(SystemExit):
+            stages.main(refused)
+        assert why in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
