@@ -9,7 +9,6 @@ import os
 import shutil
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -107,15 +106,18 @@ class Bundle:
         """What a condition changes in the merged UNet of a precision, by name, computed from the stored weights.
 
         These are hashed meanwhile, and their memory map ends with this call. places: gives the arrays that are
-        returned. Raises BundleError where they were changed or do not fit, UsageError for an unknown condition.
+        returned. Raises BundleError where they were changed or do not fit, UsageError for an unknown condition, and
+        what `places` raises.
         """
         modulation, name = self.modulation(condition), files.weights["unet_merged"]
-        with ThreadPoolExecutor(1, "dod-hashing") as pool:
-            hashing = pool.submit(self._verify, name)
-            try:
-                return merge(read_tensors(self.folder / name), self.manifest.merge, modulation, places)
-            finally:
-                hashing.result()  # a file that was changed says so, whatever came of merging it
+        self.hash_ahead(name)
+        try:
+            merged = merge(read_tensors(self.folder / name), self.manifest.merge, modulation, places)
+        except BundleError:
+            self._verify(name)  # a file that was changed says so, whatever came of merging it
+            raise
+        self._verify(name)
+        return merged
 
     def _weights_of(self, graph: str) -> list[str]:
         """The safetensors files that hold the external data of a graph."""
@@ -143,7 +145,10 @@ class Bundle:
                 return
             record = self.manifest.files[name]
             self._check_size(name, record)
-            found = hash_file(self.folder / name)
+            try:
+                found = hash_file(self.folder / name)
+            except OSError as error:
+                raise BundleError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
             if found != record.sha256:
                 raise BundleError(
                     f"{self.folder / name} was changed: expected SHA-256 {record.sha256}, found {found}; "

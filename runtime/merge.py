@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from .errors import BundleError
 from .manifest import MergeEntry
 
-__all__ = ["Kinds", "Places", "merge", "merge_layer"]
+__all__ = ["Kinds", "Places", "merge", "merge_layer", "new_arrays"]
 
+Item = TypeVar("Item")
 Kinds: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """dtype and shape of arrays by name."""
 Places: TypeAlias = Callable[[Kinds], dict[str, np.ndarray]]
 """Gives arrays that are to be written."""
 
-BLOCK = 1 << 16
-"""Values that are merged at a time: they stay in the cache, and are too few for a BLAS to start threads over them."""
+BLOCK = 1 << 18
+"""Multiply-adds that are done at a time: what they give stays in the cache, and a BLAS starts no threads over it."""
 THREADS = 4
 """At most: what is merged comes from memory, and goes there."""
 
@@ -39,22 +39,22 @@ def merge_layer(
     """Eq. (3)-(5) at a fixed modulation: W' = W + s B diag(gamma) A and b' = b + s B beta, computed in float32.
 
     weight W: [out, in] or [out, in/groups, kh, kw]; bias b: [out]; down A: [r, in] or [r, in/groups, kh, kw];
-    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]; into: where W' is written, contiguous, a new array by default.
-    Returns W' and b' in the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
+    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]; into: where W' is written, contiguous and like W, by default a
+    new array. Returns W' and b' in the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
 
     Exact for a convolution too, borders included: A carries the kernel and B is 1x1, so the branch is one
     convolution with the kernel B diag(gamma) A and the constant B beta.
     """
     rank = down.shape[0]
     a = np.asarray(down, np.float32).reshape(rank, -1)
-    b = np.asarray(up, np.float32).reshape(-1, rank) * np.float32(scale)
+    b = np.asarray(up, np.float32).reshape(up.shape[0], rank) * np.float32(scale)
     plain = weight.reshape(weight.shape[0], -1)
-    if plain.shape != (len(b), a.shape[1]):
+    if plain.shape != (len(b), a.shape[1]) or not plain.size:
         raise ValueError(f"{list(up.shape)} and {list(down.shape)} for a weight {list(weight.shape)}")
     scaled = b * np.asarray(gamma, np.float32)
     merged = np.empty_like(weight, order="C") if into is None else into
     written = merged.reshape(plain.shape)
-    rows = max(1, BLOCK // plain.shape[1])
+    rows = max(1, BLOCK // (plain.shape[1] * max(4, rank)))
     for start in range(0, len(plain), rows):
         block = scaled[start : start + rows] @ a
         block += plain[start : start + rows]
@@ -64,7 +64,7 @@ def merge_layer(
 
 
 def new_arrays(kinds: Kinds) -> dict[str, np.ndarray]:
-    """Arrays in memory."""
+    """Arrays in memory, with whatever values."""
     return {name: np.empty(shape, dtype) for name, (dtype, shape) in kinds.items()}
 
 
@@ -83,9 +83,12 @@ def merge(
     """
     layers = {entry.layer: entry for entry in entries}
     merged = places({name: _kind(tensors, each, name) for each in layers.values() for name in each.changes})
-    one = partial(_merge_entry, tensors, modulation, merged)
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1), "dod-merging") as pool:
-        shifts = dict(zip(layers, pool.map(one, layers.values()), strict=True))
+    shifts: dict[str, np.ndarray] = {}
+
+    def one(entry: MergeEntry) -> None:
+        shifts[entry.layer] = _merge_entry(tensors, modulation, merged, entry)
+
+    _side_by_side(one, layers.values())
     for entry in layers.values():
         if entry.bias is None and entry.bias_into in layers:
             into = layers[entry.bias_into]
@@ -93,6 +96,35 @@ def merge(
             passed = np.asarray(merged[into.weight], np.float32) @ shifts[entry.layer]
             merged[into.bias][...] = np.asarray(merged[into.bias], np.float32) + passed
     return merged
+
+
+def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+    """Calls `work` with each item, in this thread and others. Raises the first error, when all have stopped.
+
+    An executor would refuse: it takes no work once the main thread has ended, and others may go on restoring.
+    """
+    left, lock = iter(items), threading.Lock()
+    failed: list[BaseException] = []
+
+    def take() -> None:
+        while not failed:
+            with lock:
+                item = next(left, left)
+            if item is left:
+                return
+            try:
+                work(item)
+            except BaseException as error:
+                failed.append(error)
+
+    others = [threading.Thread(target=take, name="dod-merging") for _ in range(min(THREADS, os.cpu_count() or 1) - 1)]
+    for thread in others:
+        thread.start()
+    take()
+    for thread in others:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _kind(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .errors import BundleError
 
-__all__ = ["ALIGNMENT", "Span", "read_tensors", "tensor_spans", "write_tensors"]
+__all__ = ["ALIGNMENT", "Span", "memory_map", "read_tensors", "tensor_spans", "write_tensors"]
 
 MAX_HEADER = 100_000_000
 ALIGNMENT = 64
@@ -46,7 +46,7 @@ class Span(NamedTuple):
 
 
 def memory_map(path: Path) -> np.ndarray:
-    """The bytes of a file, read-only."""
+    """The bytes of a file, uint8 [size], read-only. Raises OSError."""
     return np.memmap(path, np.uint8, "r")
 
 

@@ -1,8 +1,8 @@
 """Weights of gigabytes: they lie in files, mapped into memory, and what was read of them goes back to the system.
 
-A runtime packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again. Under
-pressure the system takes clean pages of a map away by itself; until then they count as memory of the process, and are
-the half of it. Linux alone, and from 5.4 on for what others have mapped.
+OpenVINO packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again; ONNX Runtime
+reads a UNet's once in each run. Under pressure the system takes clean pages of a map away by itself; until then they
+count as memory of the process, and are the half of it. Linux alone, and from 5.4 on for what others have mapped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _lock = threading.Lock()
 
 
 def shed(folder: Path | None) -> None:
-    """Gives back the pages of all maps of files in `folder`, and of our own; whoever reads them maps them again.
+    """Gives back the pages of our own maps and of all maps of files in `folder`; whoever reads them maps them again.
 
     Libraries make and end maps of their own while this goes over them, and what then lies at an address may be memory
     that somebody just wrote. So these pages are reclaimed, which loses nothing whatever they hold, and only where the
@@ -65,7 +65,7 @@ def shed(folder: Path | None) -> None:
 
 @contextmanager
 def shedding(folder: Path | None) -> Iterator[None]:
-    """Calls `shed` every quarter of a second and at the end."""
+    """Calls `shed(folder)` every quarter of a second and at the end."""
     done = threading.Event()
 
     def repeat() -> None:
@@ -83,15 +83,17 @@ def shedding(folder: Path | None) -> Iterator[None]:
 
 
 def own_map(path: Path) -> np.ndarray:
-    """The bytes of a file, read-only, whose pages `shed` gives back at no more cost than a `laid_out` array's."""
+    """The bytes of a file, uint8 [size], read-only, whose pages `shed` gives back at no more cost than a `laid_out`
+    array's. Raises OSError, and ValueError for an empty file."""
     with path.open("rb") as file:
         return _owned(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _owned(made: mmap.mmap) -> np.ndarray:
     array = np.frombuffer(made, np.uint8)
-    with _lock:
-        _own[made] = array.ctypes.data
+    if hasattr(made, "madvise"):  # not on Windows
+        with _lock:
+            _own[made] = array.ctypes.data
     return array
 
 

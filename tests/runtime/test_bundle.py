@@ -33,6 +33,15 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
+def wait(condition: Callable[[], object]) -> None:
+    """Until something is so, for ten seconds at most."""
+    for _ in range(10_000):
+        if condition():
+            return
+        time.sleep(0.001)
+    raise AssertionError("it is not so after ten seconds")
+
+
 def test_open_reads_the_manifest(toy: Bundle) -> None:
     manifest = toy.manifest
     assert manifest.name == "toy" and set(manifest.components) == set(COMPONENTS)
@@ -117,12 +126,14 @@ def test_what_is_hashed_ahead_is_hashed_once_and_found_as_well(copy: Path, monke
     monkeypatch.setattr(bundle_module, "hash_file", slowly)
     bundle, name = Bundle.open(copy), "onnx/fp32/decoder.onnx"
     bundle.hash_ahead(name)
-    while not hashed:
-        time.sleep(0.001)
+    wait(lambda: hashed)
     assert bundle.path(name) == copy / name
     assert sorted(hashed) == sorted({"decoder.onnx", *(each.rpartition("/")[2] for each in bundle._weights_of(name))})
     flip(copy / "onnx/fp32/encoder.onnx")
+    hashed.clear()
     bundle.hash_ahead("onnx/fp32/encoder.onnx")
+    wait(lambda: not [each for each in threading.enumerate() if each.name == "dod-hashing"])
+    assert hashed == ["encoder.onnx"]
     with pytest.raises(BundleError, match=r"encoder\.onnx was changed"):
         bundle.path("onnx/fp32/encoder.onnx")
 
@@ -145,6 +156,17 @@ def test_nothing_is_merged_of_weights_that_were_changed(copy: Path, place: int) 
     bundle = Bundle.open(copy)
     with pytest.raises(BundleError, match=r"unet\.safetensors was changed"):
         bundle.merged(bundle.manifest.precisions["fp32"], "haze")
+
+
+def test_a_file_that_cannot_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    bundle = Bundle.open(copy)
+    monkeypatch.setattr(bundle_module, "hash_file", broken)
+    bundle.hash_ahead("onnx/fp32/encoder.onnx")  # a thread that said so by itself would fail this test
+    with pytest.raises(BundleError, match=r"cannot read .*encoder\.onnx: Input/output error"):
+        bundle.path("onnx/fp32/encoder.onnx")
 
 
 def test_unknown_file(toy: Bundle) -> None:

@@ -48,7 +48,7 @@ def test_linear() -> None:
 
 def test_a_layer_of_many_blocks_is_merged_as_in_float64() -> None:
     values = layer(np.random.default_rng(3), 700, 33, 8, (3, 3))
-    assert values[0].size > 3 * BLOCK
+    assert values[0].size * 8 > 3 * BLOCK
     weight, bias, down, up, gamma, beta = (value.astype(np.float64) for value in values)
     merged, shifted = merge_layer(*values, 0.7)
     branch = np.einsum("or,r,ri->oi", up[:, :, 0, 0], gamma, down.reshape(8, -1)).reshape(weight.shape)
@@ -93,6 +93,13 @@ def test_what_does_not_fit_is_named() -> None:
         merge(tensors, [MergeEntry("layer", 5, 1, "w", "b", "A", "B")], modulation)
     with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
         merge(tensors, [MergeEntry("layer", 0, 1, "w", "b", "B", "A")], modulation)
+    wide = {"w": np.zeros((6, 4), np.float32), "b": np.zeros(6, np.float32), "A": np.zeros((2, 4), np.float32)}
+    for up in (np.zeros((2, 6), np.float32), np.zeros((3, 4), np.float32)):
+        with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
+            merge({**wide, "B": up}, [MergeEntry("layer", 0, 1, "w", "b", "A", "B")], modulation)
+    empty = {"w": np.zeros((6, 0), np.float32), "A": np.zeros((2, 0), np.float32), "B": np.zeros((6, 2), np.float32)}
+    with pytest.raises(BundleError, match="cannot merge layer: shapes do not fit"):
+        merge({**wide, **empty}, [MergeEntry("layer", 0, 1, "w", "b", "A", "B")], modulation)
 
 
 def test_a_bias_is_passed_on_and_a_constant_result_is_kept() -> None:
@@ -118,3 +125,20 @@ def test_a_bias_is_passed_on_and_a_constant_result_is_kept() -> None:
     merged = merge(tensors, [constant], modulation)
     assert merged.keys() == {"v.output"}
     np.testing.assert_allclose(merged["v.output"], prompt @ weight.T, rtol=1e-5)
+
+
+def test_layers_are_merged_each_as_by_itself_and_the_first_error_ends_it() -> None:
+    random = np.random.default_rng(4)
+    tensors, entries = {}, []
+    for i in range(40):
+        weight, bias, down, up, *_ = layer(random, 5 + i, 7, 2, ())
+        tensors |= {f"w{i}": weight, f"b{i}": bias, f"A{i}": down, f"B{i}": up}
+        entries.append(MergeEntry(f"layer {i}", i, 0.5, f"w{i}", f"b{i}", f"A{i}", f"B{i}"))
+    modulation = random.standard_normal((40, 2, 2)).astype(np.float32)
+    together = merge(tensors, entries, modulation)
+    for entry in entries:
+        for name, value in merge(tensors, [entry], modulation).items():
+            np.testing.assert_array_equal(together[name], value)
+    tensors["A20"] = tensors["A20"][:, 1:]
+    with pytest.raises(BundleError, match="cannot merge layer 20: shapes do not fit"):
+        merge(tensors, entries, modulation)

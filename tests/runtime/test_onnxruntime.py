@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import onnx
 import psutil
 import pytest
 
-from runtime.backends import Options, kept_sessions, sessions
+from runtime.backends import Options, kept_sessions, mapped, sessions
 from runtime.backends.onnxruntime import OnnxRuntime
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, BundleError, UsageError
@@ -84,14 +85,35 @@ def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
     assert len(backend._sessions["unet_merged"]) == min(kept, 2)
 
 
-def test_a_model_of_gigabytes_gives_the_same(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 120), ("fp16", 100)])
+def test_a_model_of_gigabytes_gives_the_same_and_leaves_no_maps(
+    precision: str, least: float, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     latent = opened(toy).run("encoder", {"image": picture()})["latent"]
-    expected = opened(toy).run("unet_merged", {"latent": latent}, "haze")["latent_restored"]
+    modulation = toy.modulation("noise")[None]
+    calls = [("unet_merged", {"latent": latent}, "haze"), ("unet_merged", {"latent": latent}, "noise")]
+    calls += [("unet_dynamic", {"latent": latent, "modulation": modulation}, None)]
+    expected = [opened(toy, precision).run(*call)["latent_restored"] for call in calls]
+    gc.collect()
+    before = len(mapped._own)
     monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
-    sparing = opened(toy)
-    first, second = (sparing.run("unet_merged", {"latent": latent}, "haze")["latent_restored"] for _ in range(2))
-    assert snr(expected, first) >= 120  # its convolutions are summed in another order
-    np.testing.assert_array_equal(first, second)  # which reads what was given back
+    sparing = opened(toy, precision)
+    with ThreadPoolExecutor(4) as pool:
+        first, second = (list(pool.map(lambda call: sparing.run(*call)["latent_restored"], calls)) for _ in range(2))
+    for one, again, as_small in zip(first, second, expected, strict=True):
+        assert snr(as_small, one) >= least  # sums in another order
+        np.testing.assert_array_equal(one, again)  # which reads what was given back
+    assert len(mapped._own) > before
+    sparing.close()
+    gc.collect()
+    assert len(mapped._own) == before and not sparing._lent
+
+
+def test_what_is_lent_must_be_in_the_graph(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr(toy, "merged", lambda *_: {"conv.lora_A.weight": np.zeros(1, np.float32)})
+    with pytest.raises(BundleError, match=r"the graph unet_merged holds no initializer 'conv\.lora_A\.weight'"):
+        opened(toy).run("unet_merged", {}, "haze")
 
 
 def test_no_room_for_merged_weights_is_not_blamed_on_the_bundle(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -243,3 +245,20 @@ def test_threads_with_other_conditions_give_what_one_thread_gives(restorer: Rest
     with ThreadPoolExecutor(2) as pool:
         for one, other in zip(expected, pool.map(lambda job: restorer.restore(*job), jobs), strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_thread_goes_on_restoring_when_the_main_one_has_ended(toy: Bundle) -> None:
+    code = f"""
+import threading
+import numpy as np
+from runtime import Restorer
+
+def restore():
+    threading.main_thread().join()
+    with Restorer({str(toy.folder)!r}, "onnxruntime_cpu") as restorer:
+        print(restorer.restore(np.zeros((32, 32, 3), np.uint8), "haze").shape)
+
+threading.Thread(target=restore).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "(32, 32, 3)\n", done.stderr
