@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
@@ -103,15 +104,15 @@ def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
 
     An executor would refuse: it takes no work once the main thread has ended, and others may go on restoring.
     """
-    left, lock = iter(items), threading.Lock()
+    left, lock = deque(items), threading.Lock()
     failed: list[BaseException] = []
 
     def take() -> None:
         while not failed:
             with lock:
-                item = next(left, left)
-            if item is left:
-                return
+                if not left:
+                    return
+                item = left.popleft()
             try:
                 work(item)
             except BaseException as error:
