@@ -33,6 +33,8 @@ from runtime.tensors import ALIGNMENT, tensor_spans, write_tensors
 
 OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
+PICTURES = ("encoder", "decoder")
+"""The graphs whose normalisations sum over whole pictures, a UNet's over an eighth of their width and height."""
 GROUP_NORMALIZATION = 21
 """The opset from which the exporter writes a GroupNorm as one operator."""
 
@@ -93,7 +95,7 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
 def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
     """`trace` for a plan of one's own, whose module lies on the meta device; `graph` names it in errors."""
     if opset < GROUP_NORMALIZATION:
-        split_sums(planned.module)
+        split_sums(planned.module, several=graph in PICTURES)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
     # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
