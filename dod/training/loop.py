@@ -128,7 +128,8 @@ def train(
     progress.disable = not main
     terms: dict[str, float] = {}
     recent, began, saved = 0, time.monotonic(), start
-    with _sigterm() as terminated, Board(state_folder / "tensorboard" / name, main) as board:
+    board_folder = state_folder / "tensorboard" / name
+    with _sigterm() as terminated, _ending_workers(loaded), Board(board_folder, main) as board:
         for step in progress:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(step) * group["multiple"]
@@ -175,6 +176,18 @@ def train(
                     tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
                     raise SystemExit(128 + signal.SIGTERM)
     return log
+
+
+@contextmanager
+def _ending_workers(loaded: Iterator[Sequence[Tensor]]) -> Iterator[None]:
+    """Ends the loader's processes on the way out. They would end with the iterator, which the traceback of an error
+    keeps; then the SIGTERM of this process's exit is left, which they ignore, and it would wait for them for ever."""
+    try:
+        yield
+    finally:
+        shut_down = getattr(loaded, "_shutdown_workers", None)  # there are none without workers
+        if shut_down:
+            shut_down()
 
 
 def process() -> PartialState:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -135,8 +136,11 @@ def test_numbers_out_of_range_are_named(number: dict[str, Any], message: str) ->
 
 
 def test_an_error_in_a_worker_process_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^broken\.png: cannot be read$"):
+    with pytest.raises(DataError, match=r"^broken\.png: cannot be read$") as caught:
         train("toy", Denoise(toy()), Broken(), replace(QUICK, workers=1), tmp_path)
+    assert caught.tb and not multiprocessing.active_children(), (
+        "the traceback keeps the loader's iterator, with which its workers would end"
+    )
 
 
 def test_fp16_takes_a_gpu(tmp_path: Path) -> None:
