@@ -93,7 +93,8 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
 
 
 def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
-    """`trace` for a plan of one's own, whose module lies on the meta device; `graph` names it in errors."""
+    """`trace` for a plan of one's own, whose module lies on the meta device. graph: its name in errors, and one of
+    `PICTURES` where its normalisations are to be split."""
     if opset < GROUP_NORMALIZATION:
         split_sums(planned.module, several=graph in PICTURES)
     with torch.no_grad():
