@@ -205,18 +205,23 @@ def visit(run: Run) -> Callable[[], dict[str, float]]:
 
 
 def report(times: dict[tuple[str, str, str], float]) -> str:
-    """Each graph's times by backend, before and after, with PyTorch's over the faster one's; then the UNet's ratios."""
+    """Each graph's times by backend, before and after, with PyTorch's over a backend's, PyTorch's of the model as it is
+    loaded where that was run; then the UNet's ratios."""
     cells = []
     for graph, state in dict.fromkeys((graph, state) for graph, state, _ in times):
         row: list[object] = [graph, "yes" if state == "after" else "no"]
         for backend in BACKENDS:
-            ms, eager = times.get((graph, state, backend)), times.get((graph, state, "torch"))
+            ms = times.get((graph, state, backend))
+            eager = times.get((graph, "before", "torch"), times.get((graph, state, "torch")))
             speed = f" ({eager / ms:.2f}x)" if ms and eager and backend != "torch" else ""
             row.append("-" if ms is None else f"{ms:.1f}{speed}")
         cells.append(row)
     lines = [table(["graph", "simplified", *BACKENDS], cells)]
+    eager = times.get((PLAIN, "before", "torch"))
     for backend in BACKENDS:
         lines += list(ratios({key[:2]: ms for key, ms in times.items() if key[2] == backend}, backend))
+        if backend != "torch" and eager and (merged := times.get(("unet_merged", "after", backend))):
+            lines.append(f"{backend}: a merged path is {eager / merged:.2f} x as fast as the plain UNet in PyTorch eager")
     return "\n".join(lines)
 
 

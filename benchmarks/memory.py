@@ -2,9 +2,9 @@
 
 `python benchmarks/memory.py --bundle build/mini` starts a process of its own for each path and backend, which opens the
 path (`Restorer.warm_up`) and then restores pictures as `python -m runtime` does, from file to file; sampled is what
-it holds, its own memory and its share of what it maps (PSS). The opening begins with the process: imports, hashing,
-reading, merging and compiling what the path needs. How much of the bundle the system has in its cache decides the
-opening of a large one: `--pictures 0` a second time is that of files that were just read.
+it holds, its own memory and its share of what it maps (PSS). Looking through its maps slows it down, so the seconds
+until a path is open are those of a second process, which is left alone. They begin with the process: imports, hashing,
+reading, merging and compiling what the path needs, of files that the system has in its cache.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -108,29 +109,35 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(pictures: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
-    """What one process took that opens a path and restores pictures of `size` px, by this process's clock: seconds and
-    peak bytes until it was open, seconds of each picture, and its peak. Raises BackendError where it fails."""
-    command = [sys.executable, "-c", PROGRAM, bundle.resolve(), backend, path, size, *pictures]
+    """What a process takes that opens a path and restores pictures of `size` px, by this process's clock: seconds until
+    it is open, peak bytes until then, seconds of each picture, and its peak. Raises BackendError where it fails."""
+    command = [sys.executable, "-c", PROGRAM, bundle.resolve(), backend, path, size]
+    moments = _followed([*command, *pictures], True)
+    return {
+        "opening_seconds": _followed(command, False)[0][0],
+        "opening_bytes": moments[0][1],
+        "picture_seconds": [after[0] - before[0] for before, after in pairwise(moments)],
+        "bytes": max(peak for _, peak in moments),
+    }
+
+
+def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int]]:
+    """The seconds since its start, and the peak bytes of its memory, at each line that a process prints and at its end.
+    sampled: whether its memory is looked at (else 0)."""
     start, moments = time.perf_counter(), []
     with (
         tempfile.TemporaryFile("w+") as told,
         psutil.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True) as process,
-        MemoryMeter(process, PERIOD_SECONDS) as meter,
+        MemoryMeter(process, PERIOD_SECONDS) if sampled else nullcontext() as meter,
     ):
         for _ in process.stdout:
-            moments.append((time.perf_counter() - start, meter.peak))
+            moments.append((time.perf_counter() - start, meter.peak if meter else 0))
         if process.wait():
             told.seek(0)
             lines = told.read().strip().splitlines()
+            backend, path = command[4:6]
             raise BackendError(f"{backend} failed on {path}: {lines[-1] if lines else process.returncode}")
-    (opened, opening_bytes), *_ = moments
-    spans = [after[0] - before[0] for before, after in pairwise(moments)]
-    return {
-        "opening_seconds": opened,
-        "opening_bytes": opening_bytes,
-        "picture_seconds": spans,
-        "bytes": meter.peak,
-    }
+    return moments
 
 
 def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:

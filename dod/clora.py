@@ -145,13 +145,24 @@ def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def merge(
-    weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, gamma: Tensor, beta: Tensor
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    gamma: Tensor,
+    beta: Tensor,
+    transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Eq. (3)-(4) for a fixed condition, exact, borders included: W' = W + s B diag(gamma) A, b' = b + s B beta.
 
     weight: [out, in] or [out, in, kh, kw]; a: [r, in] or [r, in, kh, kw]; b: [out, r] or [out, r, 1, 1];
-    gamma, beta: [r]. Computed in float32; returns float32 (W', b').
+    gamma, beta: [r]; transposed: a transposed convolution's weight [in, out, kh, kw] and a [in, r, kh, kw].
+    Computed in float32; returns float32 (W', b').
     """
+    if transposed:
+        turned, shifted = merge(weight.transpose(0, 1), bias, a.transpose(0, 1), b, scale, gamma, beta)
+        return turned.transpose(0, 1).contiguous(), shifted
     a, b = a.float().flatten(1), b.float().flatten(1)
     merged = weight.float() + scale * ((b * gamma.float()) @ a).reshape(weight.shape)
     shift = scale * (b @ beta.float())
@@ -193,6 +204,8 @@ def merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Te
     """What a layer with LoRA, of this name, gives for x with its weights merged at a condition, see `merged_copy`."""
     base = cast(Any, layer.get_base_layer())
     weight, bias = _merged_values(name, layer, modulation)
+    if isinstance(base, nn.ConvTranspose2d):
+        return F.conv_transpose2d(x, weight, bias, base.stride, base.padding)
     return F.linear(x, weight, bias) if weight.ndim == 2 else base._conv_forward(x, weight, bias)
 
 
@@ -200,12 +213,13 @@ def _merged_values(name: str, layer: LoraLayer, modulation: Tensor | None) -> tu
     """A layer's (W', b') at a condition, each in the dtype of its base's weight."""
     base = cast(nn.Linear, layer.get_base_layer())
     a, b = factors(layer)
-    gamma, beta = torch.ones(a.shape[0], device=a.device), torch.zeros(a.shape[0], device=a.device)
+    gamma, beta = torch.ones(b.shape[1], device=b.device), torch.zeros(b.shape[1], device=b.device)
     if isinstance(layer, ConditionalLoRA):
         if modulation is None:
             raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
         gamma, beta = modulation[layer.index].unbind(0)
-    weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta)
+    scale, transposed = layer.scaling[ADAPTER], isinstance(base, nn.ConvTranspose2d)
+    weight, bias = merge(base.weight, base.bias, a, b, scale, gamma, beta, transposed)
     dtype = base.weight.dtype
     return weight.detach().to(dtype), bias.detach().to(dtype)
 

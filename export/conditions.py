@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from torch import nn
 
 from dod import clora
 from dod.model import DOD
@@ -73,6 +74,8 @@ def merge_entries(model: DOD) -> list[dict[str, Any]]:
                 entry["bias_into"] = f"{within}.to_out.0"
             if crosses:
                 entry |= {"input": "prompt", "output": f"{name}.output"}
+        if isinstance(layer.get_base_layer(), nn.ConvTranspose2d):
+            entry["transposed"] = True
         entries.append(entry)
     return entries
 

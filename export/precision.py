@@ -153,7 +153,7 @@ class SummedInFloat32(TorchFunctionMode):
     float32 and round the result once, to their type: a GPU's arithmetic, and the same figures on every CPU. PyTorch's
     own loops for CPUs without such kernels take a hundred times as long for the ones, five times for the others."""
 
-    SUMS = (torch.conv2d, F.linear)
+    SUMS = (torch.conv2d, torch.conv_transpose2d, F.linear)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         dtype = args[0].dtype if func in self.SUMS else torch.float32

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from dod import clora
@@ -20,16 +21,28 @@ from dod.detail import DenseBlock, DetailEnhancement
 from dod.model import DOD, Encoder, OneStepUNet
 from dod.modulation import DiffusersHSpace
 
-__all__ = ["attentions", "fold_details", "fold_encoder", "fold_h_space", "fold_timestep", "simplify", "simplify_merged"]
+__all__ = [
+    "attentions",
+    "fold_details",
+    "fold_encoder",
+    "fold_h_space",
+    "fold_timestep",
+    "fold_upsampling",
+    "simplify",
+    "simplify_merged",
+]
 
 
 @torch.no_grad()
 def simplify(model: DOD) -> None:
-    """Every fold that keeps the dynamic path, in place: both time embeddings, the encoder's end, the detail modules."""
+    """Every fold that keeps the dynamic path, in place: both time embeddings, the encoder's end, the detail modules,
+    and what doubles a picture's sides."""
     fold_timestep(model.unet)
     model.mfm.h_space = fold_h_space(model.mfm.h_space)
     model.encoder = fold_encoder(model.encoder)
     fold_details(model)
+    fold_upsampling(model.unet)
+    fold_upsampling(model.decoder)
 
 
 def simplify_merged(unet: OneStepUNet) -> None:
@@ -230,6 +243,33 @@ class FoldedDenseBlock(nn.Module):
         for conv in self.convs[:-1]:
             features = torch.cat([features, nn.functional.leaky_relu(conv(features), 0.2)], dim=1)
         return x + self.convs[-1](features)
+
+
+def fold_upsampling(model: nn.Module) -> None:
+    """Every doubling by nearest neighbours, with the 3 x 3 convolution that follows it, becomes one transposed
+    convolution, 4 x 4 with stride 2: a pixel takes 4 products of each channel then, not 9. With LoRA on the
+    convolution, its A likewise."""
+    for upsampler in model.modules():
+        if isinstance(upsampler, Upsample2D) and not upsampler.use_conv_transpose:
+            conv = upsampler.conv
+            assert upsampler.norm is None and upsampler.interpolate and conv is not None
+            if isinstance(conv, clora.LoraLayer):
+                conv.base_layer = _doubling(_base(conv))
+                conv.lora_A[clora.ADAPTER] = _doubling(cast(nn.Conv2d, conv.lora_A[clora.ADAPTER]))
+            else:
+                upsampler.conv = _doubling(conv)
+            upsampler.use_conv_transpose = True
+
+
+def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
+    """What a 3 x 3 convolution gives for a picture whose every pixel was made four: the sum of four kernels, each
+    turned round and moved by a pixel or none."""
+    assert conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
+    turned = conv.weight.double().flip(2, 3).transpose(0, 1)
+    moved = [nn.functional.pad(turned, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
+    doubling = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1, bias=False, device="meta")
+    doubling.weight, doubling.bias = _like(conv.weight, sum(moved[1:], moved[0])), conv.bias
+    return doubling
 
 
 def _base(layer: nn.Module) -> nn.Conv2d:

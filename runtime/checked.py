@@ -43,6 +43,9 @@ class Node:
     def text(self) -> str:
         return self._expect(str, "a text")
 
+    def boolean(self) -> bool:
+        return self._expect(bool, "true or false")
+
     def number(self) -> float:
         return float(self.value) if type(self.value) is int else self._expect(float, "a number")
 

@@ -27,7 +27,7 @@ __all__ = [
     "dimension",
 ]
 
-SCHEMA = 2
+SCHEMA = 3
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
 REFITTED = "unet_merged"
 """The engine of a merged UNet whose conditional weights are exchanged when another condition is asked for."""
@@ -100,7 +100,8 @@ class MergeEntry:
 
     bias: None where the merged graph has none. bias_into: the layer whose bias takes what this one's is after that
     layer's weight (a value's, which attention does not change). input, output: where the layer is always called with
-    the same tensor `input` [1, T, in], the graph holds the result `output` [1, T, out] and no weight.
+    the same tensor `input` [1, T, in], the graph holds the result `output` [1, T, out] and no weight. transposed: the
+    layer is a transposed convolution, weight [in, out, kh, kw] and A [in, r, kh, kw].
     """
 
     layer: str
@@ -113,6 +114,7 @@ class MergeEntry:
     bias_into: str | None = None
     input: str | None = None
     output: str | None = None
+    transposed: bool = False
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -248,7 +250,9 @@ def _merge_entry(node: Node) -> MergeEntry:
     names = {key: node[key].text() for key in ("layer", "weight", "A", "B")}
     optional = {key: node[key].text() for key in ("bias_into", "input", "output") if key in node}
     bias = None if node["bias"].value is None else node["bias"].text()
-    return MergeEntry(index=node["index"].integer(0), scale=node["scale"].number(), bias=bias, **names, **optional)
+    transposed = "transposed" in node and node["transposed"].boolean()
+    numbers = {"index": node["index"].integer(0), "scale": node["scale"].number()}
+    return MergeEntry(**names, **numbers, bias=bias, **optional, transposed=transposed)
 
 
 def _target(node: Node) -> Target:

@@ -36,30 +36,34 @@ def merge_layer(
     beta: np.ndarray,
     scale: float,
     into: np.ndarray | None = None,
+    transposed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Eq. (3)-(5) at a fixed modulation: W' = W + s B diag(gamma) A and b' = b + s B beta, computed in float32.
 
     weight W: [out, in] or [out, in/groups, kh, kw]; bias b: [out]; down A: [r, in] or [r, in/groups, kh, kw];
     up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]; into: where W' is written, contiguous and like W, by default a
-    new array. Returns W' and b' in the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
+    new array; transposed: a transposed convolution's W [in, out, kh, kw] and A [in, r, kh, kw]. Returns W' and b' in
+    the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
 
     Exact for a convolution too, borders included: A carries the kernel and B is 1x1, so the branch is one
     convolution with the kernel B diag(gamma) A and the constant B beta.
     """
-    rank = down.shape[0]
-    a = np.asarray(down, np.float32).reshape(rank, -1)
+    kept = 2 if transposed else 1  # the axes of W that are not its kernel's, or its inputs'
+    rank = down.shape[kept - 1]
+    a = np.asarray(down, np.float32).reshape(*down.shape[:kept], -1)
     b = np.asarray(up, np.float32).reshape(up.shape[0], rank) * np.float32(scale)
-    plain = weight.reshape(weight.shape[0], -1)
-    if plain.shape != (len(b), a.shape[1]) or not plain.size:
+    plain = weight.reshape(*weight.shape[:kept], -1)
+    if plain.shape != (*a.shape[: kept - 1], len(b), a.shape[-1]) or not plain.size:
         raise ValueError(f"{list(up.shape)} and {list(down.shape)} for a weight {list(weight.shape)}")
     scaled = b * np.asarray(gamma, np.float32)
     merged = np.empty_like(weight, order="C") if into is None else into
     written = merged.reshape(plain.shape)
-    rows = max(1, BLOCK // (plain.shape[1] * max(4, rank)))
+    rows = max(1, BLOCK // (plain[0].size * max(4, rank)))
     for start in range(0, len(plain), rows):
-        block = scaled[start : start + rows] @ a
-        block += plain[start : start + rows]
-        written[start : start + rows] = block
+        some = slice(start, start + rows)
+        block = scaled @ a[some] if transposed else scaled[some] @ a
+        block += plain[some]
+        written[some] = block
     shifted = np.asarray(bias, np.float32) + b @ np.asarray(beta, np.float32)
     return merged, shifted.astype(bias.dtype, copy=False)
 
@@ -140,10 +144,11 @@ def _merge_entry(
     """Writes what one layer changes into `merged`, but for what others pass on to it; returns its b'."""
     try:
         weight = tensors[entry.weight]
-        bias = np.zeros(weight.shape[0], np.float32) if entry.bias is None else tensors[entry.bias]
+        bias = np.zeros(tensors[entry.B].shape[0], np.float32) if entry.bias is None else tensors[entry.bias]
         gamma, beta = modulation[entry.index]
         into = merged[entry.weight] if entry.output is None else None
-        values = merge_layer(weight, bias, tensors[entry.A], tensors[entry.B], gamma, beta, entry.scale, into)
+        factors = tensors[entry.A], tensors[entry.B]
+        values = merge_layer(weight, bias, *factors, gamma, beta, entry.scale, into, entry.transposed)
         if entry.input is not None and entry.output is not None:
             result = np.asarray(tensors[entry.input], np.float32) @ np.asarray(values[0], np.float32).T
             merged[entry.output][...] = result

@@ -22,7 +22,7 @@ from export.conditions import (
     write_merged_graph,
 )
 from export.graphs import write_weights
-from export.simplify import simplify_merged
+from export.simplify import fold_upsampling, simplify_merged
 from runtime.errors import UsageError
 from runtime.manifest import MergeEntry
 from runtime.tensors import tensor_spans
@@ -63,7 +63,19 @@ def test_the_file_of_a_condition(model: DOD, tmp_path: Path) -> None:
     assert not np.allclose(expected, modulation_of(model, "haze"))
 
 
-def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -> None:
+@pytest.fixture
+def folded(model: DOD) -> DOD:
+    """The model with its transposed convolutions."""
+    model = copy.deepcopy(model)
+    fold_upsampling(model.unet)
+    return model
+
+
+@pytest.mark.parametrize("fixture", ["model", "folded"])
+def test_merge_entries_name_tensors_of_the_weights(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model: DOD = request.getfixturevalue(fixture)
     write_weights(model, model, "unet", tmp_path / "unet.safetensors")
     spans = tensor_spans(tmp_path / "unet.safetensors")
     entries = merge_entries(model)
@@ -72,8 +84,11 @@ def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -
     rank = model.preset.lora.rank
     for entry in entries:
         weight, a, b = (spans[str(entry[key])] for key in ("weight", "A", "B"))
-        assert a.shape[0] == b.shape[1] == rank and weight.shape[0] == b.shape[0]
         name = str(entry["layer"])
+        assert entry.get("transposed", False) == (fixture == "folded" and "upsamplers" in name)
+        first, last = (1, 0) if "transposed" in entry else (0, 1)
+        assert a.shape[first] == b.shape[1] == rank and weight.shape[first] == b.shape[0]
+        assert a.shape[last] == weight.shape[last] and a.shape[2:] == weight.shape[2:]
         assert (entry["bias"] is None) == name.endswith(("to_k", "to_v"))
         assert entry["bias"] is None or spans[str(entry["bias"])].shape == b.shape[:1]
         assert ("bias_into" in entry) == name.endswith("to_v") and ("output" in entry) == (
@@ -81,10 +96,12 @@ def test_merge_entries_name_tensors_of_the_weights(model: DOD, tmp_path: Path) -
         )
         if "output" in entry:
             assert spans[str(entry["output"])].shape == (*spans[str(entry["input"])].shape[:2], b.shape[0])
-        assert a.shape[1:] == weight.shape[1:] and entry["scale"] == model.preset.lora.alpha / rank
+        assert entry["scale"] == model.preset.lora.alpha / rank
 
 
-def test_the_merged_weights_are_the_models_own(model: DOD, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fixture", ["model", "folded"])
+def test_the_merged_weights_are_the_models_own(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model: DOD = request.getfixturevalue(fixture)
     (tmp_path / "out").mkdir()
     (tmp_path / "unet_merged.onnx").write_bytes(b"the graph")
     write_weights(model, model, "unet", tmp_path / "unet.safetensors")

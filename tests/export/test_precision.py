@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -90,11 +91,15 @@ def test_the_interface_and_what_half_costs(model: DOD) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["convolution", "strided", "linear"])
+@pytest.mark.parametrize("kind", ["convolution", "strided", "transposed", "linear"])
 def test_sums_are_in_float32_and_rounded_once(dtype: torch.dtype, kind: str) -> None:
-    stride = 2 if kind == "strided" else 1
-    layer = torch.nn.Linear(200, 8) if kind == "linear" else torch.nn.Conv2d(24, 8, 3, stride, padding=1)
-    layer = layer.to(dtype)
+    kinds: dict[str, Callable[[], torch.nn.Module]] = {
+        "convolution": lambda: torch.nn.Conv2d(24, 8, 3, padding=1),
+        "strided": lambda: torch.nn.Conv2d(24, 8, 3, 2, padding=1),
+        "transposed": lambda: torch.nn.ConvTranspose2d(24, 8, 4, 2, padding=1),
+        "linear": lambda: torch.nn.Linear(200, 8),
+    }
+    layer = kinds[kind]().to(dtype)
     picture = normal(1, 24, 12, 200 if kind == "linear" else 12).to(dtype)
     with torch.no_grad():
         exact = copy.deepcopy(layer).double()(picture.double())
@@ -104,7 +109,8 @@ def test_sums_are_in_float32_and_rounded_once(dtype: torch.dtype, kind: str) -> 
     assert found.dtype == dtype
     spacing = torch.finfo(dtype).eps * exact.abs()
     assert ((found.double() - exact).abs() <= 0.5001 * spacing + 1e-6).all()
-    assert ((found.double() - loop.double()).abs() <= 1.01 * spacing + 1e-6).all()
+    if kind != "transposed":  # of which PyTorch's loop rounds every partial sum
+        assert ((found.double() - loop.double()).abs() <= 1.01 * spacing + 1e-6).all()
 
 
 def test_convolutions_that_overflow_stay_infinite() -> None:

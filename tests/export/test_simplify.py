@@ -13,8 +13,9 @@ from dod import clora
 from dod.adm import ADMEncoder
 from dod.model import DOD, OneStepUNet
 from export import simplify
+from export.costs import costs
 from export.parity import snr_db
-from export.plans import neutral_modulation
+from export.plans import neutral_modulation, skeleton
 from tests.dod.small_model import image, randomise, tiny
 
 EXACT = 110.0
@@ -86,6 +87,39 @@ def test_details(twins: tuple[DOD, DOD]) -> None:
         assert snr_db(expected.numpy(), found.numpy()) > EXACT
         assert snr_db(model.decoder(latent).numpy(), expected.numpy()) < 60  # the modules did something
     assert parameters(other.decoder) < parameters(model.decoder)
+
+
+def test_upsampling(twins: tuple[DOD, DOD]) -> None:
+    model, other = twins
+    for part in (other.unet, other.decoder):
+        simplify.fold_upsampling(part)
+        simplify.fold_upsampling(part)  # a second time there is nothing left
+    latent, modulation = torch.randn(2, 4, 8, 12), model.modulation(image(2))[1]
+    with torch.no_grad():
+        expected, found = model.unet(latent, modulation), other.unet(latent, modulation)
+        assert snr_db(expected.numpy(), found.numpy()) > EXACT
+        edges = (..., [0, -1], slice(None)), (..., [0, -1])
+        assert all(snr_db(expected[edge].numpy(), found[edge].numpy()) > EXACT for edge in edges)
+        assert snr_db(model.decoder(latent).numpy(), other.decoder(latent).numpy()) > EXACT
+    for part in ("unet", "decoder"):
+        transposed = [each for each in getattr(other, part).modules() if isinstance(each, nn.ConvTranspose2d)]
+        upsamplers = [name for name, _ in getattr(model, part).named_modules() if name.endswith("upsamplers.0")]
+        assert len(transposed) == len(upsamplers) * (2 if part == "unet" else 1) > 0  # with LoRA's A in the UNet
+    before, after = (costs(skeleton(each)) for each in (model, other))
+    for graph in ("unet_dynamic", "unet_merged", "decoder"):
+        assert after[graph].multiply_adds < before[graph].multiply_adds
+
+
+def test_upsampling_merges_as_it_branches(twins: tuple[DOD, DOD]) -> None:
+    model, other = twins
+    simplify.fold_upsampling(other.unet)
+    latent, modulation = torch.randn(2, 4, 8, 8), model.modulation(image(1))[1]
+    with torch.no_grad():
+        expected = model.unet(latent, modulation.expand(2, -1, -1, -1))
+        found = merged(other, modulation[0])(latent)
+        assert snr_db(expected.numpy(), found.numpy()) > EXACT - 10
+        with clora.merging(other.unet, modulation[0]):
+            assert torch.equal(other.unet(latent, modulation), found)
 
 
 def merged(model: DOD, modulation: torch.Tensor) -> OneStepUNet:

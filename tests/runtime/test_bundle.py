@@ -85,7 +85,7 @@ def test_manifest_that_is_none(content: bytes, copy: Path) -> None:
 
 
 def test_newer_and_older_schema(copy: Path) -> None:
-    with pytest.raises(BundleError, match=r"schema 3, newer than schema 2 .*: update dod-runtime"):
+    with pytest.raises(BundleError, match=r"schema 4, newer than schema 3 .*: update dod-runtime"):
         Bundle.open(edited(copy, lambda data: data.update(schema=3)))
     with pytest.raises(BundleError, match=r"schema 0, older .*: rebuild"):
         Bundle.open(edited(copy, lambda data: data.update(schema=0)))
@@ -205,6 +205,7 @@ WRONG = [
     (("components", "mfm", "inputs"), {}, "components.mfm.inputs is {}, not a list"),
     (("merge", 0, "index"), -1, r"merge\[0\].index is -1"),
     (("merge", 0, "scale"), "1", "not a number"),
+    (("merge", 0, "transposed"), 1, "is 1, not true or false"),
     (("conditions", "haze"), "../../etc/passwd", "not a path inside the bundle"),
     (("conditions", "haze"), "/etc/passwd", "not a path inside the bundle"),
     (("conditions", "haze"), "c:\\haze", "not a path inside the bundle"),

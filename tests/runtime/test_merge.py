@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,28 @@ def test_a_layer_of_many_blocks_is_merged_as_in_float64() -> None:
     branch = np.einsum("or,r,ri->oi", up[:, :, 0, 0], gamma, down.reshape(8, -1)).reshape(weight.shape)
     np.testing.assert_allclose(merged, weight + 0.7 * branch, atol=1e-5)
     np.testing.assert_allclose(shifted, bias + 0.7 * up[:, :, 0, 0] @ beta, atol=1e-5)
+
+
+def test_a_transposed_convolution_is_merged_as_in_float64() -> None:
+    random = np.random.default_rng(4)
+    out, into, rank, kernel = 70, 130, 8, (4, 4)
+    weight, bias, _, up, gamma, beta = layer(random, out, into, rank, kernel)
+    weight = np.ascontiguousarray(weight.swapaxes(0, 1))
+    down = random.standard_normal((into, rank, *kernel)).astype(np.float32)
+    assert weight.size * rank > 3 * BLOCK
+    place = np.empty_like(weight)
+    merged, shifted = merge_layer(weight, bias, down, up, gamma, beta, 0.7, place, transposed=True)
+    assert merged is place
+    exact = [value.astype(np.float64) for value in (down, up[:, :, 0, 0], gamma, beta)]
+    branch = np.einsum("irkl,or,r->iokl", *exact[:3])
+    np.testing.assert_allclose(merged, weight + 0.7 * branch, atol=1e-5)
+    np.testing.assert_allclose(shifted, bias + 0.7 * exact[1] @ exact[3], atol=1e-5)
+    tensors = {"w": weight, "b": bias, "A": down, "B": up}
+    entry = MergeEntry("up", 0, 0.7, "w", "b", "A", "B", transposed=True)
+    found = merge(tensors, [entry], np.stack([gamma, beta])[None])
+    np.testing.assert_array_equal(found["w"], merged)
+    with pytest.raises(BundleError, match="cannot merge up: shapes do not fit"):
+        merge(tensors, [replace(entry, transposed=False)], np.stack([gamma, beta])[None])
 
 
 def test_half_is_merged_in_single_and_cast_once() -> None:
