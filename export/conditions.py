@@ -52,10 +52,8 @@ def modulation_of(model: DOD, condition: str) -> np.ndarray:
 
 
 def write_condition(model: DOD, condition: str, path: Path) -> None:
-    """`modulation` float32 [N, 2, r] and `prototype` float32 [C] of one condition."""
-    save_file(
-        {"modulation": modulation_of(model, condition), "prototype": model.prototypes[condition].float().numpy()}, path
-    )
+    """`modulation` float32 [N, 2, r] at the prototype of one condition."""
+    save_file({"modulation": modulation_of(model, condition)}, path)
 
 
 def merge_entries(model: DOD) -> list[dict[str, Any]]:

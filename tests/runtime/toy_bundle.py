@@ -139,8 +139,7 @@ def write_toy_bundle(
         }
     (staging / "conditions").mkdir()
     for condition in conditions:
-        prototype = toy_prototype(condition)
-        values = {"modulation": toy_modulation(prototype, weights["mfm"]), "prototype": prototype}
+        values = {"modulation": toy_modulation(toy_prototype(condition), weights["mfm"])}
         save_file(values, staging / "conditions" / f"{condition}.safetensors")
     for path, content in (engines or {}).items():
         (staging / path).parent.mkdir(parents=True, exist_ok=True)
