@@ -221,7 +221,8 @@ def report(times: dict[tuple[str, str, str], float]) -> str:
     for backend in BACKENDS:
         lines += list(ratios({key[:2]: ms for key, ms in times.items() if key[2] == backend}, backend))
         if backend != "torch" and eager and (merged := times.get(("unet_merged", "after", backend))):
-            lines.append(f"{backend}: a merged path is {eager / merged:.2f} x as fast as the plain UNet in PyTorch eager")
+            speed = f"{eager / merged:.2f} x as fast as the plain UNet in PyTorch eager"
+            lines.append(f"{backend}: a merged path is {speed}")
     return "\n".join(lines)
 
 
