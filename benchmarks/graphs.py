@@ -5,7 +5,8 @@
 
 For each graph of a model two are traced, as it is loaded and as an export simplifies it, and run in turn, in float32,
 on one picture; `unet_plain` is the base's own UNet, without LoRA. Two tables, and one JSON file: operators, parameters,
-multiply-adds and bytes before and after; milliseconds, with the ratios to PyTorch eager and of the UNets to each other.
+multiply-adds and bytes before and after; milliseconds, with the ratios to PyTorch eager, on the model as it is loaded
+unless `--after` leaves that out, and of the UNets to each other.
 """
 
 from __future__ import annotations

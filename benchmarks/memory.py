@@ -116,8 +116,8 @@ def measure(pictures: Sequence[Path], size: int, bundle: Path, path: str, backen
     return {
         "opening_seconds": _followed(command, False)[0][0],
         "opening_bytes": moments[0][1],
-        "picture_seconds": [after[0] - before[0] for before, after in pairwise(moments)],
-        "bytes": max(peak for _, peak in moments),
+        "picture_seconds": [after[0] - before[0] for before, after in pairwise(moments[:-1])],
+        "bytes": moments[-1][1],
     }
 
 
@@ -137,7 +137,7 @@ def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int
             lines = told.read().strip().splitlines()
             backend, path = command[4:6]
             raise BackendError(f"{backend} failed on {path}: {lines[-1] if lines else process.returncode}")
-    return moments
+    return [*moments, (time.perf_counter() - start, meter.peak if meter else 0)]
 
 
 def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:

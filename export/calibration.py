@@ -116,15 +116,22 @@ def measure_gate(model: DOD, name: str, reference: Reference) -> Judged:
     if name == "bf16":
         low = half_copy(model, (), torch.bfloat16)
     else:
-        low = converted_copy(model, lambda _, value: quantised(value) if value.ndim > 1 else value)
+        modules = dict(model.named_modules())
+
+        def rounded(name: str, value: Tensor) -> Tensor:
+            second = isinstance(modules[name.rpartition(".")[0]], torch.nn.ConvTranspose2d)
+            return quantised(value, axis=1 if second else 0) if value.ndim > 1 else value
+
+        low = converted_copy(model, rounded)
     return judged(restore(low, reference.picture), reference.outcome)
 
 
-def quantised(weight: Tensor) -> Tensor:
-    """A weight [out, ...] as int8 holds it: w = s round(w / s), s = max|w| / 127 of each output channel."""
-    flat = weight.flatten(1)
-    scale = (flat.abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-30)
-    return (torch.round(flat / scale) * scale).reshape(weight.shape)
+def quantised(weight: Tensor, axis: int = 0) -> Tensor:
+    """A weight as int8 holds it: w = s round(w / s), s = max|w| / 127 of each output channel. axis: that of these, 1 in
+    a transposed convolution's weight."""
+    others = [each for each in range(weight.ndim) if each != axis]
+    scale = (weight.abs().amax(dim=others, keepdim=True) / 127).clamp(min=1e-30)
+    return torch.round(weight / scale) * scale
 
 
 def sums_in_float32() -> bool:

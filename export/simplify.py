@@ -257,7 +257,7 @@ def fold_upsampling(model: nn.Module) -> None:
                 conv.base_layer = _doubling(_base(conv))
                 conv.lora_A[clora.ADAPTER] = _doubling(cast(nn.Conv2d, conv.lora_A[clora.ADAPTER]))
             else:
-                upsampler.conv = _doubling(conv)
+                upsampler.conv = _doubling(cast(nn.Conv2d, conv))
             upsampler.use_conv_transpose = True
 
 

@@ -251,8 +251,8 @@ def _merge_entry(node: Node) -> MergeEntry:
     optional = {key: node[key].text() for key in ("bias_into", "input", "output") if key in node}
     bias = None if node["bias"].value is None else node["bias"].text()
     transposed = "transposed" in node and node["transposed"].boolean()
-    numbers = {"index": node["index"].integer(0), "scale": node["scale"].number()}
-    return MergeEntry(**names, **numbers, bias=bias, **optional, transposed=transposed)
+    index, scale = node["index"].integer(0), node["scale"].number()
+    return MergeEntry(index=index, scale=scale, bias=bias, transposed=transposed, **names, **optional)
 
 
 def _target(node: Node) -> Target:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import graphs
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,6 +39,15 @@ def test_what_lora_costs_a_plain_unet(tiny_checkpoint: Path, tmp_path: Path) -> 
     done = run("--model", tiny_checkpoint, "--graphs", *names, *options)
     assert done.returncode == 0, done.stderr
     assert "torch: a merged path costs" in done.stdout and "torch: the dynamic path costs" in done.stdout
+
+
+def test_speed_is_that_against_the_model_as_it_is_loaded() -> None:
+    merged, plain = ("unet_merged", "after"), ("unet_plain", "before")
+    times = {(*plain, "torch"): 60.0, (*merged, "torch"): 50.0, (*merged, "openvino"): 40.0}
+    text = graphs.report(times)
+    assert "40.0 (1.25x)" in text, "all there is of this graph is PyTorch's simplified one"
+    assert "openvino: a merged path is 1.50 x as fast as the plain UNet in PyTorch eager" in text
+    assert "40.0 (1.40x)" in graphs.report({**times, ("unet_merged", "before", "torch"): 56.0})
 
 
 @pytest.mark.parametrize(

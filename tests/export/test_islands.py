@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -12,14 +13,15 @@ from PIL import Image
 
 from dod import clora
 from dod.model import DOD
-from export import islands
+from export import calibration, islands
 from export.calibration import calibrate, check, quantised, sums_in_float32
 from export.errors import ParityError
 from export.islands import candidates
 from export.precision import half_copy, within
 from export.precision_report import draw, section
 from export.probe import Probe
-from export.ranges import Range, load_picture, measure_ranges, restore
+from export.ranges import Range, Reference, load_picture, measure_ranges, restore
+from export.simplify import fold_upsampling
 from tests.dod.small_model import image, normal, snr_db
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 
@@ -147,6 +149,26 @@ def test_int8_rounding() -> None:
     step = weight.flatten(1).abs().amax(dim=1) / 127
     assert ((rounded - weight).flatten(1).abs().amax(dim=1) <= step / 2 + 1e-7).all()
     assert all(len(channel.unique()) <= 255 for channel in rounded)
+    assert torch.equal(quantised(weight.transpose(0, 1), axis=1), rounded.transpose(0, 1))
+
+
+def test_int8_rounds_by_output_channel_in_transposed_convolutions_too(
+    model: DOD, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded, low = copy.deepcopy(model), list[DOD]()
+    fold_upsampling(folded.unet)
+    fold_upsampling(folded.decoder)
+    picture = load_picture(paths[0], model)
+    reference = Reference(picture, restore(folded, picture))
+    monkeypatch.setattr(calibration, "restore", lambda model, picture: low.append(model) or reference.outcome)
+    calibration.measure_gate(folded, "int8", reference)
+    rounded = dict(low[0].named_modules())
+    transposed = {name: each for name, each in folded.named_modules() if isinstance(each, torch.nn.ConvTranspose2d)}
+    assert len(transposed) >= 3, "the UNet's, its A and the decoder's"
+    for name, layer in transposed.items():
+        weight, found = (each.get_parameter("weight").transpose(0, 1).flatten(1) for each in (layer, rounded[name]))
+        step = weight.abs().amax(dim=1) / 127
+        assert (found - weight).abs().max() > 0 and ((found - weight).abs().amax(dim=1) <= step * 0.501).all()
 
 
 def test_how_this_machine_sums() -> None:

@@ -16,7 +16,7 @@ import pytest
 from runtime import bundle as bundle_module
 from runtime.bundle import Bundle, hash_file, write_bundle
 from runtime.errors import BundleError, UsageError
-from runtime.manifest import COMPONENTS, Manifest
+from runtime.manifest import COMPONENTS, SCHEMA, Manifest
 from tests.runtime.toy_bundle import toy_modulation, toy_prototype, toy_weights, write_toy_bundle
 
 
@@ -85,8 +85,8 @@ def test_manifest_that_is_none(content: bytes, copy: Path) -> None:
 
 
 def test_newer_and_older_schema(copy: Path) -> None:
-    with pytest.raises(BundleError, match=r"schema 4, newer than schema 3 .*: update dod-runtime"):
-        Bundle.open(edited(copy, lambda data: data.update(schema=3)))
+    with pytest.raises(BundleError, match=rf"schema {SCHEMA + 1}, newer than schema {SCHEMA} .*: update dod-runtime"):
+        Bundle.open(edited(copy, lambda data: data.update(schema=SCHEMA + 1)))
     with pytest.raises(BundleError, match=r"schema 0, older .*: rebuild"):
         Bundle.open(edited(copy, lambda data: data.update(schema=0)))
 

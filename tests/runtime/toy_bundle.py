@@ -54,9 +54,9 @@ def toy_weights(effect: float) -> dict[str, Tensors]:
         encoder[f"skip_{i}.weight"] = normal(SKIP, 3, 1 << i, 1 << i, scale=0.3 / (1 << i))
         decoder[f"skip_{i}.weight"] = normal(SKIP, 3, 1 << i, 1 << i, scale=0.02 * effect)
     unet = {
-        "conv.weight": normal(HIDDEN, LATENT, 3, 3, scale=0.05),
+        "conv.weight": normal(LATENT, HIDDEN, 3, 3, scale=0.05),  # a transposed convolution
         "conv.bias": normal(HIDDEN, scale=0.1),
-        "conv.lora_A.weight": normal(RANK, LATENT, 3, 3, scale=0.05),
+        "conv.lora_A.weight": normal(LATENT, RANK, 3, 3, scale=0.05),
         "conv.lora_B.weight": normal(HIDDEN, RANK, 1, 1, scale=0.5),
         "proj.weight": normal(HIDDEN, HIDDEN, scale=0.3),
         "proj.bias": np.zeros(HIDDEN, np.float32),
@@ -163,6 +163,7 @@ def write_toy_bundle(
                 "bias": f"{layer}.bias",
                 "A": f"{layer}.lora_A.weight",
                 "B": f"{layer}.lora_B.weight",
+                "transposed": layer == "conv",
             }
             for index, layer in enumerate(("conv", "proj"))
         ],

@@ -51,7 +51,7 @@ def _branch(layer: str, source: str, index: int, shape: str, convolution: bool) 
 
     def times(tensor: str, weight: str, output: str, **attributes: Any) -> list[onnx.NodeProto]:
         if convolution:
-            return [_node("Conv", [tensor, weight], output, **attributes)]
+            return [_node("ConvTranspose" if attributes else "Conv", [tensor, weight], output, **attributes)]
         return [
             _node("Transpose", [weight], f"{output}_t", perm=[1, 0]),
             _node("MatMul", [tensor, f"{output}_t"], output),
@@ -72,7 +72,7 @@ def _branch(layer: str, source: str, index: int, shape: str, convolution: bool) 
 
 def _unet_nodes(dynamic: bool) -> list[onnx.NodeProto]:
     end = "base" if not dynamic else "sum"
-    nodes = [_node("Conv", ["z", "conv.weight", "conv.bias"], "conv_base", pads=[1] * 4)]
+    nodes = [_node("ConvTranspose", ["z", "conv.weight", "conv.bias"], "conv_base", pads=[1] * 4)]
     nodes += _branch("conv", "z", 0, "shape_nchw", True) if dynamic else []
     nodes += [
         _node("Tanh", [f"conv_{end}"], "hidden"),
