@@ -204,7 +204,7 @@ def merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Te
     """What a layer with LoRA, of this name, gives for x with its weights merged at a condition, see `merged_copy`."""
     base = cast(Any, layer.get_base_layer())
     weight, bias = _merged_values(name, layer, modulation)
-    if isinstance(base, nn.ConvTranspose2d):
+    if _transposed(layer):
         return F.conv_transpose2d(x, weight, bias, base.stride, base.padding)
     return F.linear(x, weight, bias) if weight.ndim == 2 else base._conv_forward(x, weight, bias)
 
@@ -218,10 +218,14 @@ def _merged_values(name: str, layer: LoraLayer, modulation: Tensor | None) -> tu
         if modulation is None:
             raise ValueError(f"layer {name} is conditional: merging it needs a modulation")
         gamma, beta = modulation[layer.index].unbind(0)
-    scale, transposed = layer.scaling[ADAPTER], isinstance(base, nn.ConvTranspose2d)
-    weight, bias = merge(base.weight, base.bias, a, b, scale, gamma, beta, transposed)
+    weight, bias = merge(base.weight, base.bias, a, b, layer.scaling[ADAPTER], gamma, beta, _transposed(layer))
     dtype = base.weight.dtype
     return weight.detach().to(dtype), bias.detach().to(dtype)
+
+
+def _transposed(layer: LoraLayer) -> bool:
+    """Whether the base layer's weight begins with its inputs."""
+    return isinstance(layer.get_base_layer(), nn.ConvTranspose2d)
 
 
 def base_copy(model: nn.Module) -> nn.Module:
