@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
 from runtime.errors import UsageError
 
 Inputs = Mapping[str, Any]
+Ahead = dict[Path, Future[tuple[tuple[int, ...], str]]]
+"""For each file a mark of what was hashed, and its hash."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Workshop:
         self._ledger = self.root / "ledger.json"
         self._entries = _read(self._ledger, None)
         self._before = _read(destination / MANIFEST, "build")
+        self._ahead: Ahead = {}
         self.used: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
 
@@ -72,6 +77,13 @@ class Workshop:
             shutil.rmtree(self.root, ignore_errors=True)
         os.close(self._lock)
 
+    def hash_ahead(self) -> None:
+        """Begin to hash, in a thread, what may be taken over: a model of gigabytes is loaded and hashed meanwhile."""
+        both = ((self._entries, self.folder), (self._before, self.destination))
+        paths = [folder / name for entries, folder in both for name in entries]
+        self._ahead = {path: Future() for path in paths if path.is_file()}
+        threading.Thread(target=_hash_all, args=(self._ahead,), name="hashing ahead", daemon=True).start()
+
     def path(self, name: str) -> Path:
         """Where the file `name` of the bundle is made; its folder exists."""
         path = self.folder / name
@@ -89,7 +101,7 @@ class Workshop:
             changed = _difference(entry.inputs, inputs)
             if changed:
                 reason = changed
-            elif not _intact(folder / name, entry):
+            elif not self._intact(folder / name, entry):
                 reason = "the file is missing or was changed"
             else:
                 if folder != self.folder:
@@ -99,6 +111,16 @@ class Workshop:
                 return True
         self.reasons[name] = f"stale: {reason}"
         return False
+
+    def _intact(self, path: Path, entry: Entry) -> bool:
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            return False
+        ahead = self._ahead.get(path)
+        if ahead is not None and not ahead.cancel():  # it was begun
+            mark, sha256 = ahead.result()
+            if mark == _mark(path):
+                return sha256 == entry.sha256
+        return hash_file(path) == entry.sha256
 
     def record(self, name: str, inputs: Inputs, seconds: float, facts: Mapping[str, Any] | None = None) -> Entry:
         """Note that `name` is finished. facts: `sha256` among them spares reading the file again."""
@@ -163,8 +185,19 @@ def _read(path: Path, key: str | None) -> dict[str, Entry]:
         return {}
 
 
-def _intact(path: Path, entry: Entry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.bytes and hash_file(path) == entry.sha256
+def _hash_all(ahead: Ahead) -> None:
+    for path, promised in ahead.items():
+        if promised.set_running_or_notify_cancel():  # else it was asked for before its turn
+            try:
+                promised.set_result((_mark(path), hash_file(path)))
+            except OSError:
+                promised.set_result(((), ""))
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """What tells whether a file is the one that was hashed."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _adopt(source: Path, target: Path) -> None:

@@ -64,6 +64,8 @@ class Build:
         check_out(options.out)
         check_room(options.out, sized, len(options.precisions), sum(name in TARGETS for name in options.targets))
         check_memory(sized)
+        self.shop = Workshop(options.out)
+        self.shop.hash_ahead()
         self.model = load_model(*source)
         check_islands(self.model, options.islands or ())
         check_exportable(self.model)
@@ -75,7 +77,6 @@ class Build:
         self.trained, self.checkpoint = hash_tensors(trained_tensors(self.model)), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
-        self.shop = Workshop(options.out)
         self.explaining = False
 
     def explain(self) -> int:

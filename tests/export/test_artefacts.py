@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,6 +90,34 @@ def test_a_damaged_file_is_made_again(out: Path, damage: str | None) -> None:
     shop.path(NAME).unlink() if damage is None else shop.path(NAME).write_text(damage)
     assert make(shop) and shop.reasons[NAME] == "stale: the file is missing or was changed"
     assert shop.path(NAME).read_text() == "graph" and not make(Workshop(out))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("damage", [None, "grapf", "gone"])
+def test_hashed_ahead_is_hashed_as_it_is(out: Path, when: str, damage: str | None) -> None:
+    with Workshop(out) as shop:
+        make(shop)
+        path = shop.path(NAME)
+    shop = Workshop(out)
+    if when == "after":
+        hash_ahead(shop)
+    if damage == "gone":
+        path.unlink()
+    elif damage:
+        path.write_text(damage)
+    if when == "before":
+        hash_ahead(shop)
+    with shop:
+        assert make(shop) == (damage is not None)
+        assert not make(shop, text="another"), "what was made since is not taken for what was hashed"
+
+
+def hash_ahead(shop: Workshop) -> None:
+    """Hashes, and waits until it is done."""
+    shop.hash_ahead()
+    for thread in threading.enumerate():
+        if thread.name == "hashing ahead":
+            thread.join()
 
 
 def test_taken_over_from_the_bundle_of_before(out: Path) -> None:
