@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,13 @@ def test_an_interrupted_build_resumes(tiny_build: Build, tmp_path: Path) -> None
     assert f"{line.split()[0]}: fresh" in explained.stdout
 
 
+def command_of(process: psutil.Process) -> str:
+    """That of a process, "" where it has just ended."""
+    with suppress(psutil.Error):
+        return str(process.cmdline())
+    return ""
+
+
 def test_a_killed_builder_is_named_and_the_rest_is_kept(copy: tuple[Path, list[str]], tmp_path: Path) -> None:
     bundle, arguments = copy
     lost = [bundle / "engines" / "tensorrt_rtx" / f"{name}.engine" for name in ("unet_dynamic", "mfm")]
@@ -217,7 +225,7 @@ def test_a_killed_builder_is_named_and_the_rest_is_kept(copy: tuple[Path, list[s
         engine.unlink()
     command = [sys.executable, str(ROOT / "export" / "build_engines.py"), *arguments]
     with psutil.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        while not (builders := [each for each in process.children() if "unet_dynamic.onnx" in str(each.cmdline())]):
+        while not (builders := [each for each in process.children() if "unet_dynamic.onnx" in command_of(each)]):
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
         builders[0].kill()

@@ -42,7 +42,10 @@ def test_what_is_saved() -> None:
     assert before.keys() == after.keys() == plans.GRAPHS.keys()
     for name in plans.GRAPHS:
         assert after[name].operators < before[name].operators, name
+        doubled = name in ("unet_dynamic", "unet_merged", "decoder")
+        assert after[name].multiply_adds < before[name].multiply_adds or not doubled
         assert after[name].multiply_adds <= before[name].multiply_adds
-        assert (after[name].parameters < before[name].parameters) or name == "encoder"
+        # of the encoder, little but what is folded; the decoder's transposed kernels have 16 taps where 9 were
+        assert (after[name].parameters < before[name].parameters) or name in ("encoder", "decoder")
     written = section(rows(before, after))
     assert f"{before['decoder'].operators} → {after['decoder'].operators}" in written and "unet_merged" in written

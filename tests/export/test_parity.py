@@ -208,7 +208,8 @@ def test_a_wrong_merge_fails(
     merge: Any = proof.clora.merge
 
     def without_beta(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return merge(*arguments[:-1], torch.zeros_like(arguments[-1]))
+        *others, beta, transposed = arguments
+        return merge(*others, torch.zeros_like(beta), transposed)
 
     monkeypatch.setattr(proof.clora, "merge", without_beta)
     substitute(model)
