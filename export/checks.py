@@ -40,6 +40,7 @@ MODEL_SOURCES = [
     ROOT / "export" / "plans.py",
     ROOT / "export" / "precision.py",
     ROOT / "export" / "simplify.py",
+    ROOT / "export" / "tidy.py",
 ]
 OVERHEAD = 1_500_000_000
 """Bytes that a build takes beside weights: libraries, two tracing processes, a picture's activations."""

@@ -29,6 +29,7 @@ from export.errors import GraphError
 from export.norms import split_sums
 from export.plans import GRAPHS, GraphPlan, plan, skeleton
 from export.simplify import attentions
+from export.tidy import tidy
 from runtime.tensors import ALIGNMENT, tensor_spans, write_tensors
 
 OPSETS = {"fp32": 20, "fp16": 22}
@@ -104,6 +105,7 @@ def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path
     planned = replace(planned, module=planned.module.to_empty(device="cpu"), inputs=inputs)
     weights = _state(planned.module)
     program = _export(planned, weights, opset, graph)
+    tidy(program.model)
     outputs = expected if isinstance(expected, tuple) else (expected,)
     _name_interface(program.model.graph, planned, [tuple(output.shape) for output in outputs])
     _externalise(program.model.graph, list(planned.inputs), list(weights), weights_path)
@@ -134,6 +136,7 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 dynamo=True,
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:

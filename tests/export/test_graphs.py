@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto
+from onnxscript import optimizer
 from torch import nn
 
 from dod.model import DOD
+from export import graphs
 from export.errors import GraphError
 from export.graphs import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
 from export.plans import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
 from export.precision import half_copy
+from export.tidy import tidy
 from runtime.tensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
 from tests.dod.small_model import image, normal, snr_db
 
@@ -247,3 +252,20 @@ def test_label(size: int, known: int, label: str, expected: str) -> None:
 )
 def test_plain_names(name: str, expected: str) -> None:
     assert _plain(name) == expected
+
+
+@pytest.mark.parametrize("graph", ["mfm", "decoder"])
+def test_a_graph_is_as_tidy_as_the_exporters_optimizer_leaves_it(
+    model: DOD, graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimised: list[ir.Model] = []
+
+    def both(raw: ir.Model) -> None:
+        optimised.append(ir.serde.deserialize_model(ir.serde.serialize_model(raw)))
+        optimizer.optimize(optimised[0])
+        tidy(raw)
+
+    monkeypatch.setattr(graphs, "tidy", both)
+    found = traced(model, graph, tmp_path).graph
+    wanted = Counter(node.op_type for node in optimised[0].graph)
+    assert Counter(node.op_type for node in found.node) == wanted
