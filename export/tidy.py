@@ -36,7 +36,7 @@ RULES = (
     rules.fuse_pad_into_conv_rule,
 )
 """Those of the optimizer that a graph of this project can meet. Left out is `slice_split_rule`, which holds every slice
-of a graph against every other: a fifth of a UNet's trace, for nothing."""
+of a graph against every other: a fifth of a UNet's trace, and nothing found."""
 
 
 def tidy(model: ir.Model) -> None:
