@@ -52,6 +52,15 @@ class TensorSpec:
         known = {"batch": batch, "height": height, "width": width}
         return tuple(dimension(size, known) for size in self.shape)
 
+    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """What a shape of this tensor says of batch, height and width: `sized` the other way round."""
+        parts = [str(size).partition("/") for size in self.shape]
+        return {
+            name: length * int(divisor or 1)
+            for (name, _, divisor), length in zip(parts, shape, strict=True)
+            if not name.isdecimal()
+        }
+
 
 def dimension(size: int | str, known: Mapping[str, int]) -> int:
     """A dimension as a number: 4, "batch", "height", "height/8"."""
