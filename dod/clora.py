@@ -73,14 +73,19 @@ class ConditionalLoRA:
     lora_B: nn.ModuleDict
     scaling: dict[str, float]
 
-    def _branch(self, x: Tensor) -> Tensor:
-        """Eq. (3)-(4) without W0: s B(gamma * A x + beta), where gamma = modulation[:, i, 0], beta = [:, i, 1]."""
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma = modulation[:, i, 0] and beta = [:, i, 1] of the call in progress, in the dtype of x or A x and in the
+        shape that its number of axes needs. RuntimeError outside `modulated`."""
         affine = _call.affine
         if affine is None:
             raise RuntimeError("a conditional LoRA layer ran without a modulation: call it inside `modulated(...)`")
+        pieces = affine.convolution if x.ndim == 4 else affine.linear
+        return pieces[2 * self.index].to(x.dtype), pieces[2 * self.index + 1].to(x.dtype)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        """Eq. (3)-(4) without W0: s B(gamma * A x + beta)."""
         low = self.lora_A[ADAPTER](x)
-        pieces = affine.convolution if low.ndim == 4 else affine.linear
-        gamma, beta = (pieces[2 * self.index + i].to(low.dtype) for i in (0, 1))
+        gamma, beta = self.affine(low)
         branch = self.lora_B[ADAPTER](gamma * low + beta)
         return branch if self.scaling[ADAPTER] == 1 else branch * self.scaling[ADAPTER]
 

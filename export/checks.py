@@ -35,6 +35,7 @@ MODEL_MODULES = [
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
+    ROOT / "export" / "branches.py",
     ROOT / "export" / "graphs.py",
     ROOT / "export" / "norms.py",
     ROOT / "export" / "plans.py",

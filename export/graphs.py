@@ -25,6 +25,7 @@ from torch.func import functional_call
 
 from dod import clora
 from dod.model import DOD
+from export import branches
 from export.errors import GraphError
 from export.norms import split_sums
 from export.plans import GRAPHS, GraphPlan, plan, skeleton
@@ -98,6 +99,7 @@ def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path
     `PICTURES` where its normalisations are to be split."""
     if opset < GROUP_NORMALIZATION:
         split_sums(planned.module, several=graph in PICTURES)
+    branches.join(planned.module)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
     # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
@@ -136,6 +138,7 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 dynamo=True,
+                custom_translation_table=branches.TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )

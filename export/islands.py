@@ -241,8 +241,8 @@ class Search:
 
 def alone(model: DOD, half: DOD, reference: Reference) -> dict[str, Judged]:
     """The chain with one component in half and all others in float32, for each component."""
-    parts = dict.fromkeys(COMPONENTS, model)
-    mixed = {name: restore({**parts, name: half}, reference.picture) for name in COMPONENTS}
+    parts, known = dict.fromkeys(COMPONENTS, model), {}
+    mixed = {name: restore({**parts, name: half}, reference.picture, known=known) for name in COMPONENTS}
     return {name: judged(outcome, reference.outcome) for name, outcome in mixed.items()}
 
 

@@ -4,10 +4,11 @@ a true half run beside float32, layer by layer."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,15 +130,26 @@ def load_picture(path: Path, model: DOD) -> Picture:
 
 
 @torch.no_grad()
-def restore(parts: DOD | Mapping[str, DOD], picture: Picture, probe: Probe | None = None) -> Outcome:
+def restore(
+    parts: DOD | Mapping[str, DOD], picture: Picture, probe: Probe | None = None, known: dict | None = None
+) -> Outcome:
     """The chain on path `auto`. parts: one model, or one for each of `COMPONENTS`. probe: entered for the time of it,
-    inside the rounding of what is not float32, so that it sees what is rounded."""
+    inside the rounding of what is not float32, so that it sees what is rounded. known: what the components that take
+    the picture itself gave of it, by model; what is missing is added, for calls with others of the same models."""
     use = dict.fromkeys(COMPONENTS, parts) if isinstance(parts, DOD) else parts
+    known = {} if known is None else known
+
+    def once(component: str, compute: Callable[[], Any]) -> Any:
+        key = component, id(use[component])
+        if key not in known:
+            known[key] = compute()
+        return known[key]
+
     decoder = use["decoder"].decoder
     low = next((p.dtype for p in decoder.parameters() if p.dtype != torch.float32), torch.float32)
     with SummedInFloat32(), probe or nullcontext():
-        _, modulation = use["mfm"].mfm(picture.crops)
-        latent, skips = use["encoder"].encoder(picture.image)
+        _, modulation = once("mfm", lambda: use["mfm"].mfm(picture.crops))
+        latent, skips = once("encoder", lambda: use["encoder"].encoder(picture.image))
         restored = use["unet"].unet(latent, modulation)
         image = decoder(restored, [skip.to(low) for skip in skips])
     return Outcome(restored.float().numpy(), image.float().numpy())
