@@ -35,9 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parameters(model: DOD) -> dict[str, dict[str, int]]:
-    """How many parameters each part has, in the groups "frozen", "stage 1 trains" and "stage 2 trains"."""
-    adaptation, detail = model.adaptation_parameters(), model.detail_parameters()
-    trained = {id(parameter) for parameter in (*adaptation.values(), *detail.values())}
+    """How many parameters each part has, in the groups "frozen", "stage 1 trains" and "stage 2 trains", and
+    "fitted apart" where the preset has a sharpening filter."""
+    adaptation, detail, sharpening = (
+        model.adaptation_parameters(),
+        model.detail_parameters(),
+        model.sharpening_parameters(),
+    )
+    trained = {id(parameter) for part in (adaptation, detail, sharpening) for parameter in part.values()}
 
     def frozen(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters() if id(p) not in trained)
@@ -60,7 +65,7 @@ def parameters(model: DOD) -> dict[str, dict[str, int]]:
             "M": adapted("modulation.") - prompts,
         },
         "stage 2 trains (DEM)": {"detail modules": sum(p.numel() for p in detail.values())},
-    }
+    } | ({"fitted apart": {"sharpening": sum(p.numel() for p in sharpening.values())}} if sharpening else {})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
     facts: more JSON values for dod.json, such as steps and stage. Raises CheckpointError or OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().to(dtype).contiguous() for name, p in _trained(model).items()}
+    tensors = {name: p.detach().cpu().to(dtype).contiguous() for name, p in model.trained_tensors().items()}
     tensors |= {f"prototype.{name}": value.float().cpu().contiguous() for name, value in model.prototypes.items()}
     if model.statistics is not None:
         tensors["statistics"] = model.statistics.float().cpu().contiguous()
@@ -59,10 +59,11 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
             os.replace(Path(temporary) / name, folder / name)
 
 
-def load_checkpoint(model: DOD, folder: Path, any_base: bool = False) -> dict[str, Any]:
+def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, unsharpened: bool = False) -> dict[str, Any]:
     """Fill the model with a checkpoint's values, in place, and return its metadata.
 
-    any_base: take one that was trained on other frozen weights too, to be trained further on these. CheckpointError
+    any_base: take one that was trained on other frozen weights too, to be trained further on these. unsharpened: take
+    one that knows no sharpening filter too, for a model that is to get one. CheckpointError
     where it is missing or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
@@ -83,8 +84,10 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False) -> dict[st
         )
     prototypes = {name: tensors.pop(f"prototype.{name}", None) for name in metadata.get("conditions", [])}
     statistics = tensors.pop("statistics", None)
-    parameters = _trained(model)
+    parameters = model.trained_tensors()
     wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
+    if unsharpened and not any(name.startswith("sharpening.") for name in tensors):
+        parameters = {name: p for name, p in parameters.items() if not name.startswith("sharpening.")}
     wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
     if wrong:
@@ -99,9 +102,9 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False) -> dict[st
 def copy_trained(source: DOD, target: DOD) -> None:
     """Fill a model with what another of the same preset was trained to, whatever their bases hold."""
     target.prototypes, target.statistics = source.prototypes, source.statistics
-    values = _trained(source)
+    values = source.trained_tensors()
     with torch.no_grad():
-        for name, parameter in _trained(target).items():
+        for name, parameter in target.trained_tensors().items():
             parameter.copy_(values[name])
 
 
@@ -162,10 +165,6 @@ def preset_of(
 def _here(source: str | Path) -> str:
     """A source that a caller names: relative to where the caller stands, not to the preset."""
     return str(Path(source).resolve()) if Path(source).exists() else str(source)
-
-
-def _trained(model: DOD) -> dict[str, Tensor]:
-    return {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
 
 
 def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> None:

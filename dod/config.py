@@ -128,14 +128,33 @@ class StepConfig:
 
 
 @dataclass(frozen=True)
+class SharpeningConfig:
+    """A filter chosen by the picture's spectrum (`dod.sharpening`): of how many it is mixed, their side in pixels, that
+    of the periodogram's windows, and the width of the network that chooses."""
+
+    filters: int = 32
+    taps: int = 21
+    window: int = 31
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("filters", 1), ("taps", 3), ("window", 5), ("width", 1)):
+            value = getattr(self, name)
+            if value < least or (name in ("taps", "window") and value % 2 == 0):
+                odd = "an odd number of " if name in ("taps", "window") else ""
+                raise ConfigError(f"{name}: {value} is not {odd}at least {least}")
+
+
+@dataclass(frozen=True)
 class DetailConfig:
     """Detail enhancement (equation (6)): RRDBs per module, their growth, and by how much narrower than the decoder they
-    are (1: the paper's; with 2 they cost two fifths of it)."""
+    are (1: the paper's; with 2 they cost two fifths of it). sharpening: none in the paper."""
 
     enabled: bool = True
     blocks: int = 2
     growth: int = 32
     narrow: int = 1
+    sharpening: SharpeningConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("blocks", "growth", "narrow"):

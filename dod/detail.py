@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from .config import DetailConfig
+from .sharpening import Sharpening
+
 
 class DenseBlock(nn.Module):
     """Five densely connected 3 x 3 convolutions (Wang et al. 2018, ESRGAN). x: [B, C, H, W]; the same out."""
@@ -64,15 +67,19 @@ class DetailEnhancement(nn.Module):
         return decoded + self.weight * self.body(fused)
 
 
+ADDED = ("detail", "sharpening")
+"""What a `Decoder` has beside the VAE's own parts."""
+
+
 class Decoder(nn.Module):
     """The VAE decoder with detail enhancement. latent_restored [B, 4, H/8, W/8], skip_0..skip_3 -> image [B, 3, H, W].
 
     skip_i is the input of the encoder's i-th down block (skip_0 at H, skip_3 at H/8); the modules take them reversed.
     The image is float32, in about [-1, 1], not clipped. `detail` is empty where the ablation leaves it out; without
-    skips it is passed by (stage 1 trains without it).
+    skips it is passed by (stage 1 trains without it), and so is `sharpening`, which only some presets have.
     """
 
-    def __init__(self, vae: AutoencoderKL, enabled: bool, blocks: int, growth: int, narrow: int = 1) -> None:
+    def __init__(self, vae: AutoencoderKL, config: DetailConfig) -> None:
         super().__init__()
         self.scaling_factor: float = vae.config["scaling_factor"]
         self.post_quant_conv, self.decoder = cast(nn.Conv2d, vae.post_quant_conv), vae.decoder
@@ -80,14 +87,16 @@ class Decoder(nn.Module):
         encoder_widths = [widths[0], *widths[:-1]]
         decoder_widths = [widths[-1], *reversed(widths[1:])]
         self.detail = nn.ModuleList(
-            DetailEnhancement(e, d, blocks, growth, narrow)
+            DetailEnhancement(e, d, config.blocks, config.growth, config.narrow)
             for e, d in zip(reversed(encoder_widths), decoder_widths, strict=True)
-            if enabled
+            if config.enabled
         )
+        chosen = config.sharpening if config.enabled else None
+        self.sharpening = None if chosen is None else Sharpening(encoder_widths[0], chosen)
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The VAE's own parameters by their names in the VAE: those of the decoder and of the layer before it."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("detail.")}
+        return {name: p for name, p in self.named_parameters() if name.partition(".")[0] not in ADDED}
 
     def forward(self, latent_restored: Tensor, skips: Sequence[Tensor] | None = None) -> Tensor:
         decoder = self.decoder
@@ -98,4 +107,5 @@ class Decoder(nn.Module):
             if len(self.detail) and skips is not None:
                 x = self.detail[i](skips[-1 - i], x)
             x = block(x)
-        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float()
+        image = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float()
+        return image if self.sharpening is None or skips is None else image + self.sharpening(skips[0])

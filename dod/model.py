@@ -130,8 +130,7 @@ class DOD(nn.Module):
         self.mfm.network.requires_grad_(count > 0)
         self.encoder = Encoder(parts.vae)
         self.unet = OneStepUNet(parts.unet, parts.prompt, preset.step)
-        detail = preset.detail
-        self.decoder = Decoder(parts.vae, detail.enabled, detail.blocks, detail.growth, detail.narrow)
+        self.decoder = Decoder(parts.vae, preset.detail)
         self.prototypes: dict[str, Tensor] = {}
         self.statistics: Tensor | None = None
         self.eval()
@@ -171,6 +170,16 @@ class DOD(nn.Module):
     def detail_parameters(self) -> dict[str, nn.Parameter]:
         """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
+
+    def sharpening_parameters(self) -> dict[str, nn.Parameter]:
+        """What `dod.training.sharpening` fits, by checkpoint name; nothing where the preset has none."""
+        part = self.decoder.sharpening
+        return {} if part is None else {f"sharpening.{name}": p for name, p in part.named_parameters()}
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds of the model itself, by name."""
+        parts = self.adaptation_parameters(), self.detail_parameters(), self.sharpening_parameters()
+        return {name: tensor for part in parts for name, tensor in part.items()} | {"prompt": self.unet.prompt}
 
 
 def sized_model(preset: Preset) -> DOD:

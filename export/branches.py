@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import onnxscript
 import torch
 import torch.nn.functional as F
-from onnxscript import opset20 as op
 from torch import Tensor, nn
 
 from dod.clora import ADAPTER, CLoRAConv2d, CLoRALinear, factors
 
+op: Any = onnxscript.opset20
 _LIBRARY = torch.library.Library("dod", "DEF")
 _LIBRARY.define(
     "conditional(Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, Tensor gamma, Tensor beta, float scale, "

@@ -30,6 +30,7 @@ MODEL_MODULES = [
     "errors",
     "model",
     "modulation",
+    "sharpening",
     "tensors",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
@@ -168,15 +169,10 @@ def settings_of(model: DOD) -> dict[str, Any]:
     }
 
 
-def trained_tensors(model: DOD) -> dict[str, Tensor]:
-    """What was trained, by name, and decides graphs and weights: all but the prototypes."""
-    return {**model.adaptation_parameters(), **model.detail_parameters(), "prompt": model.unet.prompt}
-
-
 def hash_model(model: DOD) -> str:
     """SHA-256 over what was trained and the prototypes, in float32."""
     prototypes = {f"prototype.{name}": value for name, value in model.prototypes.items()}
-    return hash_tensors(trained_tensors(model) | prototypes)
+    return hash_tensors(model.trained_tensors() | prototypes)
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -37,7 +37,6 @@ from export.checks import (
     hash_tensors,
     sample_paths,
     settings_of,
-    trained_tensors,
 )
 from export.interface import Component, read_components
 from export.memory import MemoryMeter
@@ -74,7 +73,7 @@ class Build:
         self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
-        self.trained, self.checkpoint = hash_tensors(trained_tensors(self.model)), hash_model(self.model)
+        self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
         self.explaining = False

@@ -136,7 +136,7 @@ def restore(
     """The chain on path `auto`. parts: one model, or one for each of `COMPONENTS`. probe: entered for the time of it,
     inside the rounding of what is not float32, so that it sees what is rounded. known: what the components that take
     the picture itself gave of it, by model; what is missing is added, for calls with others of the same models."""
-    use = dict.fromkeys(COMPONENTS, parts) if isinstance(parts, DOD) else parts
+    use: Mapping[str, DOD] = dict.fromkeys(COMPONENTS, parts) if isinstance(parts, DOD) else parts
     known = {} if known is None else known
 
     def once(component: str, compute: Callable[[], Any]) -> Any:

@@ -67,8 +67,9 @@ def required_bytes(preset: Preset, parts: Sequence[str], itemsize: int) -> int:
             total += itemsize * (_count(ADMEncoder()) + sum(math.prod(shape) for shape in adm_decoder().values()))
         if "dod" in parts:
             model = DOD.from_preset(preset)
-            trained = {**model.adaptation_parameters(), **model.detail_parameters()}
-            total += 4 * sum(p.numel() for p in trained.values()) * len(variants(parts, Path()))
+            total += (
+                4 * sum(tensor.numel() for tensor in model.trained_tensors().values()) * len(variants(parts, Path()))
+            )
     return total
 
 

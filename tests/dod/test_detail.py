@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import FloatTensor, Tensor
 
 from dod.base import load_base, new_vae
-from dod.config import load_preset
+from dod.config import DetailConfig, load_preset
 from dod.detail import RRDB, Decoder, DetailEnhancement
 from dod.model import DOD, Encoder
 from tests.dod.small_model import image, normal, snr_db, tiny
@@ -96,7 +96,7 @@ def test_sd_skips_and_decoder_widths_on_the_meta_device() -> None:
     config = load_preset("sd21")
     with torch.device("meta"):
         vae = new_vae(config.base.vae)
-        decoder = Decoder(vae, enabled=True, blocks=config.detail.blocks, growth=config.detail.growth)
+        decoder = Decoder(vae, config.detail)
         seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         for module in decoder.detail:
             module.register_forward_pre_hook(lambda _, args: seen.append((tuple(args[0].shape), tuple(args[1].shape))))
@@ -134,5 +134,5 @@ def test_without_skips_the_detail_modules_are_passed_by(model: DOD, untrained: D
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_switch(enabled: bool) -> None:
-    decoder = Decoder(new_vae(tiny().base.vae), enabled, blocks=1, growth=4)
+    decoder = Decoder(new_vae(tiny().base.vae), DetailConfig(enabled, blocks=1, growth=4))
     assert len(decoder.detail) == (4 if enabled else 0)

@@ -26,7 +26,7 @@ from export.plans import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
 from export.precision import half_copy
 from export.tidy import tidy
 from runtime.tensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
-from tests.dod.small_model import image, normal, snr_db
+from tests.dod.small_model import image, normal, randomise, snr_db, tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -132,6 +132,28 @@ def test_the_encoder_computes_what_pytorch_does(encoder: Traced, model: DOD, sha
         latent, skips = model.encoder(picture)
     for reference, found in zip((latent, *skips), run(encoder, "image", picture), strict=True):
         assert found.shape == tuple(reference.shape) and snr_db(reference, found) > 100
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_decoder_that_sharpens_computes_what_pytorch_does(precision: str, tmp_path: Path) -> None:
+    sharpening = {"filters": 3, "taps": 7, "window": 11, "width": 8}
+    model = randomise(DOD.from_preset(tiny(detail__sharpening=sharpening)))
+    assert model.decoder.sharpening is not None
+    nn.init.normal_(model.decoder.sharpening.last.weight)
+    like = half_copy(model, ()) if precision == "fp16" else model
+    path, weights = tmp_path / "decoder.onnx", tmp_path / "decoder.safetensors"
+    write_weights(model, like, "decoder", weights)
+    trace(like, "decoder", path, weights, OPSETS[precision])
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch, height, width in ((1, 64, 96), (2, 128, 64)):
+        with torch.no_grad():
+            latent, skips = model.encoder(image(batch, height, width))
+            expected, plain = model.decoder(latent, skips), model.decoder(latent)
+        values = {f"skip_{i}": skip.numpy() for i, skip in enumerate(skips)} | {"latent_restored": latent.numpy()}
+        dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+        inputs = {each.name: values[each.name].astype(dtypes[each.type]) for each in session.get_inputs()}
+        found = session.run(None, inputs)[0]
+        assert snr_db(expected, found) >= (100 if precision == "fp32" else 45) and snr_db(plain, found) < 30
 
 
 def test_values_of_the_file_decide(encoder: Traced, model: DOD, tmp_path: Path) -> None:
@@ -293,7 +315,7 @@ def test_a_joined_layer_becomes_the_nodes_of_its_branches(tmp_path: Path, monkey
     clora.number_layers([layers])
     for i, (_, layer) in enumerate(clora.adapted_layers(layers)):
         clora.factors(layer)[1].data = normal(*clora.factors(layer)[1].shape, seed=i)
-    layers.hooked.base_layer.register_forward_hook(lambda *_: None)
+    layers.get_submodule("hooked.base_layer").register_forward_hook(lambda *_: None)
     inputs = {"x": normal(2, 3, 32, 48, seed=8), "modulation": normal(2, 4, 2, 2, seed=9)}
     stored = {name: value.detach().numpy() for name, value in graphs.named_weights(layers).items()}
     specs = {name: (value.dtype, value.shape) for name, value in stored.items()}
