@@ -24,6 +24,7 @@ SWITCHES = {
     "alpha": "lora.alpha",
     "conditional": "lora.conditional",
     "detail": "detail.enabled",
+    "sharpening": "detail.sharpening",
     "step": "step",
     "crops": "mfm.crops",
     "crop_size": "mfm.crop_size",
@@ -63,19 +64,24 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, unsharpene
     """Fill the model with a checkpoint's values, in place, and return its metadata.
 
     any_base: take one that was trained on other frozen weights too, to be trained further on these. unsharpened: take
-    one that knows no sharpening filter too, for a model that is to get one. CheckpointError
-    where it is missing or malformed, belongs to another base, or was trained with other switches.
+    one without the model's sharpening filter too, for a model that is to get one. CheckpointError where it is missing
+    or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
     tensors = read_safetensors(folder / WEIGHTS)
     _check_channels(model, folder, tensors)
+    sharpened = any(name.startswith("sharpening.") for name in tensors)
     for key, value in _switches(model).items():
-        stated = metadata.get(key, value if key == "step" else None)  # not stated by the oldest checkpoints
-        if stated != value and key not in FREE and not (any_base and key == "base_sha256"):
+        unstated = {"step": value, "sharpening": value if sharpened else None}  # by the oldest checkpoints
+        stated = metadata.get(key, unstated.get(key))
+        if (any_base and key == "base_sha256") or (unsharpened and key == "sharpening" and not sharpened):
+            continue
+        if stated != value and key not in FREE:
             what = "another base model" if key == "base_sha256" else f"another {key}"
+            fit = ", or fit a filter to it: python -m dod.training.sharpening"
             raise CheckpointError(
-                f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has "
-                f"{_short(value)}; give the base or preset that it was trained with"
+                f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has {_short(value)}; "
+                f"give the base or preset that it was trained with{fit if key == 'sharpening' and value else ''}"
             )
     layers = metadata.get("layers", [])
     if layers != model.layers:
@@ -86,7 +92,7 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, unsharpene
     statistics = tensors.pop("statistics", None)
     parameters = model.trained_tensors()
     wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
-    if unsharpened and not any(name.startswith("sharpening.") for name in tensors):
+    if unsharpened and not sharpened:
         parameters = {name: p for name, p in parameters.items() if not name.startswith("sharpening.")}
     wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
@@ -186,6 +192,7 @@ def _switches(model: DOD) -> dict[str, Any]:
         "alpha": lora.alpha,
         "conditional": lora.conditional,
         "detail": detail.enabled,
+        "sharpening": asdict(detail.sharpening) if detail.sharpening and detail.enabled else None,
         "step": asdict(model.preset.step),
         "crops": model.preset.mfm.crops,
         "crop_size": model.preset.mfm.crop_size,

@@ -41,7 +41,8 @@ Record = dict[str, Any]
 def calibrate(model: DOD, paths: Sequence[Path], islands: Sequence[str] | None, say: Callable[[str], None]) -> Record:
     """Measure the model on photographs and choose its fp32 islands (None), or judge those given.
 
-    The record, for JSON: what was looked at, `islands` {module: why}, `trials`, `components` (each alone in half),
+    The record, for JSON: what was looked at, `islands` {module: why}, `trials`, `components` (each alone in half;
+    none where half meets the budget without islands),
     `gate` (bf16 and int8), `operations` in the order of the chain, and the `weights` with the largest values.
     """
     pictures = [load_picture(path, model) for path in paths]
@@ -54,7 +55,8 @@ def calibrate(model: DOD, paths: Sequence[Path], islands: Sequence[str] | None, 
         none.append(compare(plain, reference))
         say(f"ranges and half on {reference.picture.name}: PSNR {none[-1].psnr_db:.1f} dB")
     hardest = references[worst(none)]
-    components = alone(model, plain, hardest)
+    enough = none[worst(none)].psnr_db >= BUDGET + MARGIN
+    components = {} if enough else alone(model, plain, hardest)
     del plain
     weights = measure_weights(model)
     search = Search(model, references, none, ranges, weights, say)

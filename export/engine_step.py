@@ -43,7 +43,7 @@ def built(
     precision = options.precisions[-1]
     for target in (TARGETS[name] for name in options.targets if name in TARGETS):
         named: dict[Path, tuple[str, dict[str, object]]] = {}
-        planned, needed = [], 1
+        planned = []
         with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
             for engine, graph, condition in engine_list(conditions_with_engines, options.refit):
                 name = f"engines/{target.name}/{engine}.engine"
@@ -51,6 +51,7 @@ def built(
                 inputs = _inputs(shop, options, target, graph, condition, refittable)
                 if shop.fresh(name, inputs) or explaining:
                     continue
+                weights = shop.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
                 job = EngineJob(
                     _graph(shop, model, precision, graph, condition, Path(scratch)),
                     shop.path(name),
@@ -58,12 +59,11 @@ def built(
                     profile(components()[graph], options.batch, options.size),
                     () if target.built_on_gpu else options.capabilities,
                     refittable,
+                    MEMORY_PER_WEIGHT * weights.stat().st_size,
                 )
                 planned.append(job)
-                weights = shop.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
-                needed = max(needed, MEMORY_PER_WEIGHT * weights.stat().st_size)
                 named[job.engine_path] = name, inputs
-            records = build_engines(planned, min(options.workers, max(1, BUILDERS_MEMORY // needed)))
+            records = build_engines(planned, options.workers, BUILDERS_MEMORY)
             for job, record in progress(records, len(planned), f"{target.name} engines") if planned else ():
                 name, inputs = named[job.engine_path]
                 yield name, shop.record(name, inputs, record.seconds, asdict(record))

@@ -7,6 +7,7 @@ record = build_engine("unet.onnx", "unet.engine", target=TENSORRT_RTX, compute_c
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -70,6 +70,7 @@ class EngineJob:
     """One engine to build: from which graph, where to, for what.
 
     refittable: the weights, by the graph's names, that are exchanged in it later; the builders need a GPU for that.
+    memory: bytes that building it takes, where that is known.
     """
 
     onnx_path: Path
@@ -78,6 +79,7 @@ class EngineJob:
     profile: Profile = field(hash=False)
     compute_capabilities: tuple[str, ...] = ()
     refittable: tuple[str, ...] = ()
+    memory: int = 0
 
 
 def build_engine(
@@ -99,17 +101,26 @@ def build_engine(
         return build.result()
 
 
-def build_engines(jobs: Sequence[EngineJob], workers: int = 2) -> Iterator[tuple[EngineJob, EngineRecord]]:
+def build_engines(
+    jobs: Sequence[EngineJob], workers: int = 2, memory: float = math.inf
+) -> Iterator[tuple[EngineJob, EngineRecord]]:
     """Build several, at most `workers` at once, and yield each as it is done.
 
-    The first failure ends those under way; what is done by then is yielded before it is raised.
+    memory: bytes that those under way may take together; one that takes more is built by itself. The next is the first
+    that there is room for. The first failure ends those under way; what is done by then is yielded before it is raised.
     """
-    waiting = deque(jobs)
+    waiting = list(jobs)
     running: list[EngineBuild] = []
     with ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(stack.enter_context(EngineBuild(waiting.popleft())))
+                room = memory - sum(build.job.memory for build in running)
+                fitting = (job for job in waiting if job.memory <= room)
+                job = next(fitting, None if running else waiting[0])
+                if job is None:
+                    break
+                waiting.remove(job)
+                running.append(stack.enter_context(EngineBuild(job)))
             done = [build for build in running if build.done]
             if not done:
                 time.sleep(POLL_SECONDS)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +29,15 @@ REBUILD = "rebuild with: python export/build_engines.py --out"
 
 
 class Bundle:
-    """An open bundle: its manifest, and its files, each verified when it is first used. Safe to share by threads."""
+    """An open bundle: its manifest, and its files, each verified when it is first used. Safe to share by threads.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    verified: the names of files that the caller has just hashed himself.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, verified: Iterable[str] = ()) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._verified: set[str] = set()
+        self._verified = set(verified)
         self._locks = {name: threading.Lock() for name in manifest.files}
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dod.data.degradations import DEGRADATIONS, degrade
+from dod.data.degradations import DEGRADATIONS, degrade, depth_map
 from dod.data.pictures import SUFFIXES, read_rgb
 from dod.errors import DataError
 
@@ -75,6 +75,21 @@ def recolour(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
     return np.clip(grey + np.float32(rng.uniform(0.5, 1.7)) * (other - grey), 0, 1, dtype=np.float32)
 
 
+def misty(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """The same scene [H, W, 3], 0 to 1, in aerial perspective: what is far lies in mist, what is near does not.
+
+    The model of `dod.data.degradations.haze`, but for what tells the mist that belongs to a picture from the haze that
+    is to be taken off: the nearest 30 to 70 % of the depths are clear, the airlight (brightest channel 0.5 to 0.95) is
+    bluish three times out of four, else reddish (other end of the spectrum 5 to 35 % darker), beta 0.5 to 3.
+    """
+    near, beta, airlight = rng.uniform(0.3, 0.7), rng.uniform(0.5, 3), rng.uniform(0.5, 0.95)
+    cast = rng.uniform(0.05, 0.35)
+    colour = airlight * np.array([1 - cast, 1 - cast / 2, 1])[:: 1 if rng.random() < 0.75 else -1]
+    far = np.clip((depth_map(image.shape[:2], rng) - near) / (1 - near), 0, 1)
+    transmission = np.exp(-beta * far)[..., None]
+    return (image * transmission + colour * (1 - transmission)).astype(np.float32)
+
+
 class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
     """(degraded, clean, index) for training, float32 [3, crop, crop] in -1 to 1, from photographs held in memory.
 
@@ -82,7 +97,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
     Crops are native, but for a third of them that come from a window up to twice as large, reduced; each is flipped
     and turned at random. Of so many `windows` the most detailed is taken: flat sky teaches little, but a model that
     never sees any takes a pale scene for haze. A share `recoloured` of them gets other colours (`recolour`), for few
-    photographs hold few hues. Each time that a degradation is in `more` it comes once more as often as the others.
+    photographs hold few hues, and a share `misty` a mist that is to stay (`misty`). Each time that a degradation is in `more` it comes once more as often as the others.
 
     Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
     where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there
@@ -99,6 +114,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         length: int = 1 << 40,
         *,
         recoloured: float = 0.0,
+        misty: float = 0.0,
         windows: int = 2,
         more: Sequence[str] = (),
     ) -> None:
@@ -123,6 +139,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self.seed = seed
         self.clean_fraction = clean_fraction
         self.recoloured = recoloured
+        self.misty = misty
         self.windows = windows
         self.more = tuple(more)
         self._drawn = (*range(len(degradations)), *(self.names.index(name) for name in self.more))
@@ -157,6 +174,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             "seed": self.seed,
             "clean_fraction": self.clean_fraction,
             "recoloured": self.recoloured,
+            "misty": self.misty,
             "windows": self.windows,
             "more": self.more,
             "photographs": digest.hexdigest(),
@@ -175,7 +193,9 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
             window = np.asarray(reduced)
         crop = turned(rng, window)[0]
-        return recolour(crop, rng) if self.recoloured and rng.random() < self.recoloured else crop
+        if self.recoloured and rng.random() < self.recoloured:
+            crop = recolour(crop, rng)
+        return misty(crop, rng) if self.misty and rng.random() < self.misty else crop
 
     @staticmethod
     def _window(photograph: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

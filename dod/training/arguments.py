@@ -21,6 +21,7 @@ Samples = PhotographCrops | PairedCrops
 
 BESIDE = (
     ("photographs", "recoloured", 0.0),
+    ("photographs", "misty", 0.0),
     ("photographs", "windows", 2),
     ("photographs", "more", []),
     ("data", "lists", None),
@@ -82,6 +83,9 @@ def add_source(command: ArgumentParser) -> None:
         "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
     )
     command.add_argument(
+        "--misty", type=float, default=0.0, help="share of them in a mist that is to stay there; default 0"
+    )
+    command.add_argument(
         "--windows", type=int, default=2, help="of so many windows of a photograph the most detailed; default 2"
     )
     command.add_argument(
@@ -112,7 +116,8 @@ def samples_from(
     if arguments.data is None:
         shown = degradations if clean_fraction < 1 else ()
         more = arguments.more if len(shown) > 1 else ()  # one by itself is all there is, as in calibration
-        drawing = {"recoloured": arguments.recoloured, "windows": arguments.windows, "more": more}
+        drawing = {"recoloured": arguments.recoloured, "misty": arguments.misty}
+        drawing |= {"windows": arguments.windows, "more": more}
         return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction, **drawing)
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dod import checkpoint
-from dod.checkpoint import METADATA, WEIGHTS, load_checkpoint, load_model, save_checkpoint
+from dod.checkpoint import METADATA, WEIGHTS, load_checkpoint, load_model, preset_of, save_checkpoint
 from dod.config import load_preset
 from dod.errors import CheckpointError, ConfigError
 from dod.model import DOD
@@ -87,6 +87,10 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"lora__conditional": "none"}, "another conditional: it states conditional 'unet', this model has 'none'"),
         ({"step__timestep": 500}, "another step: it states step {'timestep': 999,"),
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
+        (
+            {"detail__sharpening": {"taps": 5}},
+            r"another sharpening: it states sharpening None, .* or fit a filter to it: python -m dod.training.sharpen",
+        ),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),
     ],
@@ -94,6 +98,17 @@ def test_another_base_is_refused(folder: Path) -> None:
 def test_other_switches_are_refused_by_name(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(DOD.from_preset(tiny(**changes)), folder)
+
+
+def test_a_checkpoint_by_itself_says_whether_it_sharpens(tmp_path: Path) -> None:
+    save_checkpoint(load_model("mini"), tmp_path)
+    preset, found = preset_of(tmp_path)
+    assert found == tmp_path and preset.detail.sharpening == load_preset("mini").detail.sharpening
+    metadata = json.loads((tmp_path / METADATA).read_text())
+    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None}))
+    assert preset_of(tmp_path)[0].detail.sharpening is None
+    with pytest.raises(CheckpointError, match="sharpening"):
+        load_model(tmp_path)
 
 
 def test_layers_in_another_order_are_refused(folder: Path, untrained: DOD) -> None:

@@ -197,6 +197,27 @@ def test_what_is_done_beside_a_failure_is_kept(graph: Path, tmp_path: Path, monk
     assert kept == [good] and good.engine_path.is_file() and not bad.engine_path.exists()
 
 
+def test_builders_share_the_memory_that_there_is(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[EngineBuild] = []
+
+    class Watched(EngineBuild):
+        def _start(self) -> subprocess.Popen[bytes]:
+            under_way = [build for build in started if not build.done]
+            assert not under_way or self.job.memory + sum(build.job.memory for build in under_way) <= 7
+            started.append(self)
+            return super()._start()
+
+    monkeypatch.setattr(engines, "EngineBuild", Watched)
+    memory = {"first": 6, "second": 6, "small": 1, "large": 9}
+    jobs = [
+        EngineJob(graph, tmp_path / f"{name}.engine", TENSORRT_RTX, PROFILE, ("8.9",), memory=size)
+        for name, size in memory.items()
+    ]
+    built = {job.engine_path.stem for job, _ in build_engines(jobs, workers=2, memory=7)}
+    assert [build.job.engine_path.stem for build in started] == ["first", "small", "second", "large"]
+    assert built == memory.keys()
+
+
 def test_the_first_failure_ends_the_others(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fails = "sys.exit('words') if 'bad' in request['engine'] else time.sleep(60)"
     fake_builder(tmp_path / "fake.py", monkeypatch, fails)

@@ -10,7 +10,7 @@ from PIL import Image
 from skimage import data
 from torch.utils.data import DataLoader
 
-from dod.data.dataset import CLEAN, PhotographCrops, load_photographs, to_tensor
+from dod.data.dataset import CLEAN, PhotographCrops, load_photographs, misty, to_tensor
 from dod.data.degradations import DEGRADATIONS
 from dod.errors import DataError
 
@@ -93,6 +93,28 @@ def test_recoloured_is_the_same_scene_in_more_hues(folder: Path) -> None:
     assert sum(a != b for a, b in strongest) > 20
     half = PhotographCrops(folder, recoloured=0.5, **options)
     assert 10 < sum(torch.equal(half[i][1], plain[i][1]) for i in range(60)) < 50
+
+
+def test_mist_leaves_what_is_near_alone() -> None:
+    image = np.random.default_rng(0).random((512, 512, 3), dtype=np.float32)
+    bluish = 0
+    for seed in range(30):
+        found = misty(image, np.random.default_rng(seed))
+        clear = (np.abs(found - image) < 1e-6).all(2)
+        assert 0 <= found.min() and found.max() <= 1 and 0.02 < clear.mean() < 0.98
+        assert found[~clear].std() < image[~clear].std()
+        red, green, blue = (found - image)[~clear].mean(0)
+        bluish += blue > green > red
+    assert 15 < bluish < 30
+
+
+def test_misty_samples(folder: Path) -> None:
+    options = {"crop": 64, "seed": 4, "degradations": ("noise",), "clean_fraction": 0.5, "windows": 1}
+    plain, half = PhotographCrops(folder, **options), PhotographCrops(folder, misty=0.5, **options)
+    same = sum(torch.equal(half[i][1], plain[i][1]) for i in range(60))
+    assert 15 < same < 50
+    assert all(torch.equal(*half[i][:2]) for i in range(60) if half[i][2] == 1), "mist is no degradation"
+    assert half.identity["misty"] == 0.5
 
 
 def test_of_more_windows_the_most_detailed(tmp_path: Path) -> None:
