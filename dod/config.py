@@ -177,14 +177,6 @@ class Preset:
     conditions: tuple[str, ...] = ("haze", "rain", "noise", "blur", "low-light")
     checkpoint: str | None = None
 
-    def __post_init__(self) -> None:
-        sharpening, smallest = self.detail.sharpening, self.size_multiple
-        for name, side in {"window": sharpening.window, "taps": sharpening.taps}.items() if sharpening else ():
-            if side > smallest:
-                raise ConfigError(
-                    f"detail.sharpening.{name}: {side} px are more than the smallest picture has, {smallest}"
-                )
-
     @property
     def vae_factor(self) -> int:
         """Pixels per latent position along one axis."""

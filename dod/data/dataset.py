@@ -97,7 +97,8 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
     Crops are native, but for a third of them that come from a window up to twice as large, reduced; each is flipped
     and turned at random. Of so many `windows` the most detailed is taken: flat sky teaches little, but a model that
     never sees any takes a pale scene for haze. A share `recoloured` of them gets other colours (`recolour`), for few
-    photographs hold few hues, and a share `misty` a mist that is to stay (`misty`). Each time that a degradation is in `more` it comes once more as often as the others.
+    photographs hold few hues, and a share `misty` a mist that is to stay (`misty`). Each time that a degradation is in
+    `more` it comes once more as often as the others.
 
     Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
     where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there

@@ -88,7 +88,7 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"step__timestep": 500}, "another step: it states step {'timestep': 999,"),
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
         (
-            {"detail__sharpening": {"taps": 5}},
+            {"detail__sharpening": {"taps": 5, "window": 9}},
             r"another sharpening: it states sharpening None, .* or fit a filter to it: python -m dod.training.sharpen",
         ),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
