@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,6 +89,22 @@ class Proof:
     restored: np.ndarray
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What the encoder gave of each sample, by one computer: it is the same on every path. In files, as `Wanted`'s."""
+
+    folder: Path
+
+    def once(self, sample: Sample, compute: Callable[[], Values]) -> Values:
+        """What was kept of the sample's, mapped, else what is computed, which is kept."""
+        path = self.folder / f"{sample.name}.safetensors"
+        if path.exists():
+            return read_tensors(path)
+        values = compute()
+        _write(path, values)
+        return values
+
+
 @dataclass
 class Wanted:
     """The reference's values of each run, in files of a folder: as large as a picture's skips, they need not wait in
@@ -98,12 +116,16 @@ class Wanted:
     def keep(self, run: Run, values: Values) -> None:
         """Write what a run gave."""
         path = self.folder / f"{len(self.files)}.safetensors"
-        write_tensors(path, {name: (value.dtype, value.shape) for name, value in values.items()}, values.values())
+        _write(path, values)
         self.files[run.sample.name, run.path] = path
 
     def of(self, run: Run) -> dict[str, np.ndarray]:
         """The values of a run, mapped."""
         return read_tensors(self.files[run.sample.name, run.path])
+
+
+def _write(path: Path, values: Values) -> None:
+    write_tensors(path, {name: (value.dtype, value.shape) for name, value in values.items()}, values.values())
 
 
 def sample_pixels(path: Path, largest: int) -> np.ndarray:
@@ -150,44 +172,50 @@ def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator
     Raises what went wrong in it, ParityError where it is ended from outside.
     """
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    with TemporaryDirectory(dir=wanted.folder) as scratch:
+        given = subject, bundle.folder, bundle.manifest
+        kept = wanted, Shared(Path(scratch))
 
-    def compared(runs: Sequence[Run]) -> list[Proof]:
+        def compared(runs: Sequence[Run]) -> list[Proof]:
+            try:
+                return pool.submit(_compare_bundle, *given, runs, *kept).result()
+            except BrokenProcessPool:
+                raise ParityError(
+                    f"the process that ran {subject.step} on path {runs[0].path} was ended from outside: with too "
+                    "little memory, smaller pictures take less (--samples); the same command goes on from what is "
+                    "finished"
+                ) from None
+
         try:
-            return pool.submit(_compare_bundle, subject, bundle.folder, bundle.manifest, runs, wanted).result()
-        except BrokenProcessPool:
-            raise ParityError(
-                f"the process that ran {subject.step} on path {runs[0].path} was ended from outside: with too little "
-                "memory, smaller pictures take less (--samples); the same command goes on from what is finished"
-            ) from None
-
-    try:
-        yield compared
-    finally:
-        for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
-            process.kill()
-        pool.shutdown(wait=True, cancel_futures=True)
+            yield compared
+        finally:
+            for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
+                process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _compare_bundle(
-    subject: Subject, folder: Path, manifest: Manifest, runs: Sequence[Run], wanted: Wanted
+    subject: Subject, folder: Path, manifest: Manifest, runs: Sequence[Run], wanted: Wanted, shared: Shared
 ) -> list[Proof]:
     bundle = Bundle(folder, manifest, verified=manifest.files)  # the build hashed them when it made or took them
     assert subject.backend is not None
     computer = open_backend(subject.backend, bundle, Options(precision=subject.precision))[0]
     try:
-        return compare(computer, subject, bundle, runs, wanted)
+        return compare(computer, subject, bundle, runs, wanted, shared)
     finally:
         computer.close()
         del computer
         give_back()
 
 
-def compare(computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted) -> list[Proof]:
+def compare(
+    computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted, shared: Shared
+) -> list[Proof]:
     """Each run's figures: the chain's, and those of the components alone, each fed with the reference's own inputs."""
     proofs = []
     for run in runs:
         name, path, precision, expected = run.sample.name, run.path, subject.graphs, wanted.of(run)
-        found = run_chain(computer, run, bundle, precision)
+        found = run_chain(computer, run, bundle, shared, precision)
         figures = [figure(name, path, "chain", subject.step, expected["image"], found["image"])]
         for component in run.alone:
             output = OUTPUT.get(component, "latent_restored")
@@ -200,15 +228,18 @@ def compare(computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence
     return proofs
 
 
-def run_chain(computer: Computer, run: Run, bundle: Bundle, precision: str | None = None) -> dict[str, np.ndarray]:
+def run_chain(
+    computer: Computer, run: Run, bundle: Bundle, shared: Shared, precision: str | None = None
+) -> dict[str, np.ndarray]:
     """Every value along the chain, by name. The restored picture replaces the degraded one under `image`.
 
-    precision: of the bundle's graphs; None: as the reference takes it.
+    shared: of this computer's other paths. precision: of the bundle's graphs; None: as the reference takes it.
     """
     values = {**run.sample.values, "degraded": run.sample.values["image"]}
     condition = None if run.path == "auto" else run.path
     for component in run.components:
-        values |= computer.run(component, _inputs(component, values, bundle, precision), condition)
+        compute = partial(computer.run, component, _inputs(component, values, bundle, precision), condition)
+        values |= shared.once(run.sample, compute) if component == "encoder" else compute()
     return values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from dod import clora
 from dod.model import DOD
-from export.chain import Proof, Run, Sample, Values, Wanted, bundle_process, compare, run_chain, subjects
+from export.chain import Proof, Run, Sample, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
 from export.conditions import modulation_of
 from export.memory import give_back
 from export.parity import Figure, figure, snr_db
@@ -27,8 +28,7 @@ class TorchChain:
         self.model = model
 
     def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
-        # A copy where it is mapped: torch warns of what cannot be written.
-        tensors = {name: torch.from_numpy(np.require(value, requirements=("C", "W"))) for name, value in inputs.items()}
+        tensors = {name: _tensor(value) for name, value in inputs.items()}
         with torch.no_grad(), SummedInFloat32():
             outputs = self._run(component, tensors, condition)
         return {name: value.numpy() for name, value in outputs.items()}
@@ -68,20 +68,22 @@ def prove(
     these islands, is made. scratch: a folder for the reference's values.
     """
     wanted, reference = Wanted(scratch), TorchChain(model)
-    for path, runs in paths.items():
-        for run in runs:
-            give_back()
-            values = run_chain(reference, run, bundle)
-            figures = [] if path == "auto" else _merge_figures(model, run.sample, values, layers=bool(run.alone))
-            wanted.keep(run, values if run.alone else {"image": values["image"]})
-            yield Proof("merged", run.sample.name, path, figures, values["image"])
+    with TemporaryDirectory(dir=scratch) as folder:
+        for path, runs in paths.items():
+            for run in runs:
+                give_back()
+                values = run_chain(reference, run, bundle, Shared(Path(folder)))
+                figures = [] if path == "auto" else _merge_figures(model, run.sample, values, layers=bool(run.alone))
+                wanted.keep(run, values if run.alone else {"image": values["image"]})
+                yield Proof("merged", run.sample.name, path, figures, values["image"])
     for subject in subjects(bundle):
         half = half_copy(model, islands) if subject.backend is None else None
         model.to("meta")
         give_back()
         if half is not None:
-            for runs in paths.values():
-                yield from compare(TorchChain(half), subject, bundle, runs, wanted)
+            with TemporaryDirectory(dir=scratch) as folder:
+                for runs in paths.values():
+                    yield from compare(TorchChain(half), subject, bundle, runs, wanted, Shared(Path(folder)))
             continue
         with bundle_process(subject, bundle, wanted) as compared:
             for runs in paths.values():
@@ -92,8 +94,8 @@ def prove(
 def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> list[Figure]:
     """The merged path against the low-rank branches at the prototype: the chain, and the worst single layer."""
     modulation = torch.from_numpy(modulation_of(model, sample.condition))[None]
-    latent = torch.from_numpy(merged["latent"])
-    skips = [torch.from_numpy(merged[name]) for name in sorted(merged) if name.startswith("skip_")]
+    latent = _tensor(merged["latent"])
+    skips = [_tensor(merged[name]) for name in sorted(merged) if name.startswith("skip_")]
     worst: list[tuple[float, np.ndarray, np.ndarray]] = []
     hooks = []
     for name, layer in clora.conditional_layers(model.unet.unet) if layers else ():
@@ -108,6 +110,11 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
         _, expected, found = min(worst, key=lambda entry: entry[0])
         figures.append(figure(sample.name, sample.condition, "layer", "merged", expected, found))
     return figures
+
+
+def _tensor(value: np.ndarray) -> Tensor:
+    """The same numbers for PyTorch, copied where they are mapped: it warns of what cannot be written."""
+    return torch.from_numpy(np.require(value, requirements=("C", "W")))
 
 
 def _layer_hook(

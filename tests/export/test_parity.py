@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,13 +23,16 @@ from export.chain import (
     Proof,
     Run,
     Sample,
+    Shared,
     Subject,
+    Values,
     Wanted,
     bundle_process,
     compare,
     load_sample,
     paths_of,
     sample_pixels,
+    subjects,
 )
 from export.errors import ParityError
 from export.parity import BUDGETS, Figure, figure, psnr_db, snr_db
@@ -82,7 +86,9 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
         def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Callable[..., list[Proof]]]:
             assert subject.backend == "onnxruntime_cpu"
             computer = TorchChain(half if subject.precision == "fp16" and half is not None else single)
-            yield lambda runs: compare(computer, subject, bundle, runs, wanted)
+            shared = Shared(wanted.folder / subject.step)
+            shared.folder.mkdir()
+            yield lambda runs: compare(computer, subject, bundle, runs, wanted, shared)
 
         monkeypatch.setattr(proof, "bundle_process", bundle_process)
 
@@ -253,6 +259,24 @@ def test_components_alone_once_and_only_on_the_first_sample(model: DOD, sample: 
         crops = torch.from_numpy(second.values["crops"])
         expected = model(torch.from_numpy(second.values["image"]), model.mfm(crops)[1])
     assert np.array_equal(restored, expected.numpy())
+
+
+def test_the_encoder_runs_once_on_a_sample_for_all_of_its_paths(
+    model: DOD, sample: Sample, substitute: Substitute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    substitute(model)
+    runs: Counter[str] = Counter()
+    single = TorchChain.run
+
+    def counted(self: TorchChain, component: str, inputs: Values, condition: str | None = None) -> dict:
+        runs[component] += 1
+        return single(self, component, inputs, condition)
+
+    monkeypatch.setattr(TorchChain, "run", counted)
+    proofs = proofs_of(model, bundle(), sample)
+    assert {proof.path for proof in proofs} == {"auto", "rain"}
+    computers = 1 + len(subjects(bundle()))  # the reference among them
+    assert runs["encoder"] == computers and runs["unet_merged"] > computers
 
 
 class Fatal:
