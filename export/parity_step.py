@@ -12,7 +12,7 @@ import numpy as np
 from dod.model import DOD
 from export import report
 from export.artefacts import Workshop, hash_sources
-from export.chain import Proof, Run, load_sample, paths_of, sample_pixels, subjects
+from export.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
 from export.checks import ROOT, hash_samples
 from export.interface import version
 from export.parity import GATES, Figure
@@ -35,11 +35,13 @@ def measured(
     samples: Sequence[Path],
     settings: Mapping[str, object],
     explaining: bool,
+    computed: Values,
 ) -> tuple[list[Figure], dict[str, Path]]:
     """The figures of every path, step by step, and the restored samples as pictures, by sample.
 
     bundle: the files made so far. settings: what decides the model's graphs and is in no file. Where a path is stale,
     the model has no values any more afterwards: see `prove`. explaining: it is only asked what is fresh.
+    computed: see `prove`.
     """
     pictures = {path.name: f"report/{path.stem}.png" for path in samples}
     loaded = [load_sample(path, bundle, tuple(bundle.manifest.conditions)) for path in samples]
@@ -59,7 +61,7 @@ def measured(
     if stale:
         start = time.monotonic()
         with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
-            proven = prove(model, islands, bundle, stale, Path(scratch))
+            proven = prove(model, islands, bundle, stale, Path(scratch), computed)
             proofs = list(progress(proven, proof_count(bundle, stale), "parity"))
         for path in stale:
             figures = [figure for proof in proofs if proof.path == path for figure in proof.figures]

@@ -24,6 +24,7 @@ from export import (
     simplify_step,
 )
 from export.artefacts import Entry, Workshop, hash_sources
+from export.chain import Values
 from export.checks import (
     MODEL_SOURCES,
     Options,
@@ -73,6 +74,7 @@ class Build:
         self.skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
+        self.computed: Values = {}
         self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
@@ -123,7 +125,8 @@ class Build:
     def simplify(self) -> list[Figure]:
         """Fold what is constant into the model; the model held against itself as it was loaded."""
         inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
-        figures = simplify_step.measured(self.shop, self.model, self.samples[0], inputs, self.explaining)
+        step = self.shop, self.model, self.samples[0], inputs, self.explaining
+        figures, self.computed = simplify_step.measured(*step)
         self.skeletons = {"fp32": plans.skeleton(self.model)}
         return figures
 
@@ -179,7 +182,8 @@ class Build:
     def prove(self) -> tuple[list[Figure], dict[str, Path]]:
         """The figures of every path, proven anew where what it runs changed, and the restored samples."""
         made = self.shop, self.model, self.islands, self._provisional_bundle()
-        return parity_step.measured(*made, self.samples, self.settings, self.explaining)
+        computed, self.computed = self.computed, {}
+        return parity_step.measured(*made, self.samples, self.settings, self.explaining, computed)
 
     def build_engines(self) -> None:
         """For each engine target: mfm, encoder, decoder, the dynamic UNet, and a merged UNet for each condition."""

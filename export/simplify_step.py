@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dod.model import DOD
 from export import costs, report
 from export.artefacts import Workshop, hash_sources
+from export.chain import FIRST, Values
 from export.checks import ROOT
 from export.parity import Figure, figure
 from export.plans import skeleton
-from export.ranges import load_picture, restore
+from export.ranges import Outcome, Picture, load_picture, restore
 from export.simplify import simplify
 
 RECORD = "report/costs.json"
@@ -24,22 +26,33 @@ SOURCES = [ROOT / "export" / f"{name}.py" for name in ("costs", "simplify_step")
 
 def measured(
     shop: Workshop, model: DOD, photograph: Path, inputs: Mapping[str, object], explaining: bool
-) -> list[Figure]:
+) -> tuple[list[Figure], Values]:
     """Simplify the model in place; the figure that holds it against what it was, measured where it is stale.
 
-    inputs: what identifies the model, its code and the photograph.
+    With it, where it was measured, every value along the simplified chain, by name as `run_chain` gives them: the
+    proof's reference has not to compute the same again. inputs: what identifies the model, its code and the photograph.
     """
     inputs = {**inputs, "measured by": hash_sources(SOURCES), "torch": torch.__version__}
     if shop.fresh(RECORD, inputs) or explaining:
         simplify(model)
-        return report.figures_of(json.loads(shop.path(RECORD).read_text())["figures"]) if not explaining else []
+        return report.figures_of(json.loads(shop.path(RECORD).read_text())["figures"]) if not explaining else [], {}
     start, picture = time.monotonic(), load_picture(photograph, model)
     before, expected = costs.costs(skeleton(model), folded=False), restore(model, picture).image
     simplify(model)
-    after, found = costs.costs(skeleton(model)), restore(model, picture).image
-    figures = [figure(picture.name, "auto", "chain", "simplified", expected, found)]
+    after, known = costs.costs(skeleton(model)), {}
+    found = restore(model, picture, known=known)
+    figures = [figure(picture.name, "auto", "chain", "simplified", expected, found.image)]
     shop.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
     record = {"graphs": costs.rows(before, after), "figures": report.rows(figures)}
     shop.path(RECORD).write_text(json.dumps(record, indent=1) + "\n")
     shop.record(RECORD, inputs, time.monotonic() - start)
-    return figures
+    return figures, _values(picture, found, *(known[component, id(model)] for component in FIRST))
+
+
+def _values(
+    picture: Picture, found: Outcome, mfm: tuple[Tensor, Tensor], encoder: tuple[Tensor, list[Tensor]]
+) -> Values:
+    tensors = {"degraded": picture.image, "crops": picture.crops, "condition": mfm[0], "modulation": mfm[1]}
+    tensors |= {"latent": encoder[0]} | {f"skip_{i}": skip for i, skip in enumerate(encoder[1])}
+    values = {name: tensor.numpy() for name, tensor in tensors.items()}
+    return {**values, "latent_restored": found.latent, "image": found.image}

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from dod.model import DOD
-from export import proof
+from export import proof, simplify_step
+from export.artefacts import Workshop
 from export.chain import (
     Proof,
     Run,
@@ -31,6 +32,7 @@ from export.chain import (
     compare,
     load_sample,
     paths_of,
+    run_chain,
     sample_pixels,
     subjects,
 )
@@ -95,10 +97,11 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
     return replace
 
 
-def proofs_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Proof]:
+def proofs_of(model: DOD, proven: Bundle, *samples: Sample, computed: Values | None = None) -> list[Proof]:
     with tempfile.TemporaryDirectory() as scratch:  # and a copy, for it uses the model up
         paths = paths_of(proven, samples)
-        return list(prove(copy.deepcopy(model), default_islands(model), proven, paths, Path(scratch)))
+        given = copy.deepcopy(model), default_islands(model), proven, paths, Path(scratch)
+        return list(prove(*given, computed or {}))
 
 
 def figures_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Figure]:
@@ -277,6 +280,36 @@ def test_the_encoder_runs_once_on_a_sample_for_all_of_its_paths(
     assert {proof.path for proof in proofs} == {"auto", "rain"}
     computers = 1 + len(subjects(bundle()))  # the reference among them
     assert runs["encoder"] == computers and runs["unet_merged"] > computers
+
+
+def test_what_is_computed_already_is_taken_for_its_own_picture_alone(
+    model: DOD, sample: Sample, substitute: Substitute, tmp_path: Path
+) -> None:
+    substitute(model)
+    run = paths_of(bundle(), [sample])["auto"][0]
+    computed = run_chain(TorchChain(model), run, bundle(), Shared(tmp_path))
+    marked = {**computed, "image": computed["image"] + 0.5}
+    second = Sample("clean.png", "", {**sample.values, "image": sample.values["image"] * 0.9})
+    proofs = proofs_of(model, bundle(), sample, second, computed=marked)
+    found = {proof.sample: proof.restored for proof in proofs if (proof.step, proof.path) == ("merged", "auto")}
+    assert np.array_equal(found[sample.name], marked["image"])
+    with torch.no_grad():
+        crops, picture = (torch.from_numpy(second.values[name]) for name in ("crops", "image"))
+        assert np.array_equal(found[second.name], model(picture, model.mfm(crops)[1]).numpy())
+
+
+def test_what_the_simplified_model_computed_is_what_the_proof_would(model: DOD, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "rain_1.png")
+    simplified = copy.deepcopy(model)
+    with Workshop(tmp_path / "bundle") as shop:
+        figures, values = simplify_step.measured(shop, simplified, tmp_path / "rain_1.png", {"of": "this"}, False)
+        again = simplify_step.measured(shop, copy.deepcopy(model), tmp_path / "rain_1.png", {"of": "this"}, False)
+    assert again == (figures, {}) and [each.component for each in figures] == ["chain"]
+    run = paths_of(bundle(), [load_sample(tmp_path / "rain_1.png", bundle(), ("rain",))])["auto"][0]
+    expected = run_chain(TorchChain(simplified), run, bundle(), Shared(tmp_path))
+    assert proof._is_of(values, run) and values.keys() == expected.keys()
+    assert all(np.array_equal(values[name], value) for name, value in expected.items())
 
 
 class Fatal:
