@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,35 @@ from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
 from runtime.errors import UsageError
 
 Inputs = Mapping[str, Any]
-Ahead = dict[Path, Future[tuple[tuple[int, ...], str]]]
+Ahead = dict[Path, Future[tuple[list[int], str]]]
 """For each file a mark of what was hashed, and its hash."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished file: what it was made from, what is worth knowing of it, its size, hash, and seconds it took."""
+    """A finished file: what it was made from, what is worth knowing of it, its size, hash, and seconds it took.
+
+    mark: what tells on this disk that it is still what was hashed, see `_mark`.
+    """
 
     inputs: dict[str, Any]
     bytes: int
     sha256: str
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
+    mark: list[int] = field(default_factory=list)
+
+
+CLOCK_NS = 20_000_000
+"""In how coarse steps a file system may count the time of a change."""
 
 
 class Workshop:
     """The folder `<destination>.partial` beside a bundle: finished files wait there until the bundle is whole.
 
     A file of an interrupted build, or of the bundle that is there already, is taken over where it was made from the
-    same inputs and is intact (its hash is checked). Work is done in a `with` block, one process at a time: UsageError
+    same inputs and is intact: by its inode, size and time of change, and where these are not as a build left them, in a
+    bundle that was copied, by its hash. Work is done in a `with` block, one process at a time: UsageError
     where another is at it. A block that made nothing leaves the disk as it was found.
     """
 
@@ -80,8 +89,8 @@ class Workshop:
     def hash_ahead(self) -> None:
         """Begin to hash, in a thread, what may be taken over: a model of gigabytes is loaded and hashed meanwhile."""
         both = ((self._entries, self.folder), (self._before, self.destination))
-        paths = [folder / name for entries, folder in both for name in entries]
-        self._ahead = {path: Future() for path in paths if path.is_file()}
+        paths = {folder / name: entry.mark for entries, folder in both for name, entry in entries.items()}
+        self._ahead = {path: Future() for path, mark in paths.items() if path.is_file() and _mark(path) != mark}
         threading.Thread(target=_hash_all, args=(self._ahead,), name="hashing ahead", daemon=True).start()
 
     def path(self, name: str) -> Path:
@@ -106,7 +115,7 @@ class Workshop:
             else:
                 if folder != self.folder:
                     _adopt(folder / name, self.path(name))
-                self.used[name] = entry
+                self.used[name] = replace(entry, mark=_lasting_mark(self.path(name)))
                 self.reasons[name] = f"fresh: same inputs ({', '.join(inputs)})"
                 return True
         self.reasons[name] = f"stale: {reason}"
@@ -115,6 +124,8 @@ class Workshop:
     def _intact(self, path: Path, entry: Entry) -> bool:
         if not path.is_file() or path.stat().st_size != entry.bytes:
             return False
+        if _mark(path) == entry.mark:
+            return True
         ahead = self._ahead.get(path)
         if ahead is not None and not ahead.cancel():  # it was begun
             mark, sha256 = ahead.result()
@@ -125,8 +136,10 @@ class Workshop:
     def record(self, name: str, inputs: Inputs, seconds: float, facts: Mapping[str, Any] | None = None) -> Entry:
         """Note that `name` is finished. facts: `sha256` among them spares reading the file again."""
         path, facts = self.folder / name, dict(facts or {})
+        mark = _lasting_mark(path)
         sha256 = facts.pop("sha256", None) or hash_file(path)
-        entry = Entry(json.loads(json.dumps(inputs)), path.stat().st_size, sha256, round(seconds, 2), facts)
+        made_from, size = json.loads(json.dumps(inputs)), path.stat().st_size
+        entry = Entry(made_from, size, sha256, round(seconds, 2), facts, mark)
         self._entries[name] = self.used[name] = entry
         temporary = self._ledger.with_suffix(".tmp")
         temporary.write_text(json.dumps({name: asdict(entry) for name, entry in self._entries.items()}, indent=1))
@@ -191,13 +204,25 @@ def _hash_all(ahead: Ahead) -> None:
             try:
                 promised.set_result((_mark(path), hash_file(path)))
             except OSError:
-                promised.set_result(((), ""))
+                promised.set_result(([], ""))
 
 
-def _mark(path: Path) -> tuple[int, ...]:
+def _mark(path: Path) -> list[int]:
     """What tells whether a file is the one that was hashed."""
     found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return [found.st_ino, found.st_size, found.st_mtime_ns]
+
+
+def _lasting_mark(path: Path) -> list[int]:
+    """The mark of a file that any later change gives another: it waits until the clock of the file system has gone on.
+    Empty where that counts in seconds."""
+    mark = _mark(path)
+    changed = mark[-1]
+    if changed % 10**9 == 0:
+        return []
+    while 0 <= time.time_ns() - changed < CLOCK_NS:
+        time.sleep(CLOCK_NS / 1e9)
+    return mark
 
 
 def _adopt(source: Path, target: Path) -> None:

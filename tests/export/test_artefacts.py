@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from export import artefacts
 from export.artefacts import Entry, Workshop, hash_sources, key_of
 from export.checks import MODEL_MODULES
 from runtime.bundle import MANIFEST
@@ -92,12 +94,33 @@ def test_a_damaged_file_is_made_again(out: Path, damage: str | None) -> None:
     assert shop.path(NAME).read_text() == "graph" and not make(Workshop(out))
 
 
+def test_what_was_not_touched_since_is_not_read_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle_of_before(out)
+    read: list[Path] = []
+    single = artefacts.hash_file
+    monkeypatch.setattr(artefacts, "hash_file", lambda path: read.append(path) or single(path))
+    with Workshop(out) as shop:
+        hash_ahead(shop)
+        assert not make(shop) and not read
+    os.utime(out / NAME, ns=(1, 1))  # as in a bundle that was copied
+    with Workshop(out) as shop:
+        hash_ahead(shop)
+        assert not make(shop) and read == [out / NAME]
+        assert shop.used[NAME].mark[-1] == 1
+    os.utime(out / NAME, ns=(10**9, 10**9))
+    with Workshop(out) as shop:
+        assert not make(shop) and shop.used[NAME].mark == [], "no mark where a file system counts in seconds"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("damage", [None, "grapf", "gone"])
-def test_hashed_ahead_is_hashed_as_it_is(out: Path, when: str, damage: str | None) -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_hashed_ahead_is_hashed_as_it_is(out: Path, when: str, damage: str | None, copied: bool) -> None:
     with Workshop(out) as shop:
         make(shop)
         path = shop.path(NAME)
+    if copied:
+        os.utime(path, ns=(1, 1))
     shop = Workshop(out)
     if when == "after":
         hash_ahead(shop)
