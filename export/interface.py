@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -53,6 +54,7 @@ def engine_list(condition_names: Sequence[str], refit: bool) -> Iterator[tuple[s
         yield graph, graph, None
 
 
+@cache
 def library_version(target: str) -> str:
     """The version of the library that builds a target's engines."""
     packages = importlib.metadata.packages_distributions().get(TARGETS[target].module, [])

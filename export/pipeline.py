@@ -71,7 +71,7 @@ class Build:
         check_exportable(self.model)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
-        self.skeletons: dict[str, DOD] = {}
+        self._skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
         self.precision: calibration.Record | None = None
         self.computed: Values = {}
@@ -127,8 +127,15 @@ class Build:
         inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
         step = self.shop, self.model, self.samples[0], inputs, self.explaining
         figures, self.computed = simplify_step.measured(*step)
-        self.skeletons = {"fp32": plans.skeleton(self.model)}
         return figures
+
+    def skeleton(self, precision: str) -> DOD:
+        """The structure of the simplified model in a precision, made where something is written or traced by it."""
+        if precision not in self._skeletons:
+            single = precision == "fp32"
+            made = plans.skeleton(self.model) if single else half_copy(self.skeleton("fp32"), self.islands)
+            self._skeletons[precision] = made
+        return self._skeletons[precision]
 
     def choose_islands(self) -> None:
         """Measure half precision. ParityError where it misses its budget, or where bf16 or int8 was asked for."""
@@ -140,7 +147,6 @@ class Build:
             self.islands = tuple(self.precision["islands"])
             if not self.explaining:
                 calibration.check(self.precision, self.options.gate)
-                self.skeletons["fp16"] = half_copy(self.skeletons["fp32"], self.islands)
 
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
@@ -148,7 +154,7 @@ class Build:
             for file in dict.fromkeys(plans.GRAPHS.values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
-                    maker = partial(graphs.write_weights, self.model, self.skeletons[precision], file)
+                    maker = partial(graphs.write_weights, self.model, self.skeleton(precision), file)
                     self._made(name, self.shop.make(name, self._inputs(precision), maker)[0])
 
     def trace_graphs(self) -> None:
@@ -163,7 +169,8 @@ class Build:
                     opset = graphs.OPSETS[precision]
                     jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
         if jobs and not self.explaining:
-            traced = trace_all(self.skeletons, jobs, self.options.workers)
+            skeletons = {precision: self.skeleton(precision) for precision in {job.precision for job in jobs}}
+            traced = trace_all(skeletons, jobs, self.options.workers)
             for job, seconds in progress(traced, len(jobs), "tracing"):
                 job.path.replace(self.shop.path(job.name))
                 self._made(job.name, self.shop.record(job.name, self._graph_inputs(job.precision), seconds))
