@@ -49,8 +49,8 @@ class Workshop:
 
     A file of an interrupted build, or of the bundle that is there already, is taken over where it was made from the
     same inputs and is intact: by its inode, size and time of change, and where these are not as a build left them, in a
-    bundle that was copied, by its hash. Work is done in a `with` block, one process at a time: UsageError
-    where another is at it. A block that made nothing leaves the disk as it was found.
+    bundle that was copied, by its hash. Work is done in a `with` block, one process at a time: UsageError where another
+    is at it. A block that made nothing leaves the disk as it was found.
     """
 
     def __init__(self, destination: Path) -> None:
