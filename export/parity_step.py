@@ -20,8 +20,9 @@ from export.proof import proof_count, prove
 from runtime.bundle import Bundle
 from runtime.console import progress
 
+COMPUTING = "parity", "chain", "proof", "precision", "parity_step", "simplify_step", "ranges"
 SOURCES = [
-    *(ROOT / "export" / f"{name}.py" for name in ("parity", "chain", "proof", "precision", "parity_step")),
+    *(ROOT / "export" / f"{name}.py" for name in COMPUTING),
     *(ROOT / "runtime").rglob("*.py"),
 ]
 """What computes the figures, the runtime among it."""
