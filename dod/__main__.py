@@ -9,11 +9,12 @@ Counted on the meta device, from the preset alone: no weights are loaded.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from .config import load_preset
+from .detail import FITTED
 from .errors import run_command
 from .model import DOD, sized_model
 
@@ -36,21 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parameters(model: DOD) -> dict[str, dict[str, int]]:
     """How many parameters each part has, in the groups "frozen", "stage 1 trains" and "stage 2 trains", and
-    "fitted apart" where the preset has a sharpening filter."""
-    adaptation, detail, sharpening = (
-        model.adaptation_parameters(),
-        model.detail_parameters(),
-        model.sharpening_parameters(),
-    )
-    trained = {id(parameter) for part in (adaptation, detail, sharpening) for parameter in part.values()}
+    "fitted apart" where the preset has what is."""
+    adaptation, detail, fitted = model.adaptation_parameters(), model.detail_parameters(), model.fitted_parameters()
+    trained = {id(parameter) for part in (adaptation, detail, fitted) for parameter in part.values()}
 
     def frozen(*modules: nn.Module) -> int:
         return sum(p.numel() for module in modules for p in module.parameters() if id(p) not in trained)
 
-    def adapted(start: str) -> int:
-        return sum(p.numel() for name, p in adaptation.items() if name.startswith(start))
+    def counted(among: Mapping[str, nn.Parameter], start: str) -> int:
+        return sum(p.numel() for name, p in among.items() if name.startswith(start))
 
-    prompts = adapted("modulation.prompts")
+    prompts = counted(adaptation, "modulation.prompts")
+    apart = {name: counted(fitted, f"{name}.") for name in FITTED}
     return {
         "frozen": {
             "VAE encoder": frozen(model.encoder),
@@ -59,13 +57,13 @@ def parameters(model: DOD) -> dict[str, dict[str, int]]:
             "DDPM encoder": frozen(model.mfm.h_space),
         },
         "stage 1 trains (PLA)": {
-            "LoRA of the UNet": adapted("unet."),
-            "LoRA of the encoder": adapted("encoder."),
+            "LoRA of the UNet": counted(adaptation, "unet."),
+            "LoRA of the encoder": counted(adaptation, "encoder."),
             "prompts": prompts,
-            "M": adapted("modulation.") - prompts,
+            "M": counted(adaptation, "modulation.") - prompts,
         },
         "stage 2 trains (DEM)": {"detail modules": sum(p.numel() for p in detail.values())},
-    } | ({"fitted apart": {"sharpening": sum(p.numel() for p in sharpening.values())}} if sharpening else {})
+    } | ({"fitted apart": {name: count for name, count in apart.items() if count}} if fitted else {})
 
 
 if __name__ == "__main__":

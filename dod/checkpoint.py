@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ SWITCHES = {
     "conditional": "lora.conditional",
     "detail": "detail.enabled",
     "sharpening": "detail.sharpening",
+    "tone": "detail.tone",
     "step": "step",
     "crops": "mfm.crops",
     "crop_size": "mfm.crop_size",
@@ -32,6 +34,8 @@ SWITCHES = {
 """What dod.json says of the preset it was trained with, and the preset's key for it."""
 FREE = "crops", "crop_size"
 """What a checkpoint may be loaded with another value of: c is a mean over crops, of more or fewer."""
+LATER = {"sharpening": "python -m dod.training.sharpening", "tone": "python -m dod.training.tone"}
+"""What a finished checkpoint can be given, and by which command."""
 
 
 def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> None:
@@ -60,28 +64,28 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
             os.replace(Path(temporary) / name, folder / name)
 
 
-def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, unsharpened: bool = False) -> dict[str, Any]:
+def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, lacking: Collection[str] = ()) -> dict[str, Any]:
     """Fill the model with a checkpoint's values, in place, and return its metadata.
 
-    any_base: take one that was trained on other frozen weights too, to be trained further on these. unsharpened: take
-    one without the model's sharpening filter too, for a model that is to get one. CheckpointError where it is missing
-    or malformed, belongs to another base, or was trained with other switches.
+    any_base: take one that was trained on other frozen weights too, to be trained further on these. lacking: what of
+    `LATER` it may be without, for a model that is to get it. CheckpointError where it is missing or malformed, belongs
+    to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
     tensors = read_safetensors(folder / WEIGHTS)
     _check_channels(model, folder, tensors)
-    sharpened = any(name.startswith("sharpening.") for name in tensors)
+    absent = [key for key in LATER if not any(name.startswith(f"{key}.") for name in tensors)]
     for key, value in _switches(model).items():
-        unstated = {"step": value, "sharpening": value if sharpened else None}  # by the oldest checkpoints
-        stated = metadata.get(key, unstated.get(key))
-        if (any_base and key == "base_sha256") or (unsharpened and key == "sharpening" and not sharpened):
+        unstated = value if key in ("step", *LATER) and key not in absent else None  # by the oldest checkpoints
+        stated = metadata.get(key, unstated)
+        if (any_base and key == "base_sha256") or (key in lacking and key in absent) or key in FREE:
             continue
-        if stated != value and key not in FREE:
+        if stated != value:
             what = "another base model" if key == "base_sha256" else f"another {key}"
-            fit = ", or fit a filter to it: python -m dod.training.sharpening"
+            fit = f", or fit one to it: {LATER[key]}" if key in LATER and value else ""
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has {_short(value)}; "
-                f"give the base or preset that it was trained with{fit if key == 'sharpening' and value else ''}"
+                f"give the base or preset that it was trained with{fit}"
             )
     layers = metadata.get("layers", [])
     if layers != model.layers:
@@ -92,8 +96,8 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, unsharpene
     statistics = tensors.pop("statistics", None)
     parameters = model.trained_tensors()
     wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
-    if unsharpened and not sharpened:
-        parameters = {name: p for name, p in parameters.items() if not name.startswith("sharpening.")}
+    to_come = tuple(f"{key}." for key in lacking if key in absent)
+    parameters = {name: p for name, p in parameters.items() if not name.startswith(to_come)}
     wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
     if wrong:
@@ -151,7 +155,7 @@ def preset_of(
     overrides = {key: _here(value) for key, value in overrides.items() if value is not None}
     folder = Path(source)
     if (folder / METADATA).is_file():
-        metadata = read_metadata(folder)
+        metadata = {"tone": None, **read_metadata(folder)}  # those of before have none, and do not say so
         overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
         name = metadata.get("preset", "")
         if name not in shipped_presets():
@@ -186,13 +190,14 @@ def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> Non
 
 def _switches(model: DOD) -> dict[str, Any]:
     lora, detail = model.preset.lora, model.preset.detail
+    fitted = {key: getattr(detail, key) for key in LATER}
     return {
         "base_sha256": model.base_sha256,
         "rank": lora.rank,
         "alpha": lora.alpha,
         "conditional": lora.conditional,
         "detail": detail.enabled,
-        "sharpening": asdict(detail.sharpening) if detail.sharpening and detail.enabled else None,
+        **{key: asdict(part) if part and detail.enabled else None for key, part in fitted.items()},
         "step": asdict(model.preset.step),
         "crops": model.preset.mfm.crops,
         "crop_size": model.preset.mfm.crop_size,

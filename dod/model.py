@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import base, clora
 from .config import Preset, StepConfig
-from .detail import Decoder
+from .detail import FITTED, Decoder
 from .modulation import MFM, ModulationNetwork, native_crops
 
 
@@ -171,14 +171,20 @@ class DOD(nn.Module):
         """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
 
-    def sharpening_parameters(self) -> dict[str, nn.Parameter]:
-        """What `dod.training.sharpening` fits, by checkpoint name; nothing where the preset has none."""
-        part = self.decoder.sharpening
-        return {} if part is None else {f"sharpening.{name}": p for name, p in part.named_parameters()}
+    def fitted_parameters(self) -> dict[str, nn.Parameter]:
+        """What is fitted apart from the stages, by `dod.training.sharpening` and `dod.training.tone`, by checkpoint
+        name; nothing where the preset has neither."""
+        parts = {name: getattr(self.decoder, name) for name in FITTED}
+        return {
+            f"{name}.{inner}": parameter
+            for name, part in parts.items()
+            if part is not None
+            for inner, parameter in part.named_parameters()
+        }
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds of the model itself, by name."""
-        parts = self.adaptation_parameters(), self.detail_parameters(), self.sharpening_parameters()
+        parts = self.adaptation_parameters(), self.detail_parameters(), self.fitted_parameters()
         return {name: tensor for part in parts for name, tensor in part.items()} | {"prompt": self.unet.prompt}
 
 

@@ -39,7 +39,8 @@ def windowed_waves(window: int) -> Tensor:
 
 
 class Sharpening(nn.Module):
-    """features [B, C, H, W] -> [B, 1, H, W] float32, to be added to each colour. H, W at least `window` and `taps`.
+    """features [B, C, H, W] -> [B, 1, H, W] float32, to be added to each colour, and the periodogram's logarithm
+    [B, F] float32. H, W at least `window` and `taps`.
 
     features: the input of the encoder's first down block. One picture in them, the luma, is seen twice. Welch's
     periodogram (1967), the mean power of each frequency in windows all over it, tells how it is blurred: where a kernel
@@ -70,12 +71,13 @@ class Sharpening(nn.Module):
         """What gives the gains."""
         return cast(nn.Linear, self.choice[-1])
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         luma = self.luma(features)
-        gains = self.choice((self.levels(luma) - self.mean.float()).to(luma.dtype))
+        levels = self.levels(luma)
+        gains = self.choice((levels - self.mean.float()).to(luma.dtype))
         reach = self.filters.kernel_size[0] // 2
         responses = self.filters(F.pad(luma, (reach,) * 4, mode="reflect"))
-        return torch.matmul(gains[:, None], responses.flatten(2)).unflatten(2, luma.shape[2:]).float()
+        return torch.matmul(gains[:, None], responses.flatten(2)).unflatten(2, luma.shape[2:]).float(), levels
 
     def levels(self, luma: Tensor) -> Tensor:
         """The periodogram's logarithm [B, F] float32 of a luma [B, 1, H, W]."""

@@ -9,29 +9,26 @@ chooses the filter learns from its moments in minutes. It reads and writes the c
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.kernels import random_kernel
 from ..errors import ConfigError, run_command
-from ..model import DOD
-from ..sharpening import Sharpening, frequencies
-from .arguments import Samples, add_source, preset_from, samples_from
+from ..sharpening import Sharpening
+from .apart import apart, apart_parser, find_colours, seen_once, set_apart, turned_orders, turned_square
+from .arguments import Samples
 from .loop import say
 from .state import Schedule
 
 BLUR = "blur"
-TRIED = 20
-"""Of so many samples the last one is kept from the fit and tried afterwards."""
+DEFAULTS = Schedule(steps=12000, batch=256, crop=384, learning_rate=2e-3, weight_decay=0.03, save_every=1000)
 KERNELS = 3000
 """Random kernels whose inverses are what the filters begin with."""
 TOLERANCE = 0.02
@@ -63,7 +60,7 @@ class Moments:
     def taken(self, which: Tensor, turn: int = 0, order: Tensor | None = None) -> Moments:
         """Some of them, as if the pictures had been turned: one of eight ways, which permutes the levels by `order`."""
         levels = self.levels[which] if order is None else self.levels[which][:, order]
-        luma, error = (_turned(each[which], turn) for each in (self.luma, self.error))
+        luma, error = (turned_square(each[which], turn) for each in (self.luma, self.error))
         return Moments(levels, luma, error, self.squared[which], self.kinds[which])
 
 
@@ -88,9 +85,7 @@ class _Measured(Dataset[tuple[Tensor, ...]]):
 
 def measure(pairs: Samples, part: Sharpening, count: int, workers: int = 0) -> Moments:
     """The moments of the first `count` pairs of a data set."""
-    loader = DataLoader(_Measured(pairs, part), 32, sampler=range(count), num_workers=workers)
-    batches = list(tqdm(loader, "moments", unit="batch", disable=None))
-    return Moments(*(torch.cat(values) for values in zip(*batches, strict=True)))
+    return Moments(*seen_once(_Measured(pairs, part), "moments", count, workers))
 
 
 def fit(part: Sharpening, moments: Moments, kinds: Sequence[str], schedule: Schedule) -> list[dict[str, Any]]:
@@ -100,9 +95,9 @@ def fit(part: Sharpening, moments: Moments, kinds: Sequence[str], schedule: Sche
     blurred, spread = kinds.index(BLUR), moments.levels.std()
     scale = begin(part)
     part.mean.data.copy_(moments.levels.mean(0))
-    orders = [_order(frequencies(int(part.waves.shape[-1])), turn) for turn in range(8)]
-    rest, tried = (torch.arange(len(moments.kinds)) % TRIED != TRIED - 1).nonzero()[:, 0], slice(TRIED - 1, None, TRIED)
-    shown = moments.taken(torch.arange(len(moments.kinds))[tried])
+    orders = turned_orders(int(part.waves.shape[-1]))
+    rest, tried = set_apart(len(moments.kinds))
+    shown = moments.taken(tried)
     drop = nn.Dropout(0.1)
     groups = [{"params": [*part.choice.parameters()], "rate": 1.0}, {"params": [part.filters.weight], "rate": 0.1}]
     optimiser = torch.optim.AdamW(groups, weight_decay=schedule.weight_decay)
@@ -176,67 +171,17 @@ def begin(part: Sharpening) -> Tensor:
     return torch.tensor([norm, *(values[: count - 1] / KERNELS**0.5)], dtype=torch.float32)
 
 
-@torch.no_grad()
-def find_luma(model: DOD, pairs: Samples, part: Sharpening, count: int = 24) -> float:
-    """Fit the layer that takes the luma, the colours' mean, out of the encoder's features; its PSNR in dB."""
-    features, lumas = [], []
-    for i in range(count):
-        degraded = pairs[i][0]
-        features.append(model.encoder(degraded[None])[1][0][0].flatten(1).T.double())
-        lumas.append(degraded.mean(0).flatten().double())
-    x, y = torch.cat(features), torch.cat(lumas)
-    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    found = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
-    part.luma.weight.copy_(found[:-1].view_as(part.luma.weight))
-    cast(Tensor, part.luma.bias).copy_(found[-1:])
-    return float(10 * (4 / (x @ found - y).square().mean()).log10())
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dod.training.sharpening", description="Fit the sharpening filter.")
-    add_source(parser)
-    add = parser.add_argument
-    add("--preset", default="mini", help="name, folder or file; default mini")
-    add("--samples", type=int, default=20000, help="pairs whose moments are taken; default 20000")
-    add("--clean-fraction", type=float, default=0.1, help="of them, how many are left clean; default 0.1")
-    defaults = Schedule(
-        steps=12000, batch=256, crop=384, learning_rate=2e-3, weight_decay=0.03, seed=0, save_every=1000
-    )
-    for name in ("steps", "batch", "crop", "learning_rate", "weight_decay", "seed", "workers", "save_every"):
-        value = getattr(defaults, name)
-        add(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
-    arguments = parser.parse_args(argv)
-    preset, schedule = preset_from(arguments), Schedule(**_given(arguments, defaults))
-    if preset.detail.sharpening is None or not preset.detail.enabled or preset.checkpoint is None:
-        raise ConfigError(f"preset {preset.name} has no sharpening filter: set detail.sharpening, and a checkpoint")
-    if BLUR not in preset.conditions:
-        raise ConfigError(f"preset {preset.name} has no condition {BLUR!r}: there is nothing to sharpen")
-    if schedule.crop % preset.size_multiple:
-        raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
-    if arguments.samples < TRIED:
-        raise ConfigError(f"--samples {arguments.samples}: it must be at least {TRIED}")
-    folder = preset.folder / preset.checkpoint
-    model = DOD.from_preset(preset)
-    training = load_checkpoint(model, folder, unsharpened=True).get("training", [])
-    pairs = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
-    part = cast(Sharpening, model.decoder.sharpening)
-    torch.manual_seed(schedule.seed)
-    for layer in part.choice:
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
-    say(f"the luma comes out of the encoder's features with a PSNR of {find_luma(model, pairs, part):.1f} dB")
-    moments = measure(pairs, part, arguments.samples, schedule.workers)
-    log = fit(part, moments, pairs.names, schedule)
-    options = {"samples": arguments.samples, "clean_fraction": arguments.clean_fraction}
-    used = {name: asdict(schedule)[name] for name in _given(arguments, defaults)}
-    run = {"stage": "sharpening", "schedule": used, "options": options, "log": log, "samples": pairs.identity}
-    save_checkpoint(model, folder, torch.float16, training=[*training, run])
+    parser = apart_parser("sharpening", "Fit the sharpening filter.", DEFAULTS)
+    with apart(parser.parse_args(argv), "sharpening", DEFAULTS) as run:
+        part = cast(Sharpening, run.part)
+        if BLUR not in run.pairs.names:
+            raise ConfigError(f"the preset has no condition {BLUR!r}: there is nothing to sharpen")
+        psnr = find_colours(run, part.luma, lambda picture: picture.mean(0, keepdim=True))
+        say(f"the luma comes out of the encoder's features with a PSNR of {psnr:.1f} dB")
+        moments = measure(run.pairs, part, run.samples, run.schedule.workers)
+        run.log = fit(part, moments, run.pairs.names, run.schedule)
     return 0
-
-
-def _given(arguments: Namespace, defaults: Schedule) -> dict[str, Any]:
-    """What the arguments say of a schedule."""
-    return {name: value for name, value in vars(arguments).items() if name in asdict(defaults)}
 
 
 def _without_mean(filters: Tensor) -> Tensor:
@@ -256,23 +201,6 @@ def _lags(spectrum: Tensor, size: tuple[int, ...], reach: int) -> Tensor:
     """The correlation [2 reach + 1, 2 reach + 1] of a cross spectrum, a mean over the pixels, at up to `reach` px."""
     whole = torch.fft.irfft2(spectrum, s=size) / (size[0] * size[1])
     return torch.roll(whole, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1].clone()
-
-
-def _turned(values: Tensor, turn: int) -> Tensor:
-    """[N, a, a], turned by quarters and mirrored: one of eight ways."""
-    values = torch.rot90(values, turn % 4, (1, 2))
-    return values.flip(2) if turn >= 4 else values
-
-
-def _order(grid: Tensor, turn: int) -> Tensor:
-    """Where the levels of a turned picture's frequencies [F, 2] are among those of the picture itself: [F]."""
-    reach = int(grid.abs().max())
-    places = torch.full((1, 2 * reach + 1, 2 * reach + 1), -1)
-    for sign in (1, -1):
-        y, x = (sign * grid + reach).unbind(1)
-        places[0, y, x] = torch.arange(len(grid))
-    y, x = (grid + reach).unbind(1)
-    return _turned(places, turn)[0, y, x]
 
 
 if __name__ == "__main__":

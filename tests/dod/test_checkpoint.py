@@ -89,7 +89,7 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
         (
             {"detail__sharpening": {"taps": 5, "window": 9}},
-            r"another sharpening: it states sharpening None, .* or fit a filter to it: python -m dod.training.sharpen",
+            r"another sharpening: it states sharpening None, .* or fit one to it: python -m dod.training.sharpen",
         ),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),
@@ -100,15 +100,22 @@ def test_other_switches_are_refused_by_name(folder: Path, changes: dict[str, Any
         load_checkpoint(DOD.from_preset(tiny(**changes)), folder)
 
 
-def test_a_checkpoint_by_itself_says_whether_it_sharpens(tmp_path: Path) -> None:
+def test_a_checkpoint_by_itself_says_what_was_fitted_to_it(tmp_path: Path) -> None:
     save_checkpoint(load_model("mini"), tmp_path)
     preset, found = preset_of(tmp_path)
-    assert found == tmp_path and preset.detail.sharpening == load_preset("mini").detail.sharpening
+    assert found == tmp_path and preset.detail == load_preset("mini").detail
+    assert preset.detail.sharpening and preset.detail.tone
     metadata = json.loads((tmp_path / METADATA).read_text())
-    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None}))
+    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None, "tone": None}))
     assert preset_of(tmp_path)[0].detail.sharpening is None
     with pytest.raises(CheckpointError, match="sharpening"):
         load_model(tmp_path)
+    plain = DOD.from_preset(load_preset("mini", {"detail.tone": None}))
+    save_checkpoint(plain, tmp_path)
+    before = json.loads((tmp_path / METADATA).read_text())
+    del before["tone"]
+    (tmp_path / METADATA).write_text(json.dumps(before))
+    assert load_model(tmp_path).decoder.tone is None, "those of before have none, and do not say so"
 
 
 def test_layers_in_another_order_are_refused(folder: Path, untrained: DOD) -> None:

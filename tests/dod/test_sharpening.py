@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from PIL import Image
 from torch import Tensor
 
-from dod.checkpoint import load_model, save_checkpoint
+from dod.checkpoint import load_model
 from dod.config import DetailConfig, SharpeningConfig
 from dod.data.dataset import PhotographCrops
 from dod.errors import CheckpointError, run_command
 from dod.model import DOD
 from dod.sharpening import FLOOR, HOP, Sharpening, frequencies
 from dod.training import sharpening
+from dod.training.apart import turned_order, turned_square
+from tests.dod.small_fits import SHARPENING, change, photographed
 from tests.dod.small_model import image, normal, snr_db, tiny
 
-SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 SMALL = SharpeningConfig(filters=3, taps=5, window=9, width=8)
 
 
@@ -35,7 +33,7 @@ def example(config: SharpeningConfig = SMALL, channels: int = 2) -> Sharpening:
 @torch.no_grad()
 def test_it_begins_as_nothing_and_is_the_chosen_filters_sum() -> None:
     part, features = example(), normal(2, 2, 24, 33)
-    assert part(features).shape == (2, 1, 24, 33) and not part(features).any()
+    assert part(features)[0].shape == (2, 1, 24, 33) and not part(features)[0].any()
     torch.nn.init.normal_(part.last.weight)
     luma = part.luma(features)
     gains = part.choice(part.levels(luma)).double()
@@ -43,8 +41,9 @@ def test_it_begins_as_nothing_and_is_the_chosen_filters_sum() -> None:
     assert gains.abs().max() > 0.1 and snr_db(kernels[0], kernels[1]) < 40, "each picture has a filter of its own"
     around = F.pad(luma.double(), (2, 2, 2, 2), mode="reflect")
     expected = torch.cat([F.conv2d(x[None], k[None, None]) for x, k in zip(around, kernels, strict=True)])
-    assert snr_db(expected, part(features)) >= 100
-    assert part.half()(features.half()).dtype == torch.float32
+    added, levels = part(features)
+    assert snr_db(expected, added) >= 100 and torch.equal(levels, part.levels(luma))
+    assert all(each.dtype == torch.float32 for each in part.half()(features.half()))
 
 
 @pytest.mark.parametrize("window", [9, 15])
@@ -64,7 +63,7 @@ def test_the_levels_are_those_of_welchs_periodogram(window: int) -> None:
 
 def test_the_decoder_adds_it_where_it_has_skips() -> None:
     model = DOD.from_preset(tiny(detail__sharpening={"filters": 3, "taps": 5, "window": 9, "width": 8}))
-    assert set(model.sharpening_parameters()) & set(model.trained_tensors()) == set(model.sharpening_parameters())
+    assert set(model.fitted_parameters()) & set(model.trained_tensors()) == set(model.fitted_parameters())
     assert "sharpening" not in "".join(model.decoder.base_parameters())
     latent, part = normal(1, 4, 8, 8), model.decoder.sharpening
     assert part is not None
@@ -73,7 +72,7 @@ def test_the_decoder_adds_it_where_it_has_skips() -> None:
         before = model.decoder(latent, skips)
         torch.nn.init.normal_(part.last.weight)
         added = model.decoder(latent, skips) - before
-        assert torch.allclose(added, part(skips[0]).expand_as(added), atol=1e-5) and added.any()
+        assert torch.allclose(added, part(skips[0])[0].expand_as(added), atol=1e-5) and added.any()
         assert torch.equal(model.decoder(latent), DOD.from_preset(tiny()).decoder(latent))
     assert DOD.from_preset(tiny(detail__enabled=False, detail__sharpening={})).decoder.sharpening is None
     assert DetailConfig().sharpening is None
@@ -111,44 +110,28 @@ def test_a_turned_picture_has_turned_moments(turn: int) -> None:
     part, square = example(), normal(3, 41, 41)  # windows all over it lie as symmetrically as it does
     clean = square + normal(3, 41, 41, seed=1)
     before = sharpening.measure([(square, clean, 0)], part, 1)  # type: ignore[arg-type]
-    turned = tuple(sharpening._turned(each, turn).contiguous() for each in (square, clean))
+    turned = tuple(turned_square(each, turn).contiguous() for each in (square, clean))
     after = sharpening.measure([(*turned, 0)], part, 1)  # type: ignore[arg-type]
-    expected = before.taken(torch.tensor([0]), turn, sharpening._order(frequencies(9), turn))
+    expected = before.taken(torch.tensor([0]), turn, turned_order(frequencies(9), turn))
     for name in ("levels", "luma", "error", "squared"):
         assert snr_db(getattr(after, name), getattr(expected, name)) >= 80, name
 
 
-def sharpened(folder: Path, **changes: object) -> None:
-    preset = yaml.safe_load((folder / "preset.yaml").read_text())
-    preset["detail"] = preset.get("detail", {}) | {"sharpening": {"filters": 4, "taps": 9, "window": 15, "width": 16}}
-    (folder / "preset.yaml").write_text(yaml.safe_dump(preset | changes))
-
-
 def test_the_command_fits_what_sharpens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(folder / "photographs")
-    (folder / "photographs").mkdir()
-    for path in sorted(SAMPLES.glob("*.jpg")) + sorted(SAMPLES.glob("*.png")):
-        Image.open(path).convert("RGB").save(folder / "photographs" / f"{path.stem}.png")
-    preset = yaml.safe_load((folder / "preset.yaml").read_text())
-    preset["base"]["source"] = preset["ddpm"]["source"] = "random"
-    (folder / "preset.yaml").write_text(yaml.safe_dump(preset))
-    argv = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--workers", "0", "--windows", "1"]
+    argv = photographed(folder)
 
     def run(*more: str) -> str:
         code = run_command(sharpening.main, [*argv, *more])
         assert code == 2
         return capsys.readouterr().err
 
-    assert "has no sharpening filter: set detail.sharpening" in run()
-    plain = {key: value for key, value in preset.items() if key != "checkpoint"}
-    (folder / "preset.yaml").write_text(yaml.safe_dump(plain))
-    save_checkpoint(DOD.from_preset(load_model(folder).preset), folder / "dod")
-    sharpened(folder, checkpoint="dod", conditions=["noise", "haze"])
+    assert "has no detail.sharpening to be fitted: set it" in run()
+    change(folder, {"sharpening": SHARPENING}, conditions=["noise", "haze"])
     assert "no condition 'blur': there is nothing to sharpen" in run()
-    sharpened(folder, checkpoint="dod", conditions=["noise", "blur"])
+    change(folder, conditions=["noise", "blur"])
     assert "--crop 101: the model takes multiples of" in run("--crop", "101")
     assert "--samples 3: it must be at least 20" in run("--samples", "3")
-    with pytest.raises(CheckpointError, match="states sharpening None, .* or fit a filter to it"):
+    with pytest.raises(CheckpointError, match="states sharpening None, .* or fit one to it"):
         load_model(folder)
     argv += ["--crop", "192", "--samples", "240", "--steps", "300", "--save-every", "300", "--batch", "64"]
     assert run_command(sharpening.main, [*argv, "--more", "blur", "blur", "blur"]) == 0
@@ -161,7 +144,7 @@ def test_the_command_fits_what_sharpens(folder: Path, capsys: pytest.CaptureFixt
     gains = []
     for degraded, clean, _ in (pairs[i] for i in range(12)):
         with torch.no_grad():
-            added = part(model.encoder(degraded[None])[1][0])[0]
+            added = part(model.encoder(degraded[None])[1][0])[0][0]
         before, after = (each.square().mean().item() for each in (clean - degraded, clean - degraded - added))
         gains.append(10 * np.log10(before / after))
     assert np.mean(gains) > 0.1
