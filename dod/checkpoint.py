@@ -26,7 +26,7 @@ SWITCHES = {
     "conditional": "lora.conditional",
     "detail": "detail.enabled",
     "sharpening": "detail.sharpening",
-    "tone": "detail.tone",
+    "bypass": "detail.bypass",
     "step": "step",
     "crops": "mfm.crops",
     "crop_size": "mfm.crop_size",
@@ -34,7 +34,7 @@ SWITCHES = {
 """What dod.json says of the preset it was trained with, and the preset's key for it."""
 FREE = "crops", "crop_size"
 """What a checkpoint may be loaded with another value of: c is a mean over crops, of more or fewer."""
-LATER = {"sharpening": "python -m dod.training.sharpening", "tone": "python -m dod.training.tone"}
+LATER = {"sharpening": "python -m dod.training.sharpening", "bypass": "python -m dod.training.bypass"}
 """What a finished checkpoint can be given, and by which command."""
 
 
@@ -155,7 +155,7 @@ def preset_of(
     overrides = {key: _here(value) for key, value in overrides.items() if value is not None}
     folder = Path(source)
     if (folder / METADATA).is_file():
-        metadata = {"tone": None, **read_metadata(folder)}  # those of before have none, and do not say so
+        metadata = {"bypass": None, **read_metadata(folder)}  # those of before have none, and do not say so
         overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
         name = metadata.get("preset", "")
         if name not in shipped_presets():

@@ -146,8 +146,8 @@ class SharpeningConfig:
 
 
 @dataclass(frozen=True)
-class ToneConfig:
-    """What gives a blurred or clean picture its own tone back (`dod.tone`): the width of the network that decides."""
+class BypassConfig:
+    """What lets a blurred or clean picture past the model (`dod.bypass`): the width of the network that decides."""
 
     width: int = 256
 
@@ -159,21 +159,21 @@ class ToneConfig:
 @dataclass(frozen=True)
 class DetailConfig:
     """Detail enhancement (equation (6)): RRDBs per module, their growth, and by how much narrower than the decoder they
-    are (1: the paper's; with 2 they cost two fifths of it). sharpening, and tone, which needs it: none in the paper."""
+    are (1: the paper's; with 2 they cost two fifths of it). sharpening, bypass (which needs it): none in the paper."""
 
     enabled: bool = True
     blocks: int = 2
     growth: int = 32
     narrow: int = 1
     sharpening: SharpeningConfig | None = None
-    tone: ToneConfig | None = None
+    bypass: BypassConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("blocks", "growth", "narrow"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
-        if self.tone is not None and self.sharpening is None:
-            raise ConfigError("tone: it is decided by the sharpening filter's periodogram: set sharpening too")
+        if self.bypass is not None and self.sharpening is None:
+            raise ConfigError("bypass: it is decided by the sharpening filter's periodogram: set sharpening too")
 
 
 @dataclass(frozen=True)

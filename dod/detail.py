@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from .bypass import Bypass
 from .config import DetailConfig
 from .sharpening import Sharpening
-from .tone import Tone
 
 
 class DenseBlock(nn.Module):
@@ -68,7 +68,7 @@ class DetailEnhancement(nn.Module):
         return decoded + self.weight * self.body(fused)
 
 
-FITTED = ("sharpening", "tone")
+FITTED = ("sharpening", "bypass")
 """What some presets' `Decoder` has that is fitted apart from the two stages."""
 ADDED = ("detail", *FITTED)
 """What a `Decoder` has beside the VAE's own parts."""
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
 
     skip_i is the input of the encoder's i-th down block (skip_0 at H, skip_3 at H/8); the modules take them reversed.
     The image is float32, in about [-1, 1], not clipped. `detail` is empty where the ablation leaves it out; without
-    skips it is passed by (stage 1 trains without it), and so are `sharpening` and `tone`, which only some presets have.
+    skips it is left out (stage 1 trains without it), as are `sharpening` and `bypass`, which only some presets have.
     """
 
     def __init__(self, vae: AutoencoderKL, config: DetailConfig) -> None:
@@ -96,9 +96,9 @@ class Decoder(nn.Module):
         )
         chosen = config.sharpening if config.enabled else None
         self.sharpening = None if chosen is None else Sharpening(encoder_widths[0], chosen)
-        self.tone: Tone | None = None
-        if self.sharpening is not None and config.tone is not None:
-            self.tone = Tone(encoder_widths[0], len(self.sharpening.mean), config.tone)
+        self.bypass: Bypass | None = None
+        if self.sharpening is not None and config.bypass is not None:
+            self.bypass = Bypass(encoder_widths[0], len(self.sharpening.mean), config.bypass)
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The VAE's own parameters by their names in the VAE: those of the decoder and of the layer before it."""
@@ -117,5 +117,4 @@ class Decoder(nn.Module):
         if self.sharpening is None or skips is None:
             return image
         added, levels = self.sharpening(skips[0])
-        image = image + added
-        return image if self.tone is None else self.tone(image, skips[0], levels)
+        return added + (image if self.bypass is None else self.bypass(image, skips[0], levels))

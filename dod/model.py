@@ -172,7 +172,7 @@ class DOD(nn.Module):
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
 
     def fitted_parameters(self) -> dict[str, nn.Parameter]:
-        """What is fitted apart from the stages, by `dod.training.sharpening` and `dod.training.tone`, by checkpoint
+        """What is fitted apart from the stages, by `dod.training.sharpening` and `dod.training.bypass`, by checkpoint
         name; nothing where the preset has neither."""
         parts = {name: getattr(self.decoder, name) for name in FITTED}
         return {

@@ -32,7 +32,7 @@ MODEL_MODULES = [
     "modulation",
     "sharpening",
     "tensors",
-    "tone",
+    "bypass",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [

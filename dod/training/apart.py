@@ -1,4 +1,4 @@
-"""What the parts of the decoder that are fitted apart from the stages have in common: `sharpening` and `tone`.
+"""What the parts of the decoder that are fitted apart from the stages have in common: `sharpening` and `bypass`.
 
 Each learns from numbers that are taken of every sample once, without the rest of the model, when both stages are over.
 """

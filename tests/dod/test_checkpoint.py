@@ -104,18 +104,18 @@ def test_a_checkpoint_by_itself_says_what_was_fitted_to_it(tmp_path: Path) -> No
     save_checkpoint(load_model("mini"), tmp_path)
     preset, found = preset_of(tmp_path)
     assert found == tmp_path and preset.detail == load_preset("mini").detail
-    assert preset.detail.sharpening and preset.detail.tone
+    assert preset.detail.sharpening and preset.detail.bypass
     metadata = json.loads((tmp_path / METADATA).read_text())
-    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None, "tone": None}))
+    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None, "bypass": None}))
     assert preset_of(tmp_path)[0].detail.sharpening is None
-    with pytest.raises(CheckpointError, match="sharpening"):
+    with pytest.raises(CheckpointError, match=r"extra or of another shape, first (bypass|sharpening)\."):
         load_model(tmp_path)
-    plain = DOD.from_preset(load_preset("mini", {"detail.tone": None}))
+    plain = DOD.from_preset(load_preset("mini", {"detail.bypass": None}))
     save_checkpoint(plain, tmp_path)
     before = json.loads((tmp_path / METADATA).read_text())
-    del before["tone"]
+    del before["bypass"]
     (tmp_path / METADATA).write_text(json.dumps(before))
-    assert load_model(tmp_path).decoder.tone is None, "those of before have none, and do not say so"
+    assert load_model(tmp_path).decoder.bypass is None, "those of before have none, and do not say so"
 
 
 def test_layers_in_another_order_are_refused(folder: Path, untrained: DOD) -> None:

@@ -136,11 +136,11 @@ def test_the_encoder_computes_what_pytorch_does(encoder: Traced, model: DOD, sha
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_decoder_with_what_is_fitted_apart_computes_what_pytorch_does(precision: str, tmp_path: Path) -> None:
     sharpening = {"filters": 3, "taps": 7, "window": 11, "width": 8}
-    model = randomise(DOD.from_preset(tiny(detail__sharpening=sharpening, detail__tone={"width": 8})))
-    assert model.decoder.sharpening is not None and model.decoder.tone is not None
+    model = randomise(DOD.from_preset(tiny(detail__sharpening=sharpening, detail__bypass={"width": 8})))
+    assert model.decoder.sharpening is not None and model.decoder.bypass is not None
     nn.init.normal_(model.decoder.sharpening.last.weight)
-    nn.init.normal_(model.decoder.tone.last.weight)
-    nn.init.zeros_(model.decoder.tone.last.bias)
+    nn.init.normal_(model.decoder.bypass.last.weight)
+    nn.init.zeros_(model.decoder.bypass.last.bias)
     like = half_copy(model, ()) if precision == "fp16" else model
     path, weights = tmp_path / "decoder.onnx", tmp_path / "decoder.safetensors"
     write_weights(model, like, "decoder", weights)

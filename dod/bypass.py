@@ -1,14 +1,13 @@
-"""A blurred or clean picture gets its own tone back from what the decoder gives. An option, not in the paper."""
+"""A blurred or clean picture goes past the model, to the sharpening filter alone. An option, not in the paper."""
 
 from __future__ import annotations
 
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ToneConfig
+from .config import BypassConfig
 
 SHADES = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)
 """Brightnesses in 0 to 1: for each, how many pixels are darker, and how many are brighter."""
@@ -18,28 +17,26 @@ HOP = 4
 """Of so many pixels one is counted, in either direction."""
 FLOOR = 1e-3
 """What every share gets added before its logarithm."""
-CELL = 16
-"""Pixels, in either direction, whose mean is a picture's tone at one place."""
 NOTHING = -16.0
 """What a sigmoid makes nothing of."""
 
 
-class Tone(nn.Module):
-    """image [B, 3, H, W] float32, features [B, C, H, W], levels [B, F] -> image. H, W at least `CELL`, best multiples.
+class Bypass(nn.Module):
+    """image [B, 3, H, W] float32, features [B, C, H, W], levels [B, F] -> image.
 
     image: what the decoder gives, in about [-1, 1]. features: the input of the encoder's first down block; its own
     colours, those of the degraded picture, are seen in it. levels: of the luma's periodogram (`dod.sharpening`).
 
-    Haze and darkness lie in the low frequencies of a picture, in its tone; blur does not. A small network says of the
-    levels and the histogram (of each pixel's darkest channel, and of its brightest) how much of its own tone the
-    picture keeps: so much of the difference of both pictures' means in cells of `CELL` px, between them interpolated,
-    is added. Mist that belongs to a blurred or clean picture stays where the rest of the model took it for haze. It
-    starts as nothing.
+    What lies over a picture, haze, rain, noise or darkness, has to be taken off. Over one that is clean, or but
+    blurred, nothing lies, and the decoder can only lose some of it: mist that belongs to it, which the model takes for
+    haze, and fine detail. A small network says of the levels and the histogram (of each pixel's darkest channel, and of
+    its brightest) how much of such a picture there is in this one: so much is taken of its own colours, the rest of the
+    decoder's. It starts as nothing.
     """
 
     shades: Tensor
 
-    def __init__(self, channels: int, levels: int, config: ToneConfig) -> None:
+    def __init__(self, channels: int, levels: int, config: BypassConfig) -> None:
         super().__init__()
         self.colours = nn.Conv2d(channels, 3, 1)
         self.register_buffer("shades", torch.tensor(SHADES, device="cpu"), persistent=False)
@@ -56,15 +53,14 @@ class Tone(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """What gives the logit of the share that is kept."""
+        """What gives the logit of the share that goes past."""
         return cast(nn.Linear, self.choice[-1])
 
     def forward(self, image: Tensor, features: Tensor, levels: Tensor) -> Tensor:
         own = self.colours(features).float()
         seen = torch.cat([levels, self.histogram(own)], dim=1) - self.mean.float()
-        kept = self.choice(seen.to(features.dtype)).float().sigmoid()[:, :, None, None]
-        lost = F.avg_pool2d(own - image, CELL)
-        return image + kept * F.interpolate(lost, size=image.shape[2:], mode="bilinear", align_corners=False)
+        share = self.choice(seen.to(features.dtype)).float().sigmoid()[:, :, None, None]
+        return image + share * (own - image)
 
     def histogram(self, colours: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> [B, 2 S] float32: the logarithms of the shares of pixels whose darkest channel is
