@@ -156,11 +156,12 @@ def subjects(bundle: Bundle) -> list[Subject]:
 
 
 def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
-    """The runs of each path: every sample through `auto`, and through the merged path of its condition."""
+    """The runs of each path: every sample through `auto`, and through the merged path of its condition. The first of a
+    path has its components compared alone too."""
     paths = {"auto": [Run("auto", DYNAMIC, each, DYNAMIC if each is samples[0] else ()) for each in samples]}
     for sample in sorted(samples, key=lambda each: each.condition):
         if sample.condition in bundle.manifest.conditions:
-            alone = ("unet_merged",) if sample is samples[0] else ()
+            alone = () if sample.condition in paths else ("unet_merged",)
             paths.setdefault(sample.condition, []).append(Run(sample.condition, MERGED, sample, alone))
     return paths
 

@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +43,7 @@ from export.precision import default_islands, half_copy
 from export.proof import TorchChain, proof_count, prove
 from runtime.bundle import Bundle
 from runtime.manifest import Component, Crops, Manifest, Precision, Profile, TensorSpec
-from tests.dod.small_model import image
+from tests.dod.small_model import image, randomise, smaller
 
 Change = Callable[[DOD], torch.Tensor]
 Substitute = Callable[..., None]
@@ -83,7 +84,7 @@ def sample() -> Sample:
 def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
     """Makes one model stand in for the fp32 graphs of a bundle, another for the fp16 ones."""
 
-    def replace(single: DOD, half: DOD | None = None) -> None:
+    def stand_in(single: DOD, half: DOD | None = None) -> None:
         @contextmanager
         def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Callable[..., list[Proof]]]:
             assert subject.backend == "onnxruntime_cpu"
@@ -94,7 +95,7 @@ def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
 
         monkeypatch.setattr(proof, "bundle_process", bundle_process)
 
-    return replace
+    return stand_in
 
 
 def proofs_of(model: DOD, proven: Bundle, *samples: Sample, computed: Values | None = None) -> list[Proof]:
@@ -149,6 +150,26 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
     assert not figures["auto", "chain"].passed
     parts = {name: each.max_abs for (path, name), each in figures.items() if path == "auto" and name != "chain"}
     assert {name for name, max_abs in parts.items() if max_abs > 0} == {component}, "each has the reference's inputs"
+
+
+def test_a_wrong_unet_fails_where_the_picture_goes_past_it(model: DOD, sample: Sample, substitute: Substitute) -> None:
+    parts = {"detail__sharpening": {"filters": 2, "taps": 5, "window": 9, "width": 4}, "detail__bypass": {"width": 2}}
+    passing = randomise(DOD.from_preset(smaller(**parts)), strength=0.05)
+    passing.prototypes = model.prototypes
+    assert passing.decoder.bypass is not None
+    torch.nn.init.constant_(passing.decoder.bypass.last.bias, 40.0)
+    substitute(wrong_weight(passing, lambda m: m.unet.unet.conv_in.weight.view(-1)[5].add_(0.05)))
+    figures = [each for each in figures_of(passing, bundle(), sample) if each.step == "onnx fp32"]
+    assert {each.component for each in figures if not each.passed} == {"unet_dynamic", "unet_merged"}
+
+
+def test_the_merged_unet_is_compared_alone_on_every_path(sample: Sample) -> None:
+    proven, others = bundle(), [Sample(name, "haze", sample.values) for name in ("haze.png", "haze-2.png")]
+    conditions = {name: f"conditions/{name}.safetensors" for name in ("haze", "rain")}
+    proven = Bundle(proven.folder, replace(proven.manifest, conditions=conditions))
+    runs = [run for path, runs in paths_of(proven, [sample, *others]).items() for run in runs if path != "auto"]
+    assert {run.sample.name for run in runs if run.alone == ("unet_merged",)} == {"haze.png", "rain.png"}
+    assert len(runs) == 3
 
 
 def test_a_wrong_merge_fails(
