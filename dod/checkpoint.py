@@ -25,6 +25,7 @@ SWITCHES = {
     "alpha": "lora.alpha",
     "conditional": "lora.conditional",
     "detail": "detail.enabled",
+    "dense": "detail.dense",
     "sharpening": "detail.sharpening",
     "bypass": "detail.bypass",
     "step": "step",
@@ -34,6 +35,8 @@ SWITCHES = {
 """What dod.json says of the preset it was trained with, and the preset's key for it."""
 FREE = "crops", "crop_size"
 """What a checkpoint may be loaded with another value of: c is a mean over crops, of more or fewer."""
+UNSTATED = {"bypass": None, "dense": 3}
+"""What checkpoints of before have that do not say so."""
 LATER = {"sharpening": "python -m dod.training.sharpening", "bypass": "python -m dod.training.bypass"}
 """What a finished checkpoint can be given, and by which command."""
 
@@ -76,13 +79,15 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, lacking: C
     _check_channels(model, folder, tensors)
     absent = [key for key in LATER if not any(name.startswith(f"{key}.") for name in tensors)]
     for key, value in _switches(model).items():
-        unstated = value if key in ("step", *LATER) and key not in absent else None  # by the oldest checkpoints
+        unstated = value if key in ("step", *LATER) and key not in absent else UNSTATED.get(key)  # by the oldest
         stated = metadata.get(key, unstated)
         if (any_base and key == "base_sha256") or (key in lacking and key in absent) or key in FREE:
             continue
         if stated != value:
             what = "another base model" if key == "base_sha256" else f"another {key}"
             fit = f", or fit one to it: {LATER[key]}" if key in LATER and value else ""
+            if key == "dense" and stated > value:
+                fit = f", or prune it to {value}: python -m dod.training.prune"
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has {_short(value)}; "
                 f"give the base or preset that it was trained with{fit}"
@@ -155,7 +160,7 @@ def preset_of(
     overrides = {key: _here(value) for key, value in overrides.items() if value is not None}
     folder = Path(source)
     if (folder / METADATA).is_file():
-        metadata = {"bypass": None, **read_metadata(folder)}  # those of before have none, and do not say so
+        metadata = {**UNSTATED, **read_metadata(folder)}
         overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
         name = metadata.get("preset", "")
         if name not in shipped_presets():
@@ -197,6 +202,7 @@ def _switches(model: DOD) -> dict[str, Any]:
         "alpha": lora.alpha,
         "conditional": lora.conditional,
         "detail": detail.enabled,
+        "dense": detail.dense,
         **{key: asdict(part) if part and detail.enabled else None for key, part in fitted.items()},
         "step": asdict(model.preset.step),
         "crops": model.preset.mfm.crops,

@@ -158,18 +158,20 @@ class BypassConfig:
 
 @dataclass(frozen=True)
 class DetailConfig:
-    """Detail enhancement (equation (6)): RRDBs per module, their growth, and by how much narrower than the decoder they
-    are (1: the paper's; with 2 they cost two fifths of it). sharpening, bypass (which needs it): none in the paper."""
+    """Detail enhancement (equation (6)): RRDBs per module, their growth, by how much narrower than the decoder they
+    are (1: the paper's; with 2 they cost two fifths of it), and dense blocks in each RRDB (3: ESRGAN's; fewer are made
+    of a trained model's by `dod.training.prune`). sharpening, bypass (which needs it): none in the paper."""
 
     enabled: bool = True
     blocks: int = 2
     growth: int = 32
     narrow: int = 1
+    dense: int = 3
     sharpening: SharpeningConfig | None = None
     bypass: BypassConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "growth", "narrow"):
+        for name in ("blocks", "growth", "narrow", "dense"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
         if self.bypass is not None and self.sharpening is None:

@@ -14,6 +14,9 @@ from .bypass import Bypass
 from .config import DetailConfig
 from .sharpening import Sharpening
 
+SCALE = 0.2
+"""What the residuals of a dense block and of an RRDB are scaled by."""
+
 
 class DenseBlock(nn.Module):
     """Five densely connected 3 x 3 convolutions (Wang et al. 2018, ESRGAN). x: [B, C, H, W]; the same out."""
@@ -25,22 +28,26 @@ class DenseBlock(nn.Module):
             nn.Conv2d(channels + i * growth, width, 3, padding=1) for i, width in enumerate(widths)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the last convolution takes, [B, C + 4 growth, H, W]."""
         features = x
         for conv in self.convs[:-1]:
             features = torch.cat([features, F.leaky_relu(conv(features), 0.2)], dim=1)
-        return x + 0.2 * self.convs[-1](features)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + SCALE * self.convs[-1](self.features(x))
 
 
 class RRDB(nn.Module):
-    """Residual-in-residual dense block: three dense blocks and a scaled residual (ESRGAN)."""
+    """Residual-in-residual dense block: dense blocks, three in ESRGAN, and a scaled residual."""
 
-    def __init__(self, channels: int, growth: int) -> None:
+    def __init__(self, channels: int, growth: int, dense: int = 3) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(DenseBlock(channels, growth) for _ in range(3)))
+        self.blocks = nn.Sequential(*(DenseBlock(channels, growth) for _ in range(dense)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + 0.2 * self.blocks(x)
+        return x + SCALE * self.blocks(x)
 
 
 class DetailEnhancement(nn.Module):
@@ -51,12 +58,12 @@ class DetailEnhancement(nn.Module):
     RRDBs work on C / narrow channels; where that is fewer than C, a 1 x 1 convolution follows them.
     """
 
-    def __init__(self, encoder_channels: int, channels: int, blocks: int, growth: int, narrow: int = 1) -> None:
+    def __init__(self, encoder_channels: int, channels: int, config: DetailConfig) -> None:
         super().__init__()
-        width = channels // narrow
+        width = channels // config.narrow
         self.align = nn.Conv2d(encoder_channels, channels, 1)
         self.fuse = nn.Conv2d(2 * channels, width, 1)
-        self.body = nn.Sequential(*(RRDB(width, growth) for _ in range(blocks)))
+        self.body = nn.Sequential(*(RRDB(width, config.growth, config.dense) for _ in range(config.blocks)))
         if width != channels:
             self.body.append(nn.Conv2d(width, channels, 1))
         self.weight = nn.Parameter(torch.zeros(()))
@@ -90,7 +97,7 @@ class Decoder(nn.Module):
         encoder_widths = [widths[0], *widths[:-1]]
         decoder_widths = [widths[-1], *reversed(widths[1:])]
         self.detail = nn.ModuleList(
-            DetailEnhancement(e, d, config.blocks, config.growth, config.narrow)
+            DetailEnhancement(e, d, config)
             for e, d in zip(reversed(encoder_widths), decoder_widths, strict=True)
             if config.enabled
         )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dod import clora
 from dod.adm import ADMEncoder, ResBlock
-from dod.detail import DenseBlock, DetailEnhancement
+from dod.detail import SCALE, DenseBlock, DetailEnhancement
 from dod.model import DOD, Encoder, OneStepUNet
 from dod.modulation import DiffusersHSpace
 
@@ -228,15 +228,15 @@ class FoldedDetail(nn.Module):
 
 
 class FoldedDenseBlock(nn.Module):
-    """`DenseBlock` whose last convolution carries the factor 0.2."""
+    """`DenseBlock` whose last convolution carries the factor `SCALE`."""
 
     def __init__(self, block: DenseBlock) -> None:
         super().__init__()
         self.convs = block.convs
         last = cast(nn.Conv2d, self.convs[-1])
         assert last.bias is not None
-        last.weight = _like(last.weight, 0.2 * last.weight.double())
-        last.bias = _like(last.bias, 0.2 * last.bias.double())
+        last.weight = _like(last.weight, SCALE * last.weight.double())
+        last.bias = _like(last.bias, SCALE * last.bias.double())
 
     def forward(self, x: Tensor) -> Tensor:
         features = x

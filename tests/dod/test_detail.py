@@ -33,7 +33,11 @@ def doubles(module: torch.nn.Module, prefix: str = "") -> dict[str, Tensor]:
 
 def example_module() -> tuple[DetailEnhancement, Tensor, Tensor]:
     torch.manual_seed(0)
-    return DetailEnhancement(6, 4, blocks=2, growth=3), normal(2, 6, 8, 5, seed=1), normal(2, 4, 8, 5, seed=2)
+    return (
+        DetailEnhancement(6, 4, DetailConfig(blocks=2, growth=3)),
+        normal(2, 6, 8, 5, seed=1),
+        normal(2, 4, 8, 5, seed=2),
+    )
 
 
 def test_rrdb_is_esrgans() -> None:
@@ -60,7 +64,7 @@ def test_detail_enhancement_is_equation_6() -> None:
 
 def test_a_narrower_module_is_smaller() -> None:
     encoded, decoded = normal(2, 6, 8, 5, seed=1), normal(2, 16, 8, 5, seed=2)
-    whole, narrow = (DetailEnhancement(6, 16, blocks=1, growth=4, narrow=n) for n in (1, 2))
+    whole, narrow = (DetailEnhancement(6, 16, DetailConfig(blocks=1, growth=4, narrow=n)) for n in (1, 2))
     assert torch.equal(narrow(encoded, decoded), decoded)
     with torch.no_grad():
         narrow.weight.fill_(0.5)
