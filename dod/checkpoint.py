@@ -86,7 +86,7 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, lacking: C
         if stated != value:
             what = "another base model" if key == "base_sha256" else f"another {key}"
             fit = f", or fit one to it: {LATER[key]}" if key in LATER and value else ""
-            if key == "dense" and stated > value:
+            if key == "dense" and isinstance(stated, int) and stated > value:
                 fit = f", or prune it to {value}: python -m dod.training.prune"
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has {_short(value)}; "

@@ -23,6 +23,7 @@ MODEL_MODULES = [
     "__init__",
     "adm",
     "base",
+    "bypass",
     "checkpoint",
     "clora",
     "config",
@@ -32,7 +33,6 @@ MODEL_MODULES = [
     "modulation",
     "sharpening",
     "tensors",
-    "bypass",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [
