@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from ..bundle import Bundle
 from ..errors import BackendError, BundleError, DODRuntimeError
 from ..manifest import REDUCED
 from . import Options, Shapes, choose_precision
+from .mapped import laid_out
 from .sessions import Sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 CAPABILITIES = {"bf16": "BF16"}
-SIZED = ("encoder", "decoder")
+SIZED = ("mfm", "encoder", "decoder")
 SIZES = 2
 """Of so many sizes what is `SIZED` stays compiled: each holds the activations of its size, of a picture's upright and
 its lying format two."""
@@ -131,6 +133,8 @@ class OpenVINO(Sessions):
             model = self._core.read_model(path)
             self._replace(model, values)
             self._fix(model, component, shapes)
+            if self.precision == "fp32":
+                self._rewrite(model, component)
             return self._core.compile_model(model, "CPU", self._settings)
         except DODRuntimeError:
             raise
@@ -145,6 +149,15 @@ class OpenVINO(Sessions):
                 model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=False)})
         except Exception as error:  # as in `run`
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
+
+    def _rewrite(self, model: Any, component: str) -> None:
+        """Convolutions with fewer products: in float32, in which what they round is of no account."""
+        from .winograd import rewrite
+
+        multiple = self._bundle.manifest.size_multiple
+        io = self._bundle.manifest.components[component]
+        smallest = {spec.name: spec.sized(1, multiple, multiple) for spec in io.inputs}
+        rewrite(model, partial(laid_out, on_disk=self._large), smallest)
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
         """Puts `values` in the place of the constants of their names.
