@@ -40,6 +40,7 @@ from export.errors import ExportError
 from export.simplify import simplify
 from runtime.console import Parser, run_command, table
 from runtime.errors import UsageError, unknown
+from runtime.merge import new_arrays
 from runtime.tensors import write_tensors
 
 PLAIN = "unet_plain"
@@ -187,11 +188,18 @@ def ort_run(path: Path, given: dict[str, np.ndarray]) -> Run:
 
 
 def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
+    """With the convolutions of the runtime's backend, which computes a UNet's kernels once and others' in each run."""
     import openvino
 
+    from runtime.backends import winograd
+
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda: request.infer(given)
+    core = openvino.Core()
+    model = core.read_model(path)
+    winograd.rewrite(model, new_arrays if path.name.startswith("unet") else None)
+    compiled = core.compile_model(model, "CPU", settings)
+    request, values = compiled.create_infer_request(), {**given, **winograd.extra_inputs(compiled)}
+    return lambda: request.infer(values)
 
 
 def visit(run: Run) -> Callable[[], dict[str, float]]:

@@ -64,12 +64,12 @@ def shed(folder: Path | None) -> None:
 
 
 @contextmanager
-def shedding(folder: Path | None) -> Iterator[None]:
-    """Calls `shed(folder)` every quarter of a second and at the end."""
+def shedding(folder: Path | None, meanwhile: bool = True) -> Iterator[None]:
+    """Calls `shed(folder)` at the end and, meanwhile, every quarter of a second."""
     done = threading.Event()
 
     def repeat() -> None:
-        while not done.wait(INTERVAL):
+        while not done.wait(INTERVAL if meanwhile else None):
             shed(folder)
 
     thread = threading.Thread(target=repeat, name="dod-shedding", daemon=True)

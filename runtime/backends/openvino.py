@@ -87,11 +87,13 @@ class OpenVINO(Sessions):
             raise BackendError(reason)
         import openvino
 
+        from . import winograd
+
         target = bundle.manifest.targets[name]
         self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
         super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)])
         self._kept |= {component: min(self._kept[component], SIZES) for component in SIZED}
-        self._ov, self._core = openvino, openvino.Core()
+        self._ov, self._core, self._winograd = openvino, openvino.Core(), winograd
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -110,7 +112,8 @@ class OpenVINO(Sessions):
         model = self._session(component, condition, self._fixed(component, given))
         with self._sparing(self._bundle.folder):
             try:
-                found = model.create_infer_request().infer(dict(inputs), share_inputs=True)
+                given = {**inputs, **self._winograd.extra_inputs(model)}
+                found = model.create_infer_request().infer(given, share_inputs=True)
                 # By name: a port that OpenVINO has merged with another bears several, in no order.
                 outputs = {spec.name: found[spec.name] for spec in io.outputs}
                 if self._large and component != "decoder":  # its own, the most, costs a tenth of its time to get anew
@@ -134,7 +137,7 @@ class OpenVINO(Sessions):
             self._replace(model, values)
             self._fix(model, component, shapes)
             if self.precision == "fp32":
-                self._rewrite(model, component)
+                self._rewrite(model, component, bool(shapes))
             return self._core.compile_model(model, "CPU", self._settings)
         except DODRuntimeError:
             raise
@@ -150,14 +153,12 @@ class OpenVINO(Sessions):
         except Exception as error:  # as in `run`
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
 
-    def _rewrite(self, model: Any, component: str) -> None:
-        """Convolutions with fewer products: in float32, in which what they round is of no account."""
-        from .winograd import rewrite
-
+    def _rewrite(self, model: Any, component: str, sized: bool) -> None:
+        """Convolutions with fewer products: in float32 alone, where what they round is of no account."""
         multiple = self._bundle.manifest.size_multiple
         io = self._bundle.manifest.components[component]
         smallest = {spec.name: spec.sized(1, multiple, multiple) for spec in io.inputs}
-        rewrite(model, partial(laid_out, on_disk=self._large), smallest)
+        self._winograd.rewrite(model, None if sized else partial(laid_out, on_disk=self._large), smallest)
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
         """Puts `values` in the place of the constants of their names.

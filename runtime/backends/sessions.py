@@ -36,11 +36,11 @@ class Sessions(ABC):
     def __init__(self, bundle: Bundle, files: Precision) -> None:
         self.conditions = ("auto", *bundle.manifest.conditions)
         self._bundle, self._files = bundle, files
-        sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
-        self._large = sizes["unet_merged"] >= LARGE
-        self._kept = {component: kept_sessions(size) for component, size in sizes.items()}
+        self._sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
+        self._large = self._sizes["unet_merged"] >= LARGE
+        self._kept = {component: kept_sessions(size) for component, size in self._sizes.items()}
         if self._large:
-            self._kept |= {component: 1 for component in sizes if component != "unet_merged"}
+            self._kept |= {component: 1 for component in self._sizes if component != "unet_merged"}
         self._sessions: defaultdict[str, OrderedDict[tuple[str | None, Shapes], Any]] = defaultdict(OrderedDict)
         self._lock = threading.Lock()
 
@@ -85,7 +85,8 @@ class Sessions(ABC):
                 if component.startswith("unet"):
                     self._bundle.hash_ahead(self._files.onnx["decoder"])  # which follows
                 values = self._merged(key[0]) if key[0] else {}
-                with self._sparing(self._bundle.folder):
+                # What is smaller is read several times meanwhile, and was read from the disk anew each time.
+                with self._sparing(self._bundle.folder, meanwhile=self._sizes[component] >= LARGE):
                     opened[key] = self._open(component, values, shapes)
             opened.move_to_end(key)
             return opened[key]
@@ -95,6 +96,6 @@ class Sessions(ABC):
         with self._sparing(None):
             return self._bundle.merged(self._files, condition, partial(laid_out, on_disk=self._large))
 
-    def _sparing(self, folder: Path | None) -> AbstractContextManager[None]:
+    def _sparing(self, folder: Path | None, meanwhile: bool = True) -> AbstractContextManager[None]:
         """Surrounds merging, opening and running: keeps no pages of mapped weights of gigabytes, see `shed`."""
-        return shedding(folder) if self._large else nullcontext()
+        return shedding(folder, meanwhile) if self._large else nullcontext()

@@ -1,23 +1,25 @@
-"""Winograd's minimal filtering, F(4 x 4, 3 x 3), out of OpenVINO's own operators: a quarter of a convolution's products.
+"""Winograd's minimal filtering, F(4 x 4, 3 x 3), in OpenVINO's own operators: a quarter of a convolution's products.
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), section 4: a tile of 4 x 4 results is
-A' [sum over the inputs of (G g G') * (B' d B)] A, d the 6 x 6 values that it depends on, g the 3 x 3 kernel. For each of
-the 36 products of a tile the sum is one product of matrices, and there nearly all of the time goes. In float32 its
+A' [sum over the inputs of (G g G') * (B' d B)] A, d the 6 x 6 values that it depends on, g the 3 x 3 kernel. For each
+of the 36 products of a tile the sum is one product of matrices, and there nearly all of the time goes. In float32 its
 results are those of the direct sum but for rounding: SNR 104 to 113 dB with noise and 128 to 2,560 inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 from openvino import opset13 as ops
 
-from ..merge import Places, new_arrays
+from ..merge import Places
 
-__all__ = ["rewrite"]
+__all__ = ["extra_inputs", "rewrite"]
 
 TILE = 4
 SIDE = TILE + 2
@@ -25,8 +27,10 @@ CHANNELS = 128
 """Inputs and outputs from which the products that are saved take longer than the transforms."""
 PRODUCTS = 1 << 30
 """Multiply-adds of the direct sum, from which one operator is worth replacing by many."""
-STRIP = 96 << 20
-"""Bytes that the inputs of a strip of tiles may take once they are transformed: 2.25 times what they took."""
+STRIP = 192 << 20
+"""Bytes that transformed inputs, 2.25 times what they took before, may take; larger ones are made strip by strip."""
+STRIPS = 4
+"""At most: each has some twenty operators of its own, over which OpenVINO goes many times while it compiles them."""
 
 B_T = np.array(
     [
@@ -48,26 +52,48 @@ RESULT = np.einsum("yi,xj->yxji", A_T, A_T).reshape(TILE * TILE, SIDE * SIDE).as
 PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
 
 
+TRANSFORM = "winograd"
+"""An input of a rewritten model besides its own, float32 [36, 9]. It is always the same, but OpenVINO must not know
+that: it would compute the kernels' transforms at once, and keep them."""
+
+
 def rewrite(
-    model: Any, places: Places = new_arrays, smallest: Mapping[str, Sequence[int]] | None = None
+    model: Any, places: Places | None = None, smallest: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[str, ...]:
     """Puts Winograd's in the place of the 3 x 3 convolutions of a model that gain by it, and returns their names.
 
-    model: an `openvino.Model` in float32 that is to be compiled for a CPU. places: gives arrays for the kernels G g G',
-    which must stay as they are while the model lives. smallest: where the model's own shapes are not known, those of
-    its inputs, by name, for a picture of whose height and width all others' are multiples.
+    model: an `openvino.Model` in float32 that is to be compiled for a CPU. places: gives arrays for the kernels
+    G g G', four times the memory of g, which must stay as they are while the model lives; without it they are computed
+    in each run, which takes little of it where a picture is large, and `extra_inputs` are to be given. smallest: where
+    the model's own shapes are not known, those of its inputs, by name, for a picture of whose height and width all
+    others' are multiples.
     """
     chosen = _chosen(model, smallest)
     kinds = {name: (np.dtype(np.float32), (SIDE * SIDE, 1, *_weight(op).shape[:2])) for name, op in chosen.items()}
-    for name, kernels in places(kinds).items():
-        op = chosen[name]
-        np.matmul(KERNEL, _weight(op).reshape(-1, 9).T, out=kernels.reshape(SIDE * SIDE, -1))
-        instead = _convolution(op.input_value(0), kernels)
+    stored = places(kinds) if places else {}
+    transform = ops.parameter([SIDE * SIDE, 9], np.float32, TRANSFORM)
+    graph = _Graph()
+    for name, op in chosen.items():
+        if name in stored:
+            np.matmul(KERNEL, _weight(op).reshape(-1, 9).T, out=stored[name].reshape(SIDE * SIDE, -1))
+            kernels = ops.constant(stored[name], shared_memory=True)
+        else:
+            flat = ops.reshape(op.input_value(1), graph.ints(-1, 9), False)
+            kernels = ops.reshape(ops.matmul(transform, flat, False, True), graph.ints(*kinds[name][1]), False)
+        instead = graph.convolution(op.input_value(0), kernels)
         for user in op.output(0).get_target_inputs():
             user.replace_source_output(instead.output(0))
         instead.set_friendly_name(name)
+    if chosen and not places:
+        transform.output(0).set_names({TRANSFORM})
+        model.add_parameters([transform])
     model.validate_nodes_and_infer_types()
     return tuple(chosen)
+
+
+def extra_inputs(model: Any) -> dict[str, np.ndarray]:
+    """What a run of a compiled model needs besides its own inputs."""
+    return {TRANSFORM: KERNEL} if any(TRANSFORM in port.get_names() for port in model.inputs) else {}
 
 
 def _chosen(model: Any, smallest: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
@@ -103,74 +129,77 @@ def _weight(op: Any) -> np.ndarray:
     return op.input_value(1).get_node().data
 
 
-def _convolution(x: Any, kernels: np.ndarray) -> Any:
-    """The convolution of x [N, in, H, W], H and W multiples of TILE, by `kernels` [36, 1, out, in]: [N, out, H, W]."""
-    shape, strips = x.get_partial_shape(), 1
-    if shape.is_static:
+class _Graph:
+    """Writes convolutions into one model; they share their constants."""
+
+    def __init__(self) -> None:
+        self._result = ops.constant(RESULT)
+        self.ints = cache(lambda *values: ops.constant(np.array(values, np.int64)))
+        self._row = cache(_depthwise)
+
+    def convolution(self, x: Any, kernels: Any) -> Any:
+        """Of x [N, in, H, W], H and W multiples of TILE, by `kernels` [36, 1, out, in]: [N, out, H, W]."""
+        shape = x.get_partial_shape()
+        if shape.is_dynamic:
+            return self._strip(x, kernels, 1, 1)
         batch, inputs, height, width = shape.to_shape()
         rows = height // TILE
-        size = 4 * SIDE * SIDE * batch * inputs * rows * (width // TILE)
-        strips = next((count for count in range(1, rows) if rows % count == 0 and size <= count * STRIP), rows)
-    transforms = _Transforms(kernels)
-    if strips == 1:
-        return transforms.strip(x, 1, 1)
-    high = height // strips
-    parts = []
-    for begin in range(0, height, high):
-        above, below = int(begin > 0), int(begin + high < height)  # rows of the neighbours, else of zeros
-        part = ops.slice(x, _ints(begin - above), _ints(begin + high + below), _ints(1), _ints(2))
-        parts.append(transforms.strip(part, 1 - above, 1 - below))
-    return ops.concat(parts, 2)
+        strips = min(-(-4 * SIDE * SIDE * batch * inputs * rows * (width // TILE) // STRIP), STRIPS, rows)
+        if strips == 1:
+            return self._strip(x, kernels, 1, 1)
+        parts = []
+        for begin, end in pairwise(TILE * (rows * index // strips) for index in range(strips + 1)):
+            above, below = int(begin > 0), int(end < height)  # a row of the neighbour's, else of zeros
+            part = ops.slice(x, self.ints(begin - above), self.ints(end + below), self.ints(1), self.ints(2))
+            parts.append(self._strip(part, kernels, 1 - above, 1 - below))
+        return ops.concat(parts, 2)
 
-
-class _Transforms:
-    """The constants of one convolution, shared by its strips."""
-
-    def __init__(self, kernels: np.ndarray) -> None:
-        _, _, self._outputs, self._inputs = kernels.shape
-        self._kernels = ops.constant(kernels, shared_memory=True)
-        self._result = ops.constant(RESULT)
-        # One row of B' for each channel by itself, down the columns of the picture and then along its rows.
-        self._down = [ops.constant(self._depthwise(row, (SIDE, 1))) for row in B_T]
-        self._along = [ops.constant(self._depthwise(row, (1, SIDE))) for row in B_T]
-
-    def _depthwise(self, row: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
-        return np.tile(row.reshape(1, 1, 1, *sides), (self._inputs, 1, 1, 1, 1))
-
-    def strip(self, x: Any, top: int, bottom: int) -> Any:
+    def _strip(self, x: Any, kernels: Any, top: int, bottom: int) -> Any:
         """The results of a strip x [N, in, h, w]; top, bottom: rows of zeros to be added, of those that lie around."""
-        down = [ops.group_convolution(x, row, [TILE, 1], [top, 0], [bottom, 0], [1, 1]) for row in self._down]
+        _, _, outputs, inputs = kernels.output(0).get_shape()
+        # Each channel by itself, down the columns of the picture and then along its rows.
+        rows = [self._row(inputs, index, (SIDE, 1)) for index in range(SIDE)]
+        down = [ops.group_convolution(x, row, [TILE, 1], [top, 0], [bottom, 0], [1, 1]) for row in rows]
         columns = ops.concat(down, 0)
-        along = [ops.group_convolution(columns, row, [1, TILE], [0, 1], [0, 1], [1, 1]) for row in self._along]
+        rows = [self._row(inputs, index, (1, SIDE)) for index in range(SIDE)]
+        along = [ops.group_convolution(columns, row, [1, TILE], [0, 1], [0, 1], [1, 1]) for row in rows]
         tiles = ops.concat(along, 0)  # [36 N, in, h / 4, w / 4]
-        batch, height, width = (_size(tiles, axis) for axis in (0, 2, 3))
-        batch = ops.divide(batch, _ints(SIDE * SIDE))
-        products = ops.matmul(self._kernels, *self._columns(tiles, batch))
-        # [16, 36] times [36, N out tiles]
-        results = ops.matmul(self._result, ops.reshape(products, _ints(SIDE * SIDE, -1), False), False, False)
-        split = ops.concat([_ints(TILE, TILE), batch, _ints(self._outputs), height, width], 0)
-        ordered = ops.transpose(ops.reshape(results, split, False), _ints(2, 3, 4, 0, 5, 1))
-        high, wide = (ops.multiply(size, _ints(TILE)) for size in (height, width))
-        return ops.reshape(ordered, ops.concat([batch, _ints(self._outputs), high, wide], 0), False)
+        batch, height, width = self._sizes(tiles)
+        products = ops.matmul(kernels, *self._inputs(tiles, batch, inputs))  # [36, N, out, tiles]
+        results = ops.matmul(self._result, ops.reshape(products, self.ints(SIDE * SIDE, -1), False), False, False)
+        split = ops.reshape(results, self._shape(TILE, TILE, batch, outputs, height, width), False)
+        ordered = ops.transpose(split, self.ints(2, 3, 4, 0, 5, 1))
+        wide = width * TILE if isinstance(width, int) else ops.multiply(width, self.ints(TILE))
+        return ops.reshape(ordered, self._shape(batch, outputs, -1, wide), False)
 
-    def _columns(self, tiles: Any, batch: Any) -> tuple[Any, bool, bool]:
-        """The right hand of the product [36, N, in, tiles], and whether the left and it are to be transposed.
+    def _inputs(self, tiles: Any, batch: Any, inputs: int) -> tuple[Any, bool, bool]:
+        """The right hand of the product, [36, N, in, tiles], and whether the left and it are to be transposed.
 
         OpenVINO computes each channel by itself with the channels innermost. Where it knows all sizes that order is
         kept, without a copy; where it does not, it has returned to the usual one before.
         """
-        if tiles.get_output_partial_shape(0).is_static:
-            innermost = ops.transpose(tiles, _ints(0, 2, 3, 1))
-            shape = ops.concat([_ints(SIDE * SIDE), batch, _ints(-1, self._inputs)], 0)
-            return ops.reshape(innermost, shape, False), False, True
-        shape = ops.concat([_ints(SIDE * SIDE), batch, _ints(self._inputs, -1)], 0)
-        return ops.reshape(tiles, shape, False), False, False
+        if isinstance(batch, int):
+            innermost = ops.transpose(tiles, self.ints(0, 2, 3, 1))
+            return ops.reshape(innermost, self.ints(SIDE * SIDE, batch, -1, inputs), False), False, True
+        return ops.reshape(tiles, self._shape(SIDE * SIDE, batch, inputs, -1), False), False, False
+
+    def _sizes(self, tiles: Any) -> tuple[Any, Any, Any]:
+        """N, h and w of tiles [36 N, in, h, w]: numbers where they are known, else int64 [1] of the graph."""
+        shape = tiles.get_output_partial_shape(0)
+        if shape.is_static:
+            batch, _, height, width = shape.to_shape()
+            return batch // (SIDE * SIDE), height, width
+        found, first = ops.shape_of(tiles), ops.constant(np.int64(0))
+        batch, height, width = (ops.gather(found, self.ints(axis), first) for axis in (0, 2, 3))
+        return ops.divide(batch, self.ints(SIDE * SIDE)), height, width
+
+    def _shape(self, *sizes: Any) -> Any:
+        """int64 [len(sizes)] of numbers and of what `_sizes` gives."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.ints(*sizes)
+        return ops.concat([self.ints(size) if isinstance(size, int) else size for size in sizes], 0)
 
 
-def _ints(*values: int) -> Any:
-    return ops.constant(np.array(values, np.int64))
-
-
-def _size(x: Any, axis: int) -> Any:
-    """The length of an axis, int64 [1]."""
-    return ops.gather(ops.shape_of(x), _ints(axis), ops.constant(np.int64(0)))
+def _depthwise(channels: int, row: int, sides: tuple[int, int]) -> Any:
+    """A row of B' for each channel."""
+    return ops.constant(np.tile(B_T[row].reshape(1, 1, 1, *sides), (channels, 1, 1, 1, 1)))
