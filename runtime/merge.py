@@ -13,7 +13,7 @@ import numpy as np
 from .errors import BundleError
 from .manifest import MergeEntry
 
-__all__ = ["Kinds", "Places", "merge", "merge_layer", "new_arrays"]
+__all__ = ["Kinds", "Places", "merge", "merge_layer", "new_arrays", "side_by_side"]
 
 Item = TypeVar("Item")
 Kinds: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
@@ -93,7 +93,7 @@ def merge(
     def one(entry: MergeEntry) -> None:
         shifts[entry.layer] = _merge_entry(tensors, modulation, merged, entry)
 
-    _side_by_side(one, layers.values())
+    side_by_side(one, layers.values())
     for entry in layers.values():
         if entry.bias is None and entry.bias_into in layers:
             into = layers[entry.bias_into]
@@ -103,7 +103,7 @@ def merge(
     return merged
 
 
-def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
+def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
     """Calls `work` with each item, in this thread and others. Raises the first error, when all have stopped.
 
     An executor would refuse: it takes no work once the main thread has ended, and others may go on restoring.
@@ -122,7 +122,7 @@ def _side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
             except BaseException as error:
                 failed.append(error)
 
-    others = [threading.Thread(target=take, name="dod-merging") for _ in range(min(THREADS, os.cpu_count() or 1) - 1)]
+    others = [threading.Thread(target=take, name="dod-opening") for _ in range(min(THREADS, os.cpu_count() or 1) - 1)]
     for thread in others:
         thread.start()
     take()

@@ -161,21 +161,22 @@ class Restorer:
         """Opens a condition's path before its first picture: what that would wait for otherwise, once.
 
         Reads, hashes, merges, compiles or deserialises; runs no picture. size: (height, width) in px of the pictures to
-        come, by default the bundle's usual one; openvino alone has to know it, and compiles encoder and decoder anew
+        come, by default the bundle's usual one; openvino alone has to know it, and compiles all but the UNet anew
         for others. Raises UsageError for an unknown condition and a size or batch_size below 1, and as the bundle and
         the backend do.
         """
         self.check_condition(condition)
-        profile, tile = self.bundle.manifest.profile, self._sizes[2]
+        components, profile, tile = self.bundle.manifest.components, self.bundle.manifest.profile, self._sizes[2]
         size = size or (profile.size[1], profile.size[1])
         if batch_size < 1 or min(size) < 1:
             raise UsageError(f"batch_size and size must be at least 1, not {batch_size} and {size}")
         batch, (height, width) = min(batch_size, profile.batch[2]), (min(self._padded(side), tile) for side in size)
         with self._backend.chain((batch, 3, height, width)):
-            for component in DYNAMIC if condition == "auto" else MERGED:
-                specs = self.bundle.manifest.components[component].inputs
-                shapes = tuple(spec.sized(batch, height, width) for spec in specs)
-                self._backend.open(component, shapes, None if condition == "auto" else condition)
+            path = {
+                component: tuple(spec.sized(batch, height, width) for spec in components[component].inputs)
+                for component in (DYNAMIC if condition == "auto" else MERGED)
+            }
+            self._backend.open(path, None if condition == "auto" else condition)
 
     def check_condition(self, condition: str) -> None:
         """Raises UsageError, with the valid names, for a condition that this backend cannot run."""

@@ -37,10 +37,10 @@ class Backend(Protocol):
     description: str
     conditions: tuple[str, ...]
 
-    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
-        """Opens, inside a `chain`, what `run` needs for a component whose inputs have these shapes, in their order.
+    def open(self, path: Mapping[str, Shapes], condition: str | None = None) -> None:
+        """Opens, inside a `chain`, what `run` needs for the components of a path, whose inputs have these shapes.
 
-        Without it `run` opens it when it is first needed. Raises as `run`.
+        The shapes are in the inputs' order. Without it `run` opens each when it is first needed. Raises as `run`.
         """
         ...
 

@@ -143,7 +143,7 @@ class OnnxRuntime(Sessions):
 
     def close(self) -> None:
         """See `Backend.close`. An arena is given back at the end of a run alone: hence a last one, of the least."""
-        with self._lock:
+        with self._locks["encoder"]:
             encoder = next(iter(self._sessions["encoder"].values()), None)
         super().close()
         if self._device is None and encoder is not None:

@@ -6,8 +6,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import unknown
 from ..manifest import Precision
+from ..merge import side_by_side
 from . import Shapes, kept_sessions
 from .mapped import laid_out, shedding
 
@@ -42,7 +43,7 @@ class Sessions(ABC):
         if self._large:
             self._kept |= {component: 1 for component in self._sizes if component != "unet_merged"}
         self._sessions: defaultdict[str, OrderedDict[tuple[str | None, Shapes], Any]] = defaultdict(OrderedDict)
-        self._lock = threading.Lock()
+        self._locks = {component: threading.Lock() for component in self._sizes}
 
     @abstractmethod
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
@@ -50,9 +51,13 @@ class Sessions(ABC):
         same names. shapes: of the inputs, in their order, where the session is to serve no other; else none.
         """
 
-    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
-        """See `Backend.open`."""
-        self._session(component, condition, self._fixed(component, shapes))
+    def open(self, path: Mapping[str, Shapes], condition: str | None = None) -> None:
+        """See `Backend.open`. Side by side, the largest first: the libraries compile on one core each."""
+
+        def one(component: str) -> None:
+            self._session(component, condition, self._fixed(component, path[component]))
+
+        side_by_side(one, sorted(path, key=lambda component: -self._sizes[component]))
 
     def _fixed(self, component: str, shapes: Shapes) -> Shapes:
         """Those of the inputs' shapes that a session is made for: of most components none, and it serves all."""
@@ -69,7 +74,9 @@ class Sessions(ABC):
 
     def close(self) -> None:
         """See `Backend.close`."""
-        with self._lock:
+        with ExitStack() as locked:
+            for lock in self._locks.values():
+                locked.enter_context(lock)
             self._sessions.clear()
 
     def _session(self, component: str, condition: str | None, shapes: Shapes = ()) -> Any:
@@ -77,7 +84,7 @@ class Sessions(ABC):
         if merged and (condition is None or condition not in self._bundle.manifest.conditions):
             raise unknown("condition", condition, self._bundle.manifest.conditions)
         key = condition if merged else None, shapes
-        with self._lock:
+        with self._locks[component]:
             opened = self._sessions[component]
             if key not in opened:
                 while len(opened) >= self._kept[component]:  # before the next is opened: two may be too large

@@ -142,9 +142,10 @@ class TensorRT:
             self.close()
             raise
 
-    def open(self, component: str, shapes: Shapes, condition: str | None = None) -> None:
+    def open(self, path: Mapping[str, Shapes], condition: str | None = None) -> None:
         """See `Backend.open`. An engine serves all shapes of its profile."""
-        self._engine(component, condition)
+        for component in path:
+            self._engine(component, condition)
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, DeviceTensor]:
         """See `Backend.run`. Arrays are uploaded; what is on the GPU already is bound where it lies."""

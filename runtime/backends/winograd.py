@@ -24,7 +24,7 @@ __all__ = ["extra_inputs", "rewrite"]
 TILE = 4
 SIDE = TILE + 2
 CHANNELS = 128
-"""Inputs and outputs from which the products that are saved take longer than the transforms."""
+"""Of inputs and of outputs, from which the products that are saved would take longer than the transforms do."""
 PRODUCTS = 1 << 30
 """Multiply-adds of the direct sum, from which one operator is worth replacing by many."""
 STRIP = 192 << 20
@@ -50,8 +50,6 @@ KERNEL = np.einsum("xj,yi->xyij", G, G).reshape(SIDE * SIDE, 9).astype(np.float3
 RESULT = np.einsum("yi,xj->yxji", A_T, A_T).reshape(TILE * TILE, SIDE * SIDE).astype(np.float32)
 
 PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
-
-
 TRANSFORM = "winograd"
 """An input of a rewritten model besides its own, float32 [36, 9]. It is always the same, but OpenVINO must not know
 that: it would compute the kernels' transforms at once, and keep them."""
@@ -98,10 +96,10 @@ def extra_inputs(model: Any) -> dict[str, np.ndarray]:
 
 def _chosen(model: Any, smallest: Mapping[str, Sequence[int]] | None) -> dict[str, Any]:
     known = not model.is_dynamic()
-    if not known and smallest is None:
-        return {}
     own = {port.get_any_name(): port.get_partial_shape() for port in model.inputs}
     if not known:
+        if smallest is None:
+            return {}
         model.reshape({name: list(shape) for name, shape in smallest.items()})
     chosen = {}
     for op in model.get_ordered_ops():
