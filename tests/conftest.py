@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from export.targets import why_no_gpu
@@ -21,6 +22,10 @@ CONDITIONS = ("noise", "haze")
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C
 # would then wait for programs that never hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example's time says how busy the machine is: two halves of the tests run side by side.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 def pytest_report_header() -> str:

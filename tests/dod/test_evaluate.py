@@ -46,7 +46,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 1000))
 def test_metrics_are_those_of_scikit_image(seed: int) -> None:
     a, b = noisy(seed), noisy(seed + 1)

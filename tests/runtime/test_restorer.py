@@ -30,7 +30,7 @@ def same(identity: Bundle) -> Iterator[Restorer]:
 
 
 @given(height=st.integers(1, 128), width=st.integers(1, 128), condition=st.sampled_from(["auto", "haze"]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_size_comes_back_whole(height: int, width: int, condition: str, same: Restorer) -> None:
     picture = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
     np.testing.assert_array_equal(same.restore(picture, condition), picture)
