@@ -11,7 +11,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,12 +18,10 @@ import pytest
 from PIL import Image
 
 from dod.checkpoint import load_model, save_checkpoint
-from export.parity import GATES, psnr_db, snr_db
+from export.parity import GATES
 from runtime import Bundle, Restorer
-from runtime.backends import winograd
 from runtime.backends.openvino import reduced_precisions
 from runtime.errors import BackendError
-from runtime.merge import Places
 from tests.conftest import CONDITIONS, ROOT, SIZES, build_engines
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 
@@ -88,44 +85,6 @@ def test_bf16_is_offered_where_every_figure_of_its_gate_passed(tiny_build: Build
     if not passed:
         with pytest.raises(BackendError, match="backend openvino cannot run here: .*bf16"):
             Restorer(bundle, "openvino", precision="bf16")
-
-
-@pytest.mark.parametrize("condition", ["auto", "noise"])
-def test_openvino_restores_what_onnxruntime_does(tiny_bundle: Path, photographs: Path, condition: str) -> None:
-    with Restorer(tiny_bundle, "openvino") as restorer, Restorer(tiny_bundle, "onnxruntime_cpu") as other:
-        prepared = restorer.prepare(photographs / "noise.png", condition)
-        crops = None if prepared.crops is None else prepared.crops[None]
-        found, expected = (each.run_components(prepared.image[None], crops, condition) for each in (restorer, other))
-    assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80
-
-
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("condition", ["auto", "noise"])
-def test_winograd_restores_the_same(
-    tiny_bundle: Path, photographs: Path, condition: str, large: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rewritten: dict[str, tuple[str, ...]] = {}
-
-    def rewrite(model: Any, places: Places | None, smallest: dict[str, tuple[int, ...]]) -> None:
-        if "latent" in smallest:  # that of the picture below, though the bundle's multiple allows for others
-            smallest = {**smallest, "latent": (1, 4, 16, 12)}
-        rewritten[" ".join(smallest)] = winograd_rewrite(model, places, smallest)
-
-    winograd_rewrite = winograd.rewrite
-    monkeypatch.setattr(winograd, "CHANNELS", 4)
-    monkeypatch.setattr(winograd, "PRODUCTS", 1)
-    monkeypatch.setattr(winograd, "STRIP", 1 << 16)
-    monkeypatch.setattr(winograd, "rewrite", rewrite)
-    if large:
-        monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
-    with Restorer(tiny_bundle, "openvino") as restorer, Restorer(tiny_bundle, "onnxruntime_cpu") as other:
-        prepared = restorer.prepare(photographs / "noise.png", condition)
-        crops = None if prepared.crops is None else prepared.crops[None]
-        image = prepared.image[None, :, :128, :96]
-        found, expected = (each.run_components(image, crops, condition) for each in (restorer, other))
-    assert len(rewritten) == (4 if condition == "auto" else 3)
-    assert all(names for inputs, names in rewritten.items() if inputs != "crops"), "without any this shows nothing"
-    assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80
 
 
 def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
