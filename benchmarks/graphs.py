@@ -19,6 +19,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,8 @@ BACKENDS = ("torch", "onnxruntime", "openvino")
 JSON = Path("build/graphs.json")
 TURNS = Turns(seconds=60, warmup=1, least=5)
 Run = Callable[[], object]
+Opening = Callable[[], Run]
+"""What is left to be done until a graph runs: all are opened when the model that they were traced from is let go."""
 
 
 def parser() -> Parser:
@@ -82,8 +85,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.size < 1 or arguments.size % model.preset.size_multiple:
         raise UsageError(f"--size {arguments.size}: the model takes multiples of {model.preset.size_multiple}")
     with tempfile.TemporaryDirectory() as scratch:
-        counted, runs = collect(model, arguments, Path(scratch))
+        counted, openings = collect(model, arguments, Path(scratch))
         del model
+        runs = {key: openings.pop(key)() for key in list(openings)}
         measured = measure([visit(run) for run in runs.values()], replace(TURNS, **turns(arguments)), "graphs")
     times = {key: percentiles(series.parts["graph"])["p50"] for key, series in zip(runs, measured, strict=True)}
     rows = [dict(zip(("graph", "state", "backend"), key, strict=True)) | {"ms": ms} for key, ms in times.items()]
@@ -110,10 +114,10 @@ def turns(arguments: Namespace) -> dict[str, Any]:
 
 def collect(
     model: DOD, arguments: Namespace, scratch: Path
-) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Run]]:
+) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Opening]]:
     """The counts, for JSON, and what is to be timed, by (graph, state, backend). The model is simplified on the way."""
     before = costs.costs(plans.skeleton(model), folded=False)
-    runs: dict[tuple[str, str, str], Run] = {}
+    runs: dict[tuple[str, str, str], Opening] = {}
     states = ("after",) if arguments.after else ("before", "after")
     for state in ("before", "after"):
         if PLAIN in arguments.graphs and state == "before":
@@ -140,9 +144,9 @@ def plain(model: DOD, size: int) -> plans.GraphPlan:
 
 def prepare(
     planned: plans.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
-) -> dict[tuple[str, str, str], Run]:
-    """One graph on each backend that was asked for."""
-    found: dict[tuple[str, str, str], Run] = {}
+) -> dict[tuple[str, str, str], Opening]:
+    """One graph for each backend that was asked for."""
+    found: dict[tuple[str, str, str], Opening] = {}
     onnx_path = scratch / f"{name}.{state}.onnx"
     if set(arguments.backends) - {"torch"}:
         write(planned, name, onnx_path)
@@ -151,9 +155,10 @@ def prepare(
         if backend == "torch":
             # `simplify` works in place, and a plan may hold the model's own module
             module = planned.module if state == "after" else copy.deepcopy(planned.module)
-            found[name, state, backend] = torch_run(module, planned.inputs)
+            found[name, state, backend] = partial(torch_run, module, planned.inputs)
         else:
-            found[name, state, backend] = {"onnxruntime": ort_run, "openvino": openvino_run}[backend](onnx_path, given)
+            opening = {"onnxruntime": ort_run, "openvino": openvino_run}[backend]
+            found[name, state, backend] = partial(opening, onnx_path, given)
     return found
 
 
@@ -188,14 +193,16 @@ def ort_run(path: Path, given: dict[str, np.ndarray]) -> Run:
 
 
 def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
-    """With the convolutions of the runtime's backend, which computes a UNet's kernels once and others' in each run."""
+    """With the convolutions and branches of the runtime's backend, which computes a UNet's kernels once and others' in
+    each run."""
     import openvino
 
-    from runtime.backends import winograd
+    from runtime.backends import branches, winograd
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     core = openvino.Core()
     model = core.read_model(path)
+    branches.join(model, new_arrays)
     winograd.rewrite(model, new_arrays if path.name.startswith("unet") else None)
     compiled = core.compile_model(model, "CPU", settings)
     request, values = compiled.create_infer_request(), {**given, **winograd.extra_inputs(compiled)}

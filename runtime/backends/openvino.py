@@ -87,13 +87,14 @@ class OpenVINO(Sessions):
             raise BackendError(reason)
         import openvino
 
-        from . import winograd
+        from . import branches, winograd
 
         target = bundle.manifest.targets[name]
         self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
         super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)])
         self._kept |= {component: min(self._kept[component], SIZES) for component in SIZED}
-        self._ov, self._core, self._winograd = openvino, openvino.Core(), winograd
+        self._ov, self._core = openvino, openvino.Core()
+        self._branches, self._winograd = branches, winograd
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[self.precision],
             "PERFORMANCE_HINT": "LATENCY",
@@ -136,8 +137,7 @@ class OpenVINO(Sessions):
             model = self._core.read_model(path)
             self._replace(model, values)
             self._fix(model, component, shapes)
-            if self.precision == "fp32":
-                self._rewrite(model, component, bool(shapes))
+            self._rewrite(model, component, bool(shapes))
             return self._core.compile_model(model, "CPU", self._settings)
         except DODRuntimeError:
             raise
@@ -154,11 +154,15 @@ class OpenVINO(Sessions):
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
 
     def _rewrite(self, model: Any, component: str, sized: bool) -> None:
-        """Convolutions with fewer products: in float32 alone, where what they round is of no account."""
-        multiple = self._bundle.manifest.size_multiple
-        io = self._bundle.manifest.components[component]
-        smallest = {spec.name: spec.sized(1, multiple, multiple) for spec in io.inputs}
-        self._winograd.rewrite(model, None if sized else partial(laid_out, on_disk=self._large), smallest)
+        """For speed: branches joined with their layers and, in float32 alone, convolutions with fewer products, where
+        what they round is of no account."""
+        places = partial(laid_out, on_disk=self._large)
+        self._branches.join(model, places)
+        if self.precision == "fp32":
+            multiple = self._bundle.manifest.size_multiple
+            io = self._bundle.manifest.components[component]
+            smallest = {spec.name: spec.sized(1, multiple, multiple) for spec in io.inputs}
+            self._winograd.rewrite(model, None if sized else places, smallest)
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
         """Puts `values` in the place of the constants of their names.

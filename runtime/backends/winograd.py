@@ -8,7 +8,8 @@ results are those of the direct sum but for rounding: SNR 104 to 113 dB with noi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from math import prod
@@ -101,25 +102,30 @@ def _chosen(model: Any, smallest: Mapping[str, Sequence[int]] | None) -> dict[st
         if smallest is None:
             return {}
         model.reshape({name: list(shape) for name, shape in smallest.items()})
-    chosen = {}
-    for op in model.get_ordered_ops():
-        if op.get_type_name() == "Convolution" and _fits(op):
-            *_, height, width = op.get_output_shape(0)
-            whole = height % TILE == width % TILE == 0
-            if whole and (not known or prod(op.get_output_shape(0)) * prod(op.get_input_shape(1)[1:]) >= PRODUCTS):
-                chosen[op.get_friendly_name()] = op
+    able = {op.get_friendly_name(): op for op in model.get_ordered_ops() if _fits(op)}
+    # What reads the same inputs, as LoRA's A does beside its layer, finds their transforms made.
+    gaining = {op.input_value(0) for op in able.values() if _gains(op, known)}
     if not known:
         model.reshape(own)
-    return chosen
+    return {name: op for name, op in able.items() if op.input_value(0) in gaining}
 
 
 def _fits(op: Any) -> bool:
+    """Whether it is a convolution that can be rewritten; the shapes are to be known."""
+    if op.get_type_name() != "Convolution":
+        return False
     kernels, attributes = op.input_value(1), op.get_attributes()
     if kernels.get_node().get_type_name() != "Constant" or kernels.get_element_type().get_type_name() != "f32":
         return False
-    outputs, inputs, *sides = kernels.get_shape()
+    *_, height, width = op.get_output_shape(0)
     plain = all(attributes[key] == value for key, value in PLAIN.items()) and attributes["auto_pad"] == "explicit"
-    return plain and sides == [3, 3] and min(outputs, inputs) >= CHANNELS
+    return plain and kernels.get_shape()[2:] == [3, 3] and height % TILE == width % TILE == 0
+
+
+def _gains(op: Any, known: bool) -> bool:
+    outputs, inputs, *_ = op.get_input_shape(1)
+    products = prod(op.get_output_shape(0)) * inputs * 9
+    return min(outputs, inputs) >= CHANNELS and (not known or products >= PRODUCTS)
 
 
 def _weight(op: Any) -> np.ndarray:
@@ -127,34 +133,49 @@ def _weight(op: Any) -> np.ndarray:
     return op.input_value(1).get_node().data
 
 
+@dataclass(frozen=True)
+class _Strip:
+    """The transformed inputs of a strip of a picture: the right hand of the product."""
+
+    operand: Any
+    """[36, N, in, tiles], or with the last two in the other order."""
+    transposed: bool
+    sizes: tuple[Any, Any, Any]
+    """N, and how many tiles below and beside each other: numbers where they are known, else int64 [1] of the graph."""
+
+
 class _Graph:
-    """Writes convolutions into one model; they share their constants."""
+    """Writes convolutions into one model; they share their constants, and the transforms of the inputs they share."""
 
     def __init__(self) -> None:
         self._result = ops.constant(RESULT)
         self.ints = cache(lambda *values: ops.constant(np.array(values, np.int64)))
         self._row = cache(_depthwise)
+        self._strips: dict[Any, list[_Strip]] = {}
 
     def convolution(self, x: Any, kernels: Any) -> Any:
         """Of x [N, in, H, W], H and W multiples of TILE, by `kernels` [36, 1, out, in]: [N, out, H, W]."""
-        shape = x.get_partial_shape()
-        if shape.is_dynamic:
-            return self._strip(x, kernels, 1, 1)
-        batch, inputs, height, width = shape.to_shape()
-        rows = height // TILE
-        strips = min(-(-4 * SIDE * SIDE * batch * inputs * rows * (width // TILE) // STRIP), STRIPS, rows)
+        if x not in self._strips:
+            self._strips[x] = list(self._transformed(x, kernels.output(0).get_shape()[-1]))
+        results = [self._results(strip, kernels) for strip in self._strips[x]]
+        return results[0] if len(results) == 1 else ops.concat(results, 2)
+
+    def _transformed(self, x: Any, inputs: int) -> Iterator[_Strip]:
+        shape, strips = x.get_partial_shape(), 1
+        if shape.is_static:
+            batch, _, height, width = shape.to_shape()
+            rows = height // TILE
+            strips = min(-(-4 * SIDE * SIDE * batch * inputs * rows * (width // TILE) // STRIP), STRIPS, rows)
         if strips == 1:
-            return self._strip(x, kernels, 1, 1)
-        parts = []
+            yield self._strip(x, inputs, 1, 1)
+            return
         for begin, end in pairwise(TILE * (rows * index // strips) for index in range(strips + 1)):
             above, below = int(begin > 0), int(end < height)  # a row of the neighbour's, else of zeros
             part = ops.slice(x, self.ints(begin - above), self.ints(end + below), self.ints(1), self.ints(2))
-            parts.append(self._strip(part, kernels, 1 - above, 1 - below))
-        return ops.concat(parts, 2)
+            yield self._strip(part, inputs, 1 - above, 1 - below)
 
-    def _strip(self, x: Any, kernels: Any, top: int, bottom: int) -> Any:
-        """The results of a strip x [N, in, h, w]; top, bottom: rows of zeros to be added, of those that lie around."""
-        _, _, outputs, inputs = kernels.output(0).get_shape()
+    def _strip(self, x: Any, inputs: int, top: int, bottom: int) -> _Strip:
+        """Of x [N, in, h, w]; top, bottom: rows of zeros to be added, of those that lie around."""
         # Each channel by itself, down the columns of the picture and then along its rows.
         rows = [self._row(inputs, index, (SIDE, 1)) for index in range(SIDE)]
         down = [ops.group_convolution(x, row, [TILE, 1], [top, 0], [bottom, 0], [1, 1]) for row in rows]
@@ -162,27 +183,27 @@ class _Graph:
         rows = [self._row(inputs, index, (1, SIDE)) for index in range(SIDE)]
         along = [ops.group_convolution(columns, row, [1, TILE], [0, 1], [0, 1], [1, 1]) for row in rows]
         tiles = ops.concat(along, 0)  # [36 N, in, h / 4, w / 4]
-        batch, height, width = self._sizes(tiles)
-        products = ops.matmul(kernels, *self._inputs(tiles, batch, inputs))  # [36, N, out, tiles]
+        sizes = self._sizes(tiles)
+        batch = sizes[0]
+        # OpenVINO computes each channel by itself with the channels innermost. Where it knows all sizes that order is
+        # kept, without a copy; where it does not, it has returned to the usual one before.
+        if isinstance(batch, int):
+            innermost = ops.transpose(tiles, self.ints(0, 2, 3, 1))
+            return _Strip(ops.reshape(innermost, self.ints(SIDE * SIDE, batch, -1, inputs), False), True, sizes)
+        return _Strip(ops.reshape(tiles, self._shape(SIDE * SIDE, batch, inputs, -1), False), False, sizes)
+
+    def _results(self, strip: _Strip, kernels: Any) -> Any:
+        """[N, out, h, w]."""
+        outputs, (batch, height, width) = kernels.output(0).get_shape()[-2], strip.sizes
+        products = ops.matmul(kernels, strip.operand, False, strip.transposed)  # [36, N, out, tiles]
         results = ops.matmul(self._result, ops.reshape(products, self.ints(SIDE * SIDE, -1), False), False, False)
         split = ops.reshape(results, self._shape(TILE, TILE, batch, outputs, height, width), False)
         ordered = ops.transpose(split, self.ints(2, 3, 4, 0, 5, 1))
         wide = width * TILE if isinstance(width, int) else ops.multiply(width, self.ints(TILE))
         return ops.reshape(ordered, self._shape(batch, outputs, -1, wide), False)
 
-    def _inputs(self, tiles: Any, batch: Any, inputs: int) -> tuple[Any, bool, bool]:
-        """The right hand of the product, [36, N, in, tiles], and whether the left and it are to be transposed.
-
-        OpenVINO computes each channel by itself with the channels innermost. Where it knows all sizes that order is
-        kept, without a copy; where it does not, it has returned to the usual one before.
-        """
-        if isinstance(batch, int):
-            innermost = ops.transpose(tiles, self.ints(0, 2, 3, 1))
-            return ops.reshape(innermost, self.ints(SIDE * SIDE, batch, -1, inputs), False), False, True
-        return ops.reshape(tiles, self._shape(SIDE * SIDE, batch, inputs, -1), False), False, False
-
     def _sizes(self, tiles: Any) -> tuple[Any, Any, Any]:
-        """N, h and w of tiles [36 N, in, h, w]: numbers where they are known, else int64 [1] of the graph."""
+        """N, h and w of tiles [36 N, in, h, w], see `_Strip.sizes`."""
         shape = tiles.get_output_partial_shape(0)
         if shape.is_static:
             batch, _, height, width = shape.to_shape()
