@@ -90,7 +90,10 @@ def prune(whole: DOD, pruned: DOD, pairs: Samples, count: int, workers: int = 0)
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: fits[name].solve(cast(DenseBlock, rrdb.blocks[-1]).convs[-1]) for name, rrdb in left.items()}
+    return {
+        name: fits[name].solve(cast(nn.Conv2d, cast(DenseBlock, rrdb.blocks[-1]).convs[-1]))
+        for name, rrdb in left.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,8 @@ WIDER = 2
 
 
 class _Branched(NamedTuple):
-    """A linear layer with a branch, in OpenVINO's outputs of nodes: x [..., in], low [..., r], bias [out] or none."""
+    """A linear layer with a branch, in OpenVINO's outputs of nodes: x [..., in], low [..., r], bias [out] or none.
+    weight: W [out, in]; up: B [out, r], times what scales the branch."""
 
     x: Any
     low: Any
@@ -35,17 +36,16 @@ def join(model: Any, places: Places) -> tuple[str, ...]:
 
     places: gives the arrays for [W B], float32 [out, in + r], which must stay as they are while the model lives.
     """
-    found = {op.get_friendly_name(): each for op in model.get_ordered_ops() if (each := _branched(op))}
-    shapes = {name: (len(each.weight), each.weight.shape[1] + each.up.shape[1]) for name, each in found.items()}
+    found = {op.get_friendly_name(): (op, each) for op in model.get_ordered_ops() if (each := _branched(op))}
+    shapes = {name: (len(each.up), each.weight.shape[1] + each.up.shape[1]) for name, (_, each) in found.items()}
     stored = places({name: (np.dtype(np.float32), shape) for name, shape in shapes.items()})
-    users = {op.get_friendly_name(): op for op in model.get_ops() if op.get_friendly_name() in found}
-    for name, each in found.items():
+    for name, (op, each) in found.items():
         np.concatenate([each.weight, each.up], 1, out=stored[name])
         inputs = ops.concat([each.x, each.low], -1)
         instead = ops.matmul(inputs, ops.constant(stored[name], shared_memory=True), False, True)
         if each.bias is not None:
             instead = ops.add(instead, each.bias)
-        for user in users[name].output(0).get_target_inputs():
+        for user in op.output(0).get_target_inputs():
             user.replace_source_output(instead.output(0))
         instead.set_friendly_name(name)
     model.validate_nodes_and_infer_types()
@@ -55,16 +55,17 @@ def join(model: Any, places: Places) -> tuple[str, ...]:
 def _branched(total: Any) -> _Branched | None:
     """The layer whose results, and its branch's, a node adds up; None where it is something else."""
     for layer, branch in _terms(total.output(0)):
-        up, base, bias = _product(branch), _product(layer), None
-        for product, other in _terms(layer):
-            if _constant(other):
-                base, bias = _product(product), other
-        if up is None or base is None:
+        base, bias, up, scale = _product(layer), None, _product(branch), np.float32(1)
+        for product, constant in _with_constant(layer, "Add"):
+            base, bias = _product(product), constant
+        for product, constant in _with_constant(branch, "Multiply"):
+            up, scale = _product(product), constant.get_node().data
+        if base is None or up is None or scale.size != 1:
             continue
-        (low, b), (x, weight) = up, base
+        (x, weight), (low, b) = base, up
         outputs, inputs = weight.shape
         if len(b) == outputs >= WIDER * (inputs + b.shape[1]) and _is_low(low, x):
-            return _Branched(x, low, bias, weight, b)
+            return _Branched(x, low, bias, weight, b * scale.reshape(()))
     return None
 
 
@@ -84,6 +85,11 @@ def _terms(value: Any, kind: str = "Add") -> Iterator[tuple[Any, Any]]:
     if node.get_type_name() == kind:
         first, second = node.input_value(0), node.input_value(1)
         yield from ((first, second), (second, first))
+
+
+def _with_constant(value: Any, kind: str) -> Iterator[tuple[Any, Any]]:
+    """Of the two inputs of a node of a kind the one that varies, and then the constant."""
+    return ((one, other) for one, other in _terms(value, kind) if _constant(other))
 
 
 def _product(value: Any) -> tuple[Any, np.ndarray] | None:

@@ -1,4 +1,5 @@
-"""A real bundle on OpenVINO beside ONNX Runtime: as it is, and with every convolution that can be rewritten."""
+"""A real bundle on OpenVINO, wide layers joined with their branches, beside ONNX Runtime: with its convolutions as they
+are, and with every one rewritten that can be."""
 
 from __future__ import annotations
 
@@ -9,16 +10,22 @@ import pytest
 
 from export.parity import psnr_db, snr_db
 from runtime import Restorer
-from runtime.backends import winograd
+from runtime.backends import branches, winograd
 from runtime.merge import Places
 
 
 @pytest.mark.parametrize("condition", ["auto", "noise"])
-def test_openvino_restores_what_onnxruntime_does(tiny_bundle: Path, photographs: Path, condition: str) -> None:
+def test_openvino_restores_what_onnxruntime_does(
+    tiny_bundle: Path, photographs: Path, condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined: list[str] = []
+    join = branches.join
+    monkeypatch.setattr(branches, "join", lambda model, places: joined.extend(join(model, places)))
     with Restorer(tiny_bundle, "openvino") as restorer, Restorer(tiny_bundle, "onnxruntime_cpu") as other:
         prepared = restorer.prepare(photographs / "noise.png", condition)
         crops = None if prepared.crops is None else prepared.crops[None]
         found, expected = (each.run_components(prepared.image[None], crops, condition) for each in (restorer, other))
+    assert len(joined) == (4 if condition == "auto" else 0)  # a feed-forward block's first layer in each transformer
     assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80
 
 

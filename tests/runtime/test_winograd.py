@@ -127,3 +127,35 @@ def test_what_would_not_gain_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(winograd, "CHANNELS", channels)
         monkeypatch.setattr(winograd, "PRODUCTS", least)
         assert len(rewrite(convolution([1, INPUTS, 8, 8]))) == expected
+
+
+@pytest.mark.parametrize("shape", [[1, INPUTS, 8, 8], [-1, INPUTS, -1, -1]], ids=["known", "not known"])
+@pytest.mark.parametrize("strip", [1 << 30, 1])
+def test_a_few_results_of_inputs_that_are_transformed_anyway(
+    shape: list[int], strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LoRA's A beside its layer: by itself it would not gain."""
+    monkeypatch.setattr(winograd, "CHANNELS", INPUTS)
+    monkeypatch.setattr(winograd, "PRODUCTS", 1)
+    monkeypatch.setattr(winograd, "STRIP", strip)
+
+    def beside(other: bool) -> Any:
+        model = convolution(shape)
+        (x,) = model.get_parameters()
+        rng = np.random.default_rng(2)
+        weight = ops.constant(rng.standard_normal((3, INPUTS, 3, 3)).astype(np.float32))
+        y = ops.convolution(ops.relu(x) if other else x, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+        y.set_friendly_name("few")
+        model.add_results([ops.result(y)])
+        return model
+
+    assert rewrite(beside(other=True), None, {"x": (1, INPUTS, 8, 8)}) == ("conv",)
+    model, x = beside(other=False), noise(1, INPUTS, 8, 8)
+    compiled = CORE.compile_model(beside(other=False), "CPU", SETTINGS)
+    expected = [np.array(each) for each in compiled(x).values()]
+    assert set(rewrite(model, None, {"x": (1, INPUTS, 8, 8)})) == {"conv", "few"}
+    strips = 2 if strip == 1 and shape[0] == 1 else 1
+    assert sum(op.get_type_name() == "GroupConvolution" for op in model.get_ops()) == 12 * strips
+    compiled = CORE.compile_model(model, "CPU", SETTINGS)
+    for one, other in zip(expected, compiled({"x": x, **extra_inputs(compiled)}).values(), strict=True):
+        assert snr(one, np.array(other)) > 100
