@@ -1,7 +1,8 @@
 """The graphs one by one: what the exact simplifications save, and what conditional LoRA costs a plain UNet.
 
     python benchmarks/graphs.py
-    python benchmarks/graphs.py --model build/sd21 --graphs unet_plain unet_merged unet_dynamic --backends openvino
+    python benchmarks/graphs.py --model build/sd21 --after --backends openvino \\
+           --graphs unet_plain unet_merged unet_dynamic
 
 For each graph of a model two are traced, as it is loaded and as an export simplifies it, and run in turn, in float32,
 on one picture; `unet_plain` is the base's own UNet, without LoRA. Two tables, and one JSON file: operators, parameters,
