@@ -17,7 +17,7 @@ from dod.conditions import condition_of, degraded_pictures, main, synthetic_pict
 from dod.data.degradations import DEGRADATIONS, noise, rng_for
 from dod.errors import ConfigError, DataError, run_command
 from dod.evaluation.confusion import Confusion, Named, confusion, report
-from dod.evaluation.tsne import draw, embed
+from dod.evaluation.tsne import COLOURS, draw, embed
 from dod.model import DOD
 from dod.prototypes import standardise, statistics_of
 from tests.dod.small_model import randomise, tiny
@@ -147,7 +147,11 @@ def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path
     assert printed[1][0] == "haze" and list(map(int, printed[1][1:6])) == expected[0].tolist()
     assert printed[6][-2] == f"{100 * expected.trace() / 30:.1f}"
     with Image.open(tmp_path / "new" / "out" / "conditions.png") as picture:
-        assert picture.format == "PNG" and min(picture.size) > 600
+        assert picture.format == "PNG" and max(picture.size) > 1000  # the other side is as t-SNE spreads the points
+        pixels = np.asarray(picture.convert("RGB"), float)
+    for name in DEGRADATIONS:
+        colour = [255 - 0.85 * (255 - int(COLOURS[name][i : i + 2], 16)) for i in (1, 3, 5)]
+        assert (abs(pixels - colour).max(axis=2) < 3).sum() > 200, f"{name} is not drawn"
 
 
 def test_folder_of_degraded_pictures_gives_the_same(
