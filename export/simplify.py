@@ -265,11 +265,10 @@ def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
     """What a 3 x 3 convolution gives for a picture whose every pixel was made four: the sum of four kernels, each
     turned round and moved by a pixel or none."""
     assert conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
-    kernel = conv.weight.double().flip(2, 3)
-    for none, one in (((0, 1), (1, 0)), ((0, 0, 0, 1), (0, 0, 1, 0))):  # along the width, then the height
-        kernel = nn.functional.pad(kernel, none) + nn.functional.pad(kernel, one)
+    along = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64, device=conv.weight.device)
+    kernels = conv.weight.transpose(0, 1).flatten(2).double() @ torch.kron(along, along).T  # [in, out, 16]
     doubling = nn.ConvTranspose2d(conv.in_channels, conv.out_channels, 4, 2, 1, bias=False, device="meta")
-    doubling.weight = _like(conv.weight, kernel.to(conv.weight.dtype).transpose(0, 1).contiguous())
+    doubling.weight = _like(conv.weight, kernels.unflatten(2, (4, 4)))
     doubling.bias = conv.bias
     return doubling
 
