@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,11 @@ def main(argv: Sequence[str]) -> int:
     for name, reason in left_out.items():
         print(f"target {name} is left out: {reason}")
 
+    gc.disable()  # hundreds of thousands of objects that stay: not to be searched now, later, or when the process ends
     from export.pipeline import Build, Options  # torch and diffusers take seconds: wrong arguments are told before
+
+    gc.freeze()
+    gc.enable()
 
     options = Options(
         checkpoint=arguments.checkpoint,
