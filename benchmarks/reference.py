@@ -70,6 +70,7 @@ class TorchModel:
         self.description = f"PyTorch {torch.__version__} eager on {device}, {precision}"
         self._device, self._modulations = torch.device(device), modulations_of(model)
         self._model = (copy.deepcopy(model) if precision == "fp32" else half_copy(model, islands)).to(self._device)
+        self._prototypes = {name: c[None].to(self._device) for name, c in model.prototypes.items()}
         self._encoder = clora.merged_copy(self._model.encoder)
         self._unets: dict[str, nn.Module] = {}
 
@@ -84,19 +85,27 @@ class TorchModel:
     def run_components(
         self, images: np.ndarray, crops: np.ndarray | None, condition: str, observe: Observer | None = None
     ) -> np.ndarray:
-        """As `runtime.Restorer.run_components`: float32 [B, 3, H, W] in and out, crops for `auto` alone."""
+        """As `runtime.Restorer.run_components`: float32 [B, 3, H, W] in and out, crops where the path takes any."""
         modulation, encoder, unet = None, self._encoder, self._unets.get(condition)
+        model, share = self._model, self._model.share(condition)
         if condition == "auto":
-            encoder, unet = self._model.encoder, self._model.unet
+            encoder, unet = model.encoder, model.unet
             with self._observed("mfm", observe):
-                modulation = self._model.mfm(self._upload(crops))[1]
+                described, modulation = model.mfm(self._upload(crops))
+        elif share:
+            described = self._prototypes[condition].expand(len(images), -1)
         assert unet is not None, f"{condition} was not merged"
         with self._observed("encoder", observe):
             latent, skips = encoder(self._upload(images))
         with self._observed("unet", observe):
             restored = unet(latent, modulation)
         with self._observed("decoder", observe):
-            image = self._model.decoder(restored, skips)
+            image = model.decoder(restored, skips)
+        if model.gate is not None and model.postprocess is not None and (condition == "auto" or share):
+            with self._observed("gate", observe):
+                found, gains = model.gate(self._upload(crops), described.float())
+                found = found if condition == "auto" else torch.full_like(found, share)
+                image = model.postprocess(image.float(), self._upload(images), found, gains)
         return image.float().cpu().numpy()
 
     def _upload(self, array: np.ndarray | None) -> Tensor:

@@ -13,7 +13,7 @@ from runtime.restorer import Observer, Restorer
 
 __all__ = ["PARTS", "Job", "Runner"]
 
-PARTS = ("mfm", "encoder", "unet", "decoder")
+PARTS = ("mfm", "gate", "encoder", "unet", "decoder")
 
 
 class Model(Protocol):

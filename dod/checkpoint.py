@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +25,7 @@ SWITCHES = {
     "conditional": "lora.conditional",
     "detail": "detail.enabled",
     "dense": "detail.dense",
-    "sharpening": "detail.sharpening",
-    "bypass": "detail.bypass",
+    "postprocess": "postprocess",
     "step": "step",
     "crops": "mfm.crops",
     "crop_size": "mfm.crop_size",
@@ -35,10 +33,13 @@ SWITCHES = {
 """What dod.json says of the preset it was trained with, and the preset's key for it."""
 FREE = "crops", "crop_size"
 """What a checkpoint may be loaded with another value of: c is a mean over crops, of more or fewer."""
-UNSTATED = {"bypass": None, "dense": 3}
-"""What checkpoints of before have that do not say so."""
-LATER = {"sharpening": "python -m dod.training.sharpening", "bypass": "python -m dod.training.bypass"}
-"""What a finished checkpoint can be given, and by which command."""
+UNSTATED = {"postprocess": None, "dense": 3}
+"""The settings of older checkpoints, which do not state them."""
+POSTPROCESS = "gate.", "postprocess."
+"""The prefixes of what `python -m dod.training.postprocess` fits, after both stages."""
+SUPERSEDED = "sharpening.", "bypass."
+"""The prefixes of an older toolkit's post-processing, which decided for each tile; it has to be fitted again."""
+FIT = "python -m dod.training.postprocess"
 
 
 def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> None:
@@ -67,25 +68,28 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
             os.replace(Path(temporary) / name, folder / name)
 
 
-def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, lacking: Collection[str] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    model: DOD, folder: Path, any_base: bool = False, without_postprocess: bool = False
+) -> dict[str, Any]:
     """Fill the model with a checkpoint's values, in place, and return its metadata.
 
-    any_base: take one that was trained on other frozen weights too, to be trained further on these. lacking: what of
-    `LATER` it may be without, for a model that is to get it. CheckpointError where it is missing or malformed, belongs
-    to another base, or was trained with other switches.
+    any_base: accept a checkpoint that was trained on other frozen weights, to be trained further on these.
+    without_postprocess: leave the model's post-processing as it is, for a command that fits it. CheckpointError where
+    the checkpoint is missing or malformed, belongs to another base, or was trained with other switches.
     """
     metadata = read_metadata(folder)
     tensors = read_safetensors(folder / WEIGHTS)
     _check_channels(model, folder, tensors)
-    absent = [key for key in LATER if not any(name.startswith(f"{key}.") for name in tensors)]
+    if not without_postprocess and any(name.startswith(SUPERSEDED) for name in tensors):
+        raise CheckpointError(f"{folder} holds the post-processing of an older toolkit: fit it again with {FIT}")
+    left_out = (*SUPERSEDED, *(POSTPROCESS if without_postprocess else ()))
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
     for key, value in _switches(model).items():
-        unstated = value if key in ("step", *LATER) and key not in absent else UNSTATED.get(key)  # by the oldest
-        stated = metadata.get(key, unstated)
-        if (any_base and key == "base_sha256") or (key in lacking and key in absent) or key in FREE:
-            continue
-        if stated != value:
+        stated = metadata.get(key, value if key == "step" else UNSTATED.get(key))
+        free = key in FREE or (any_base and key == "base_sha256") or (without_postprocess and key == "postprocess")
+        if stated != value and not free:
             what = "another base model" if key == "base_sha256" else f"another {key}"
-            fit = f", or fit one to it: {LATER[key]}" if key in LATER and value else ""
+            fit = f", or fit it to this checkpoint: {FIT}" if key == "postprocess" and value else ""
             if key == "dense" and isinstance(stated, int) and stated > value:
                 fit = f", or prune it to {value}: python -m dod.training.prune"
             raise CheckpointError(
@@ -101,8 +105,7 @@ def load_checkpoint(model: DOD, folder: Path, any_base: bool = False, lacking: C
     statistics = tensors.pop("statistics", None)
     parameters = model.trained_tensors()
     wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
-    to_come = tuple(f"{key}." for key in lacking if key in absent)
-    parameters = {name: p for name, p in parameters.items() if not name.startswith(to_come)}
+    parameters = {name: p for name, p in parameters.items() if not name.startswith(left_out)}
     wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
     if wrong:
@@ -195,7 +198,7 @@ def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> Non
 
 def _switches(model: DOD) -> dict[str, Any]:
     lora, detail = model.preset.lora, model.preset.detail
-    fitted = {key: getattr(detail, key) for key in LATER}
+    post = model.preset.postprocess
     return {
         "base_sha256": model.base_sha256,
         "rank": lora.rank,
@@ -203,7 +206,7 @@ def _switches(model: DOD) -> dict[str, Any]:
         "conditional": lora.conditional,
         "detail": detail.enabled,
         "dense": detail.dense,
-        **{key: asdict(part) if part and detail.enabled else None for key, part in fitted.items()},
+        "postprocess": None if post is None else {**asdict(post), "passing": list(post.passing)},
         "step": asdict(model.preset.step),
         "crops": model.preset.mfm.crops,
         "crop_size": model.preset.mfm.crop_size,

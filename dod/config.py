@@ -128,17 +128,22 @@ class StepConfig:
 
 
 @dataclass(frozen=True)
-class SharpeningConfig:
-    """A filter chosen by the picture's spectrum (`dod.sharpening`): of how many it is mixed, their side in pixels, that
-    of the periodogram's windows, and the width of the network that chooses."""
+class PostprocessConfig:
+    """Post-processing (`dod.postprocess`), which the paper does not have.
+
+    filters: number of filters that the sharpening kernel is mixed from; taps: their side in px; window: side of the
+    periodogram's windows in px, at most `mfm.crop_size`; width: of the gate's networks. passing: conditions whose
+    images pass the model, to be sharpened only; the model restores all others.
+    """
 
     filters: int = 32
     taps: int = 21
     window: int = 31
     width: int = 256
+    passing: tuple[str, ...] = ("blur",)
 
     def __post_init__(self) -> None:
-        for name, least in (("filters", 1), ("taps", 3), ("window", 5), ("width", 1)):
+        for name, least in (("filters", 1), ("taps", 3), ("window", 5), ("width", 2)):
             value = getattr(self, name)
             if value < least or (name in ("taps", "window") and value % 2 == 0):
                 odd = "an odd number of " if name in ("taps", "window") else ""
@@ -146,36 +151,21 @@ class SharpeningConfig:
 
 
 @dataclass(frozen=True)
-class BypassConfig:
-    """What lets a blurred or clean picture past the model (`dod.bypass`): the width of the network that decides."""
-
-    width: int = 256
-
-    def __post_init__(self) -> None:
-        if self.width < 2:
-            raise ConfigError(f"width: {self.width} is not at least 2")
-
-
-@dataclass(frozen=True)
 class DetailConfig:
     """Detail enhancement (equation (6)): RRDBs per module, their growth, by how much narrower than the decoder they
     are (1: the paper's; with 2 they cost two fifths of it), and dense blocks in each RRDB (3: ESRGAN's; fewer are made
-    of a trained model's by `dod.training.prune`). sharpening, bypass (which needs it): none in the paper."""
+    of a trained model's by `dod.training.prune`)."""
 
     enabled: bool = True
     blocks: int = 2
     growth: int = 32
     narrow: int = 1
     dense: int = 3
-    sharpening: SharpeningConfig | None = None
-    bypass: BypassConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("blocks", "growth", "narrow", "dense"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not at least 1")
-        if self.bypass is not None and self.sharpening is None:
-            raise ConfigError("bypass: it is decided by the sharpening filter's periodogram: set sharpening too")
 
 
 @dataclass(frozen=True)
@@ -190,8 +180,15 @@ class Preset:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     step: StepConfig = field(default_factory=StepConfig)
     detail: DetailConfig = field(default_factory=DetailConfig)
+    postprocess: PostprocessConfig | None = None
     conditions: tuple[str, ...] = ("haze", "rain", "noise", "blur", "low-light")
     checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.postprocess is not None and self.postprocess.window > self.mfm.crop_size:
+            raise ConfigError(
+                f"postprocess.window: {self.postprocess.window} px do not fit the MFM's crops of {self.mfm.crop_size}"
+            )
 
     @property
     def vae_factor(self) -> int:

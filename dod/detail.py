@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .bypass import Bypass
 from .config import DetailConfig
-from .sharpening import Sharpening
 
 SCALE = 0.2
 """What the residuals of a dense block and of an RRDB are scaled by."""
@@ -75,18 +73,12 @@ class DetailEnhancement(nn.Module):
         return decoded + self.weight * self.body(fused)
 
 
-FITTED = ("sharpening", "bypass")
-"""What some presets' `Decoder` has that is fitted apart from the two stages."""
-ADDED = ("detail", *FITTED)
-"""What a `Decoder` has beside the VAE's own parts."""
-
-
 class Decoder(nn.Module):
     """The VAE decoder with detail enhancement. latent_restored [B, 4, H/8, W/8], skip_0..skip_3 -> image [B, 3, H, W].
 
     skip_i is the input of the encoder's i-th down block (skip_0 at H, skip_3 at H/8); the modules take them reversed.
     The image is float32, in about [-1, 1], not clipped. `detail` is empty where the ablation leaves it out; without
-    skips it is left out (stage 1 trains without it), as are `sharpening` and `bypass`, which only some presets have.
+    skips it is left out (stage 1 trains without it).
     """
 
     def __init__(self, vae: AutoencoderKL, config: DetailConfig) -> None:
@@ -101,15 +93,10 @@ class Decoder(nn.Module):
             for e, d in zip(reversed(encoder_widths), decoder_widths, strict=True)
             if config.enabled
         )
-        chosen = config.sharpening if config.enabled else None
-        self.sharpening = None if chosen is None else Sharpening(encoder_widths[0], chosen)
-        self.bypass: Bypass | None = None
-        if self.sharpening is not None and config.bypass is not None:
-            self.bypass = Bypass(encoder_widths[0], len(self.sharpening.mean), config.bypass)
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
         """The VAE's own parameters by their names in the VAE: those of the decoder and of the layer before it."""
-        return {name: p for name, p in self.named_parameters() if name.partition(".")[0] not in ADDED}
+        return {name: p for name, p in self.named_parameters() if name.partition(".")[0] != "detail"}
 
     def forward(self, latent_restored: Tensor, skips: Sequence[Tensor] | None = None) -> Tensor:
         decoder = self.decoder
@@ -120,8 +107,4 @@ class Decoder(nn.Module):
             if len(self.detail) and skips is not None:
                 x = self.detail[i](skips[-1 - i], x)
             x = block(x)
-        image = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float()
-        if self.sharpening is None or skips is None:
-            return image
-        added, levels = self.sharpening(skips[0])
-        return added + (image if self.bypass is None else self.bypass(image, skips[0], levels))
+        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))).float()

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import base, clora
 from .config import Preset, StepConfig
-from .detail import FITTED, Decoder
+from .detail import Decoder
 from .modulation import MFM, ModulationNetwork, native_crops
+from .postprocess import Gate, Postprocess
 
 
 def alpha_bars(step: StepConfig) -> Tensor:
@@ -131,6 +132,9 @@ class DOD(nn.Module):
         self.encoder = Encoder(parts.vae)
         self.unet = OneStepUNet(parts.unet, parts.prompt, preset.step)
         self.decoder = Decoder(parts.vae, preset.detail)
+        post = preset.postprocess
+        self.gate = None if post is None else Gate(parts.h_space.channels, post)
+        self.postprocess = None if post is None else Postprocess(post)
         self.prototypes: dict[str, Tensor] = {}
         self.statistics: Tensor | None = None
         self.eval()
@@ -140,18 +144,29 @@ class DOD(nn.Module):
         """The untrained model on its base: LoRA and detail modules are the identity."""
         return cls(preset, base.load_base(preset))
 
-    def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(condition c [B, C], modulation [B, N, 2, r]) of native pictures [B, 3, H, W] in [-1, 1]."""
+    def crops(self, image: Tensor) -> Tensor:
+        """The native crops [B, K, 3, R, R] of images [B, 3, H, W] in [-1, 1], of which c and the gate are computed."""
         mfm = self.preset.mfm
         all_alike = max(image.shape[-2:]) <= mfm.crop_size
-        return self.mfm(native_crops(image, 1 if all_alike else mfm.crops, mfm.crop_size))
+        return native_crops(image, 1 if all_alike else mfm.crops, mfm.crop_size)
 
-    def forward(self, image: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """modulation: [B, N, 2, r]; computed from the image where it is not given."""
-        if modulation is None:
-            _, modulation = self.modulation(image)
+    def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the condition c [B, C] and the modulation [B, N, 2, r] of images [B, 3, H, W] in [-1, 1]."""
+        return self.mfm(self.crops(image))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Restore images on the path `auto`."""
+        condition, modulation = self.modulation(image)
         latent, skips = self.encode(image, modulation)
-        return self.decoder(self.unet(latent, modulation), skips)
+        decoded = self.decoder(self.unet(latent, modulation), skips)
+        if self.gate is None or self.postprocess is None:
+            return decoded
+        return self.postprocess(decoded, image, *self.gate(self.crops(image), condition))
+
+    def share(self, condition: str) -> float:
+        """The share of the post-processing on a named path, 0 to 1: 0 where the model always restores."""
+        post = self.preset.postprocess
+        return 1.0 if post is not None and condition in post.passing else 0.0
 
     def encode(self, image: Tensor, modulation: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The encoder, given the modulation only where it is conditional."""
@@ -171,20 +186,14 @@ class DOD(nn.Module):
         """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
 
-    def fitted_parameters(self) -> dict[str, nn.Parameter]:
-        """What is fitted apart from the stages, by `dod.training.sharpening` and `dod.training.bypass`, by checkpoint
-        name; nothing where the preset has neither."""
-        parts = {name: getattr(self.decoder, name) for name in FITTED}
-        return {
-            f"{name}.{inner}": parameter
-            for name, part in parts.items()
-            if part is not None
-            for inner, parameter in part.named_parameters()
-        }
+    def postprocess_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that `dod.training.postprocess` fits, by checkpoint name: none without post-processing."""
+        parts = {"gate": self.gate, "postprocess": self.postprocess}
+        return {f"{k}.{name}": p for k, part in parts.items() if part for name, p in part.named_parameters()}
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds of the model itself, by name."""
-        parts = self.adaptation_parameters(), self.detail_parameters(), self.fitted_parameters()
+        parts = self.adaptation_parameters(), self.detail_parameters(), self.postprocess_parameters()
         return {name: tensor for part in parts for name, tensor in part.items()} | {"prompt": self.unet.prompt}
 
 

@@ -28,13 +28,13 @@ from runtime.backends import Options, open_backend
 from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
 from runtime.image import read
-from runtime.manifest import REDUCED, Manifest
-from runtime.restorer import DYNAMIC, MERGED
+from runtime.manifest import GATE, REDUCED, Manifest
+from runtime.restorer import path_of
 from runtime.tensors import read_tensors, write_tensors
 
 FIRST = ("mfm", "encoder")
 """What takes the picture itself, in the chain as alone."""
-OUTPUT = {"mfm": "modulation", "encoder": "latent", "decoder": "image"}
+OUTPUT = {"mfm": "modulation", "gate": "gains", "encoder": "latent", "decoder": "image"}
 Values = Mapping[str, np.ndarray]
 
 
@@ -158,11 +158,13 @@ def subjects(bundle: Bundle) -> list[Subject]:
 def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
     """The runs of each path: every sample through `auto`, and through the merged path of its condition. The first of a
     path has its components compared alone too."""
-    paths = {"auto": [Run("auto", DYNAMIC, each, DYNAMIC if each is samples[0] else ()) for each in samples]}
+    dynamic = path_of(bundle, "auto")
+    paths = {"auto": [Run("auto", dynamic, each, dynamic if each is samples[0] else ()) for each in samples]}
     for sample in sorted(samples, key=lambda each: each.condition):
         if sample.condition in bundle.manifest.conditions:
             alone = () if sample.condition in paths else ("unet_merged",)
-            paths.setdefault(sample.condition, []).append(Run(sample.condition, MERGED, sample, alone))
+            merged = path_of(bundle, sample.condition)
+            paths.setdefault(sample.condition, []).append(Run(sample.condition, merged, sample, alone))
     return paths
 
 
@@ -236,12 +238,25 @@ def run_chain(
 
     shared: of this computer's other paths. precision: of the bundle's graphs; None: as the reference takes it.
     """
-    values = {**run.sample.values, "degraded": run.sample.values["image"]}
+    fixed = {} if run.path == "auto" else fixed_values(bundle, run.path)
+    values = {**run.sample.values, "degraded": run.sample.values["image"], **fixed}
     condition = None if run.path == "auto" else run.path
     for component in run.components:
         compute = partial(computer.run, component, _inputs(component, values, bundle, precision), condition)
         values |= shared.once(run.sample, compute) if component == "encoder" else compute()
+        if component == GATE and fixed:
+            values["share"] = fixed["share"]  # the condition decides it, the gate its kernel alone
     return values
+
+
+def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
+    """What a named condition decides of one image in a model with a gate: `condition` [1, C], `share` [1, 1], and
+    `gains` [1, F] of nothing where the gate does not run."""
+    if not bundle.manifest.gated:
+        return {}
+    values = bundle.values(condition)
+    gains = np.zeros((1, bundle.manifest.filters), np.float32)
+    return {"condition": values["condition"][None], "share": values["share"][None], "gains": gains}
 
 
 def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:

@@ -23,7 +23,6 @@ MODEL_MODULES = [
     "__init__",
     "adm",
     "base",
-    "bypass",
     "checkpoint",
     "clora",
     "config",
@@ -31,7 +30,7 @@ MODEL_MODULES = [
     "errors",
     "model",
     "modulation",
-    "sharpening",
+    "postprocess",
     "tensors",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
@@ -165,6 +164,7 @@ def settings_of(model: DOD) -> dict[str, Any]:
     preset, unet = model.preset, model.unet.unet.config
     return {
         **{name: asdict(getattr(preset, name)) for name in ("mfm", "lora", "step", "detail")},
+        "postprocess": None if preset.postprocess is None else asdict(preset.postprocess),
         "unet": {name: value for name, value in unet.items() if not name.startswith("_")},
         "scaling_factor": model.encoder.scaling_factor,
     }

@@ -52,8 +52,12 @@ def modulation_of(model: DOD, condition: str) -> np.ndarray:
 
 
 def write_condition(model: DOD, condition: str, path: Path) -> None:
-    """`modulation` float32 [N, 2, r] at the prototype of one condition."""
-    save_file({"modulation": modulation_of(model, condition)}, path)
+    """Write the values of one condition: see `dod_runtime.Bundle.values`."""
+    values = {"modulation": modulation_of(model, condition)}
+    if model.gate is not None:
+        values["condition"] = model.prototypes[condition].float().numpy()
+        values["share"] = np.array([model.share(condition)], np.float32)
+    save_file(values, path)
 
 
 def merge_entries(model: DOD) -> list[dict[str, Any]]:

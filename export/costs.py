@@ -35,7 +35,7 @@ class Cost:
 def costs(skeleton: DOD, folded: bool = True) -> dict[str, Cost]:
     """The cost of each graph for a picture of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
     otherwise the merged UNet as merging leaves it."""
-    return {name: cost(plans.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in plans.GRAPHS}
+    return {name: cost(plans.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in plans.graphs_of(skeleton)}
 
 
 @torch.no_grad()

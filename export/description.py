@@ -35,8 +35,8 @@ def describe(
     for precision in options.precisions:
         folder = f"onnx/{precision}"
         precisions[precision] = {
-            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in plans.GRAPHS},
-            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in plans.GRAPHS.items()},
+            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in plans.graphs_of(model)},
+            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in plans.graphs_of(model).items()},
             "fp32_islands": list(islands) if precision == "fp16" else [],
         }
     return {
@@ -63,14 +63,21 @@ def describe(
 
 
 def target(
-    name: str, options: Options, conditions: Sequence[str], used: Mapping[str, Entry], figures: Sequence[Figure]
+    name: str,
+    options: Options,
+    conditions: Sequence[str],
+    used: Mapping[str, Entry],
+    figures: Sequence[Figure],
+    gated: bool,
 ) -> dict[str, Any]:
-    """One entry of the manifest's `targets`. conditions: those with an engine; used: the finished files by name."""
+    """One entry of the manifest's `targets`. conditions: those with an engine; used: the finished files by name; gated:
+    whether the model has a gate."""
     if name == "openvino":
         return {"precisions": ["fp32", *passed_gates(name, figures)], "version": version(name)}
     if name not in TARGETS:
         return {"precisions": list(options.precisions), "version": version(name)}
-    engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in engine_list(conditions, options.refit)}
+    listed = engine_list(conditions, options.refit, gated)
+    engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in listed}
     facts = [used[path].facts for path in engines.values()]
     return {
         "precision": options.precisions[-1],

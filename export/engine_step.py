@@ -45,7 +45,7 @@ def built(
         named: dict[Path, tuple[str, dict[str, object]]] = {}
         planned = []
         with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
-            for engine, graph, condition in engine_list(conditions_with_engines, options.refit):
+            for engine, graph, condition in engine_list(conditions_with_engines, options.refit, model.gate is not None):
                 name = f"engines/{target.name}/{engine}.engine"
                 refittable = _exchanged(model) if engine == REFITTED else ()
                 inputs = _inputs(shop, options, target, graph, condition, refittable)

@@ -28,7 +28,7 @@ from dod.model import DOD
 from export import branches
 from export.errors import GraphError
 from export.norms import split_sums
-from export.plans import GRAPHS, GraphPlan, plan, skeleton
+from export.plans import GraphPlan, graphs_of, plan, skeleton
 from export.simplify import attentions
 from export.tidy import tidy
 from runtime.tensors import ALIGNMENT, tensor_spans, write_tensors
@@ -62,7 +62,7 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
     and the base's keys and values of the prompt.
     """
     if file != "unet":
-        graph = next(graph for graph, weights in GRAPHS.items() if weights == file)
+        graph = next(graph for graph, weights in graphs_of(model).items() if weights == file)
         return named_weights(plan(model, graph).module)
     named = named_weights(model.unet)
     for name, attention in attentions(model.unet.unet):

@@ -11,7 +11,7 @@ import onnx
 
 from export.engines import Profile
 from export.targets import TARGETS
-from runtime.manifest import REFITTED, dimension
+from runtime.manifest import GATE, REFITTED, dimension
 
 Component = dict[str, list[dict]]
 """One entry of the manifest's `components`: its `inputs` and `outputs`, each {name, dtype by precision, shape}."""
@@ -42,7 +42,9 @@ def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) 
     return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
 
 
-def engine_list(condition_names: Sequence[str], refit: bool) -> Iterator[tuple[str, str, str | None]]:
+def engine_list(
+    condition_names: Sequence[str], refit: bool, gated: bool = False
+) -> Iterator[tuple[str, str, str | None]]:
     """(engine, graph, condition) of every engine of a target, the slowest first. refit: one merged UNet for all."""
     yield "unet_dynamic", "unet_dynamic", None
     if refit:
@@ -50,7 +52,7 @@ def engine_list(condition_names: Sequence[str], refit: bool) -> Iterator[tuple[s
         condition_names = ()
     for condition in condition_names:
         yield f"unet_{condition}", "unet_merged", condition
-    for graph in ("decoder", "encoder", "mfm"):
+    for graph in ("decoder", "encoder", "mfm", *([GATE] if gated else [])):
         yield graph, graph, None
 
 

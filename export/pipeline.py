@@ -50,6 +50,9 @@ from runtime.bundle import Bundle
 from runtime.console import progress
 from runtime.manifest import Manifest
 
+SLOWEST = ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm", "gate")
+"""The graphs in the order in which they are traced: the slowest first."""
+
 
 class Build:
     """One run of the command on one model."""
@@ -151,7 +154,7 @@ class Build:
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
         for precision in self.options.precisions:
-            for file in dict.fromkeys(plans.GRAPHS.values()):
+            for file in dict.fromkeys(plans.graphs_of(self.model).values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
                     maker = partial(graphs.write_weights, self.model, self.skeleton(precision), file)
@@ -160,12 +163,12 @@ class Build:
     def trace_graphs(self) -> None:
         """Every graph of every precision, the slowest first, in worker processes."""
         jobs = []
-        for graph in ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm"):
+        for graph in sorted(plans.graphs_of(self.model), key=lambda name: SLOWEST.index(name)):
             for precision in self.options.precisions:
                 name = f"onnx/{precision}/{graph}.onnx"
                 if not self.shop.fresh(name, self._graph_inputs(precision)):
                     path = self.shop.path(name)
-                    weights = path.with_name(f"{plans.GRAPHS[graph]}.safetensors")
+                    weights = path.with_name(f"{plans.graphs_of(self.model)[graph]}.safetensors")
                     opset = graphs.OPSETS[precision]
                     jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
         if jobs and not self.explaining:
@@ -176,11 +179,12 @@ class Build:
                 self._made(job.name, self.shop.record(job.name, self._graph_inputs(job.precision), seconds))
 
     def write_conditions(self) -> None:
-        """The modulation at each condition's prototype."""
+        """The values of each condition."""
         for condition in self.conditions:
             prototype = hash_tensors({condition: self.model.prototypes[condition]})
             name = f"conditions/{condition}.safetensors"
             inputs = {"model": self.trained, "prototype": prototype, "sources": self.sources}
+            inputs["share"] = self.model.share(condition)
             inputs["written by"] = hash_sources([Path(conditions.__file__)])
             if not self.shop.fresh(name, inputs) and not self.explaining:
                 maker = partial(conditions.write_condition, self.model, condition)
@@ -200,7 +204,8 @@ class Build:
 
     def components(self) -> dict[str, Component]:
         """The manifest's `components`, read off the graphs."""
-        paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in plans.GRAPHS} for p in self.options.precisions}
+        graphs = plans.graphs_of(self.model)
+        paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in graphs} for p in self.options.precisions}
         return read_components(paths)
 
     def _provisional_bundle(self) -> Bundle:
@@ -226,7 +231,8 @@ class Build:
         )
 
     def _target(self, name: str, figures: Sequence[Figure]) -> dict:
-        return description.target(name, self.options, self.engine_conditions, self.shop.used, figures)
+        gated = self.model.gate is not None
+        return description.target(name, self.options, self.engine_conditions, self.shop.used, figures, gated)
 
     def _inputs(self, precision: str) -> dict[str, object]:
         islands = list(self.islands) if precision == "fp16" else []

@@ -12,9 +12,17 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD, OneStepUNet
 from export.simplify import simplify_merged
+from runtime.manifest import GATE
 
-GRAPHS = {"mfm": "mfm", "encoder": "encoder", "unet_dynamic": "unet", "unet_merged": "unet", "decoder": "decoder"}
-"""Each graph and the weights file (without its suffix) that it points into."""
+GRAPHS = {
+    "mfm": "mfm",
+    "gate": "gate",
+    "encoder": "encoder",
+    "unet_dynamic": "unet",
+    "unet_merged": "unet",
+    "decoder": "decoder",
+}
+"""Each graph and the weights file (without its suffix) that it points into. Only `graphs_of` a model exist."""
 
 TRACE_BATCH = 2
 TRACE_SIZE = (3, 2)  # in size multiples: neither axis equal to the other nor to the batch
@@ -53,10 +61,28 @@ class _FlatDecoder(_Skips):
         return self.part(latent_restored, list(skips.values()))
 
 
+class _PostprocessedDecoder(_FlatDecoder):
+    """The decoder followed by the post-processing, whose decisions are inputs."""
+
+    def __init__(self, part: nn.Module, post: nn.Module) -> None:
+        super().__init__(part)
+        self.post = post
+
+    def forward(  # type: ignore[override]
+        self, latent_restored: Tensor, degraded: Tensor, share: Tensor, gains: Tensor, **skips: Tensor
+    ) -> Tensor:
+        return self.post(super().forward(latent_restored, **skips), degraded, share, gains)
+
+
+def graphs_of(model: DOD) -> dict[str, str]:
+    """The graphs of a model, each with its weights file: those of `GRAPHS`, the gate only with post-processing."""
+    return {graph: file for graph, file in GRAPHS.items() if graph != GATE or model.gate is not None}
+
+
 def plan(
     model: DOD, graph: str, batch: int = TRACE_BATCH, size: tuple[int, int] | None = None, folded: bool = True
 ) -> GraphPlan:
-    """What to trace for one graph of `GRAPHS`, with example inputs on the model's device, which may be meta.
+    """What to trace for one graph of `graphs_of(model)`, with example inputs on the model's device, which may be meta.
 
     size: height and width of the example picture; by default such as a trace needs. The merged UNet is planned with
     neutral values, and simplified unless `folded` is False.
@@ -78,6 +104,12 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
     if graph == "mfm":
         example = torch.rand(batch, crops, 3, size, size) * 2 - 1
         return GraphPlan(model.mfm, {"crops": example}, {"crops": {0: "batch"}}, ("condition", "modulation"), multiple)
+    if graph == GATE:
+        assert model.gate is not None
+        inputs = {"crops": torch.rand(batch, crops, 3, size, size) * 2 - 1}
+        inputs["condition"] = torch.randn(batch, model.mfm.h_space.channels)
+        axes = {name: {0: "batch"} for name in inputs}
+        return GraphPlan(model.gate, inputs, axes, ("share", "gains"), multiple)
     if graph == "encoder":
         module = _FlatEncoder(clora.merged_copy(model.encoder))
         names = tuple(f"skip_{i}" for i in range(len(preset.base.vae.block_out_channels)))
@@ -96,7 +128,12 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
         scale = height // skip.shape[2]
         inputs[f"skip_{i}"] = skip
         axes[f"skip_{i}"] = picture if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
-    return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",), multiple)
+    if model.postprocess is None:
+        return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",), multiple)
+    decisions = {"share": torch.rand(batch, 1), "gains": torch.randn(batch, model.postprocess.filters.out_channels)}
+    inputs = {**inputs, "degraded": image, **decisions}
+    axes = {**axes, "degraded": picture, **{name: {0: "batch"} for name in decisions}}
+    return GraphPlan(_PostprocessedDecoder(model.decoder, model.postprocess), inputs, axes, ("image",), multiple)
 
 
 def neutral_modulation(model: DOD) -> Tensor:

@@ -17,6 +17,8 @@ from export.errors import GraphError
 COMPONENTS = ("mfm", "encoder", "unet", "decoder")
 GIVEN_FLOAT32 = ("mfm.h_space", "mfm.network", "encoder.encoder.conv_in")
 """What the model hands float32 to, whatever its own dtype is, where no part of it is an island."""
+FLOAT32 = ("gate", "postprocess")
+"""What stays in float32 whatever the precision: an image's decisions, and the blend that they control."""
 UNCALLED = ("encoder.encoder", "decoder.decoder")
 """Their parts are called one by one: as islands they would never hear of a call."""
 
@@ -57,7 +59,8 @@ def half_copy(model: DOD, islands: Sequence[str] | None = None, dtype: torch.dty
     islands = default_islands(model) if islands is None else islands
     check_islands(model, islands)
     outermost = tuple(dict.fromkeys(name for name in islands if not within(name, set(islands) - {name})))
-    half = converted_copy(model, lambda name, value: value if within(name, outermost) else value.to(dtype))
+    kept = (*outermost, *FLOAT32)
+    half = converted_copy(model, lambda name, value: value if within(name, kept) else value.to(dtype))
     casts = _Casts(dtype)
     for name in GIVEN_FLOAT32:
         if not within(name, outermost):

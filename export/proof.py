@@ -19,6 +19,7 @@ from export.memory import give_back
 from export.parity import Figure, figure, snr_db
 from export.precision import SummedInFloat32, half_copy
 from runtime.bundle import Bundle
+from runtime.manifest import GATE
 
 
 class TorchChain:
@@ -47,9 +48,15 @@ class TorchChain:
             modulation = torch.from_numpy(modulation_of(self.model, condition))
             with clora.merging(self.model.unet, modulation):
                 outputs["latent_restored"] = self.model.unet(tensors["latent"])
+        elif component == GATE:
+            assert self.model.gate is not None
+            outputs["share"], outputs["gains"] = self.model.gate(tensors["crops"], tensors["condition"])
         else:
             skips = [tensors[name] for name in sorted(tensors) if name.startswith("skip_")]
-            outputs["image"] = self.model.decoder(tensors["latent_restored"], skips)
+            image = self.model.decoder(tensors["latent_restored"], skips)
+            if self.model.postprocess is not None:
+                image = self.model.postprocess(image, *(tensors[name] for name in ("degraded", "share", "gains")))
+            outputs["image"] = image
         return outputs
 
 
@@ -117,7 +124,9 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    figures = [figure(sample.name, sample.condition, "chain", "merged", branched, merged["image"])]
+    # Both as decoded: on a path that passes the model the restored images would agree whatever it computes.
+    found = model.decoder(_tensor(merged["latent_restored"]), skips).numpy() if model.postprocess else merged["image"]
+    figures = [figure(sample.name, sample.condition, "chain", "merged", branched, found)]
     if worst:
         _, expected, found = min(worst, key=lambda entry: entry[0])
         figures.append(figure(sample.name, sample.condition, "layer", "merged", expected, found))

@@ -85,10 +85,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one chain gave for a picture: latent_restored [1, 4, h, w] and image [1, 3, H, W], float32."""
+    """What one chain gave for a picture, float32: latent_restored [1, 4, h, w], the decoder's own result [1, 3, H, W],
+    and the image [1, 3, H, W], which post-processing may have changed, by these decisions (`share`, `gains`)."""
 
     latent: np.ndarray
+    decoded: np.ndarray
     image: np.ndarray
+    decisions: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,17 @@ def restore(
     decoder = use["decoder"].decoder
     low = next((p.dtype for p in decoder.parameters() if p.dtype != torch.float32), torch.float32)
     with SummedInFloat32(), probe or nullcontext():
-        _, modulation = once("mfm", lambda: use["mfm"].mfm(picture.crops))
+        condition, modulation = once("mfm", lambda: use["mfm"].mfm(picture.crops))
         latent, skips = once("encoder", lambda: use["encoder"].encoder(picture.image))
         restored = use["unet"].unet(latent, modulation)
-        image = decoder(restored, [skip.to(low) for skip in skips])
-    return Outcome(restored.float().numpy(), image.float().numpy())
+        decoded = decoder(restored, [skip.to(low) for skip in skips]).float()
+    gate, post = use["decoder"].gate, use["decoder"].postprocess
+    if gate is None or post is None:
+        return Outcome(restored.float().numpy(), decoded.numpy(), decoded.numpy())
+    share, gains = gate(picture.crops, condition.float())
+    image = post(decoded, picture.image, share, gains)
+    decisions = {"share": share.numpy(), "gains": gains.numpy()}
+    return Outcome(restored.float().numpy(), decoded.numpy(), image.numpy(), decisions)
 
 
 def measure_ranges(model: DOD, pictures: Iterable[Picture], ranges: dict[str, Range]) -> Iterable[Reference]:
@@ -190,10 +199,10 @@ def compare(low: DOD, reference: Reference) -> Comparison:
 
 
 def judged(outcome: Outcome, reference: Outcome) -> Judged:
-    """An outcome held against float32's."""
-    if not (np.isfinite(outcome.image).all() and np.isfinite(outcome.latent).all()):
+    """An outcome against float32's, by what the decoder gave: a share that passes the model would hide its errors."""
+    if not (np.isfinite(outcome.decoded).all() and np.isfinite(outcome.latent).all()):
         return Judged(-math.inf, -math.inf)
-    return Judged(psnr_db(reference.image, outcome.image), snr_db(reference.latent, outcome.latent))
+    return Judged(psnr_db(reference.decoded, outcome.decoded), snr_db(reference.latent, outcome.latent))
 
 
 def measure_weights(model: DOD) -> dict[str, Range]:

@@ -55,4 +55,4 @@ def _values(
     tensors = {"degraded": picture.image, "crops": picture.crops, "condition": mfm[0], "modulation": mfm[1]}
     tensors |= {"latent": encoder[0]} | {f"skip_{i}": skip for i, skip in enumerate(encoder[1])}
     values = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return {**values, "latent_restored": found.latent, "image": found.image}
+    return {**values, **found.decisions, "latent_restored": found.latent, "image": found.image}

@@ -17,7 +17,7 @@ from .errors import BackendError, BundleError, DODRuntimeError, PictureError, Pi
 
 if TYPE_CHECKING:
     from .bundle import Bundle
-    from .restorer import Restorer
+    from .restorer import Restoration, Restorer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,11 +27,12 @@ __all__ = [
     "DODRuntimeError",
     "PictureError",
     "PictureWarning",
+    "Restoration",
     "Restorer",
     "UsageError",
 ]
 
-_LAZY = {"Bundle": ".bundle", "Restorer": ".restorer"}
+_LAZY = {"Bundle": ".bundle", "Restoration": ".restorer", "Restorer": ".restorer"}
 
 
 def __getattr__(name: str) -> Any:

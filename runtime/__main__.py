@@ -14,7 +14,7 @@ from .backends import BACKENDS
 from .console import Parser, progress, run_command
 from .errors import BackendError, PictureError, UsageError
 from .output import check_writable, format_of, save
-from .restorer import Restorer
+from .restorer import Restoration, Restorer
 
 NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 """Errors of a disk that the next picture would meet too."""
@@ -32,6 +32,13 @@ def parser() -> Parser:
     made.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16")
     made.add_argument("--batch-size", type=int, default=1, help="pictures of one size run together (default: 1)")
     made.add_argument("--tile", type=int, help="longest side in px run whole, larger in tiles (default: the bundle's)")
+    made.add_argument(
+        "--no-bypass",
+        dest="bypass",
+        action="store_false",
+        help="restore every image with the model, those too that look clean or only blurred",
+    )
+    made.add_argument("--verbose", action="store_true", help="print the bypass share of each image")
     made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
     made.add_argument("--threads", type=int, help="threads of the CPU (default: all cores)")
     return made
@@ -43,14 +50,15 @@ def main(argv: Sequence[str]) -> int:
     pairs = plan(arguments.input, arguments.output)
     warnings.showwarning = _show_warning
     options = arguments.backend, arguments.device, arguments.precision, arguments.threads, arguments.tile
-    with Restorer(arguments.bundle, *options) as restorer:
+    with Restorer(arguments.bundle, *options, bypass=arguments.bypass) as restorer:
         restorer.check_condition(arguments.condition)
         print(f"{restorer.backend}: {restorer.description}; {restorer.reason}")
         if arguments.input.is_dir():
-            return _folder(restorer, pairs, arguments.condition, arguments.batch_size)
+            return _folder(restorer, pairs, arguments.condition, arguments.batch_size, arguments.verbose)
         source, destination = pairs[0]
-        _write(restorer.restore(source, arguments.condition), destination)
-        print(destination)
+        result = restorer.restore(source, arguments.condition, details=True)
+        _write(result, destination)
+        print(_line(destination, result) if arguments.verbose else destination)
         return 0
 
 
@@ -83,34 +91,46 @@ def plan(source: Path, destination: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _folder(restorer: Restorer, pairs: list[tuple[Path, Path]], condition: str, batch_size: int) -> int:
+def _folder(restorer: Restorer, pairs: list[tuple[Path, Path]], condition: str, batch_size: int, verbose: bool) -> int:
     """Restores all pairs, whatever happens to single ones, and prints a summary."""
-    results = restorer.restore_many((source for source, _ in pairs), condition, batch_size, return_errors=True)
+    sources = (source for source, _ in pairs)
+    results = restorer.restore_many(sources, condition, batch_size, return_errors=True, details=True)
     failed: list[tuple[Path, Exception]] = []
-    restored = 0
+    restored = passed = 0
     try:
         for (source, destination), result in progress(zip(pairs, results, strict=True), len(pairs), "restoring"):
             try:
                 _write(result, destination)
                 restored += 1
+                passed += result.bypass_share > 0.5
+                if verbose:
+                    print(_line(destination, result))
             except (PictureError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in NO_ROOM:
                     raise
                 failed.append((source, error))
     finally:  # what was done before something ended it is said all the same
         print(f"{restored} of {len(pairs)} pictures restored")
+        if passed and condition == "auto":
+            print(
+                f"{passed} of them look clean or only blurred and were sharpened only (--no-bypass restores them too)"
+            )
         for source, error in failed:
             print(f"failed: {source}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _write(result: object, destination: Path) -> None:
+def _write(result: Restoration | PictureError, destination: Path) -> None:
     if isinstance(result, PictureError):
         raise result
-    if not isinstance(result, Image.Image):
-        raise BackendError(f"a restored file is an image, not {type(result).__name__}")
+    if not isinstance(result.image, Image.Image):
+        raise BackendError(f"a restored file is an image, not {type(result.image).__name__}")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    save(result, destination)
+    save(result.image, destination)
+
+
+def _line(destination: Path, result: Restoration) -> str:
+    return f"{destination}: bypass share {result.bypass_share:.2f}"
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

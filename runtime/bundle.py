@@ -94,16 +94,30 @@ class Bundle:
 
     def modulation(self, condition: str) -> np.ndarray:
         """gamma and beta at the prototype of a condition: float32 [N, 2, r]. Raises UsageError for an unknown one."""
+        return self.values(condition)["modulation"]
+
+    def values(self, condition: str) -> dict[str, np.ndarray]:
+        """The values of a named condition, float32, by name.
+
+        `modulation` [N, 2, r], gamma and beta at its prototype. Where the model has a gate also `condition` [C], the
+        prototype itself, and `share` [1] in 0 to 1: the share of every image that passes the model on this path. Raises
+        UsageError for an unknown condition, BundleError where its file does not hold them.
+        """
         if condition not in self.manifest.conditions:
             raise unknown("condition", condition, self.manifest.conditions)
         name = self.manifest.conditions[condition]
-        value = self.tensors(name).get("modulation")
-        spec = next((spec for spec in self.manifest.components["mfm"].outputs if spec.name == "modulation"), None)
-        if value is None or value.dtype != np.float32 or (spec and value.shape != spec.shape[1:]):
-            found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
-            expected = f"float32 {list(spec.shape[1:])}" if spec else "float32 [N, 2, r]"
-            raise BundleError(f"{self.folder / name} must hold 'modulation' as {expected}, found {found}")
-        return value
+        tensors = self.tensors(name)
+        outputs = {spec.name: spec.shape[1:] for spec in self.manifest.components["mfm"].outputs}
+        shapes: dict[str, tuple[Any, ...] | None] = {"modulation": outputs.get("modulation")}
+        if self.manifest.gated:
+            shapes |= {"condition": outputs.get("condition"), "share": (1,)}
+        for key, shape in shapes.items():
+            value = tensors.get(key)
+            if value is None or value.dtype != np.float32 or (shape is not None and value.shape != shape):
+                found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
+                expected = f"float32 {list(shape)}" if shape is not None else "float32 [N, 2, r]"
+                raise BundleError(f"{self.folder / name} must hold {key!r} as {expected}, found {found}")
+        return {key: tensors[key] for key in shapes}
 
     def merged(self, files: Precision, condition: str, places: Places = new_arrays) -> dict[str, np.ndarray]:
         """What a condition changes in the merged UNet of a precision, by name, computed from the stored weights.

@@ -12,6 +12,7 @@ from .errors import BundleError
 
 __all__ = [
     "COMPONENTS",
+    "GATE",
     "REDUCED",
     "REFITTED",
     "SCHEMA",
@@ -27,8 +28,10 @@ __all__ = [
     "dimension",
 ]
 
-SCHEMA = 3
+SCHEMA = 4
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
+GATE = "gate"
+"""The component of models with post-processing: it decides once per image how much of it passes the model."""
 REFITTED = "unet_merged"
 """The engine of a merged UNet whose conditional weights are exchanged when another condition is asked for."""
 REDUCED = {"bf16": "fp32"}
@@ -203,6 +206,27 @@ class Manifest:
         manifest._check()
         return manifest
 
+    @property
+    def gated(self) -> bool:
+        """Whether the model has post-processing, which a gate controls."""
+        return GATE in self.components
+
+    @property
+    def filters(self) -> int:
+        """The number of filters that the sharpening kernel is mixed from; 0 without post-processing."""
+        return int(self.components[GATE].outputs[1].shape[1]) if self.gated else 0
+
+    def _check_gate(self) -> None:
+        """Raises BundleError where the gate's outputs are not what the decoder takes."""
+        if not self.gated:
+            return
+        taken = [spec.name for spec in self.components["decoder"].inputs]
+        given = [(spec.name, len(spec.shape)) for spec in self.components[GATE].outputs]
+        if given != [("share", 2), ("gains", 2)] or not {"degraded", "share", "gains"} <= set(taken):
+            raise wrong(f"components.{GATE}", f"gives {given} and the decoder takes {taken}: they do not match")
+        if not isinstance(self.components[GATE].outputs[1].shape[1], int):
+            raise wrong(f"components.{GATE}.outputs[1].shape[1]", "is not a number")
+
     def _check(self) -> None:
         """What no single entry can show: that the entries agree with each other."""
         if self.profile.batch[0] != 1:
@@ -214,9 +238,10 @@ class Manifest:
         for name in COMPONENTS:
             if name not in self.components:
                 raise wrong(f"components.{name}", "is missing")
+        self._check_gate()
         for name, precision in self.precisions.items():
             for part, files in (("onnx", precision.onnx), ("weights", precision.weights)):
-                for component in COMPONENTS:
+                for component in (*COMPONENTS, *([GATE] if self.gated else ())):
                     if component not in files:
                         raise wrong(f"precisions.{name}.{part}.{component}", "is missing")
         for where, path in self._mentioned():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from PIL import Image
@@ -17,17 +17,47 @@ from .bundle import Bundle
 from .errors import PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
+from .manifest import GATE
 from .tiling import check_tile, tiles
 
-__all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restored", "Restorer"]
+__all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restoration", "Restored", "Restorer", "path_of"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
 Observer: TypeAlias = Callable[[str, float], None]
+Guidance: TypeAlias = Mapping[str, Any]
+"""What is decided once per image and shared by its tiles: `modulation` on the path `auto`, and where the model has a
+gate `share` and `gains`; arrays with the batch first, or what the backend keeps in their place."""
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-"""The components of the path `auto`, in order."""
+"""The components of the path `auto`, in order, without the gate."""
 MERGED = ("encoder", "unet_merged", "decoder")
-"""The components of a condition's path, in order."""
+"""The components of a condition's path, in order, without the gate."""
+
+
+def path_of(bundle: Bundle, condition: str, bypass: bool = True) -> tuple[str, ...]:
+    """The components that run for a condition, in order. bypass: whether a share of the images may pass the model.
+
+    On `auto` the gate decides that share. A named condition fixes it, and the gate runs only for the kernel that images
+    which pass are sharpened with.
+    """
+    dynamic = condition == "auto"
+    path = DYNAMIC if dynamic else MERGED
+    if not bundle.manifest.gated or not bypass or not (dynamic or bundle.values(condition)["share"][0]):
+        return path
+    at = path.index("encoder")
+    return (*path[:at], GATE, *path[at:])
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """A restored image and what was decided about it.
+
+    bypass_share: the share of it that passed the model, in 0 to 1. At 0 the model restored all of it, at 1 the image
+    was sharpened only, as blurred and clean images are.
+    """
+
+    image: Restored
+    bypass_share: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +80,9 @@ class Restorer:
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
     parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture. Smaller tiles take less memory and see less of the picture.
+    of the whole picture. Smaller tiles take less memory and see less of the picture. bypass: False restores every
+    picture with the model; by default the path `auto` lets those pass that are clean or only blurred, and the path of
+    a condition such as `blur` all of them.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
@@ -62,12 +94,14 @@ class Restorer:
         precision: str = "auto",
         threads: int | None = None,
         tile: int | None = None,
+        bypass: bool = True,
     ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, not {threads}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
         self._sizes = multiple, least, check_tile(tile, multiple, least, largest)
+        self.bypass = bypass
         self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
         # What a backend holds outlives it in part, such as ONNX Runtime's arena: a restorer may be dropped unclosed.
         weakref.finalize(self, self._backend.close).atexit = False
@@ -92,12 +126,18 @@ class Restorer:
         """What `condition` may be: `auto`, and the degradations that the bundle knows."""
         return self._backend.conditions
 
-    def restore(self, picture: Source, condition: str = "auto") -> Restored:
+    @overload
+    def restore(self, picture: Source, condition: str = ..., *, details: Literal[True]) -> Restoration: ...
+
+    @overload
+    def restore(self, picture: Source, condition: str = ..., *, details: Literal[False] = ...) -> Restored: ...
+
+    def restore(self, picture: Source, condition: str = "auto", *, details: bool = False) -> Restored | Restoration:
         """Restores one picture.
 
         picture: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
         gives an image, upright, with its colour profile; an array gives an array of the same dtype and layout.
-        A picture of any size: see `tile` above.
+        A picture of any size: see `tile` above. details: return a `Restoration`, which has the picture's bypass share.
         Raises PictureError for what is no picture, and where half precision overflows on it; UsageError for an unknown
         condition.
         """
@@ -105,17 +145,7 @@ class Restorer:
         (restored,) = self._run_batch([self.prepare(picture, condition)], condition)
         if isinstance(restored, PictureError):
             raise restored
-        return restored
-
-    @overload
-    def restore_many(
-        self, pictures: Iterable[Source], condition: str = ..., batch_size: int = ..., *, return_errors: Literal[True]
-    ) -> Iterator[Restored | PictureError]: ...
-
-    @overload
-    def restore_many(
-        self, pictures: Iterable[Source], condition: str = ..., batch_size: int = ...
-    ) -> Iterator[Restored]: ...
+        return restored if details else restored.image
 
     def restore_many(
         self,
@@ -124,20 +154,23 @@ class Restorer:
         batch_size: int = 1,
         *,
         return_errors: bool = False,
-    ) -> Iterator[Restored | PictureError]:
+        details: bool = False,
+    ) -> Iterator[Any]:
         """Restores pictures one after the other, lazily and in order.
 
         Neighbours that pad to the same size run together, at most `batch_size` and never more than the bundle takes.
-        A bad picture raises its PictureError when its turn comes, or is given in its place with `return_errors`.
+        A bad picture raises its PictureError when its turn comes, or is given in its place with `return_errors`. Gives
+        what `restore` gives.
         """
         self.check_condition(condition)
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}")
-        return self._stream(pictures, condition, min(batch_size, self.bundle.manifest.profile.batch[2]), return_errors)
+        most = min(batch_size, self.bundle.manifest.profile.batch[2])
+        return _given(self._stream(pictures, condition, most), return_errors, details)
 
     def _stream(
-        self, pictures: Iterable[Source], condition: str, batch_size: int, return_errors: bool
-    ) -> Iterator[Restored | PictureError]:
+        self, pictures: Iterable[Source], condition: str, batch_size: int
+    ) -> Iterator[Restoration | PictureError]:
         batch: list[Prepared] = []
         for picture in pictures:
             following: Prepared | PictureError
@@ -146,16 +179,16 @@ class Restorer:
             except PictureError as error:
                 following = error
             fits = isinstance(following, Prepared) and (not batch or following.image.shape == batch[0].image.shape)
-            ready: list[Restored | PictureError] = []
+            ready: list[Restoration | PictureError] = []
             if batch and (not fits or len(batch) == batch_size):
                 ready, batch = self._run_batch(batch, condition), []
             if isinstance(following, Prepared):
                 batch.append(following)
             else:
                 ready.append(following)
-            yield from _given(ready, return_errors)
+            yield from ready
         if batch:
-            yield from _given(self._run_batch(batch, condition), return_errors)
+            yield from self._run_batch(batch, condition)
 
     def warm_up(self, condition: str = "auto", size: tuple[int, int] | None = None, batch_size: int = 1) -> None:
         """Opens a condition's path before its first picture: what that would wait for otherwise, once.
@@ -174,7 +207,7 @@ class Restorer:
         with self._backend.chain((batch, 3, height, width)):
             path = {
                 component: tuple(spec.sized(batch, height, width) for spec in components[component].inputs)
-                for component in (DYNAMIC if condition == "auto" else MERGED)
+                for component in path_of(self.bundle, condition, self.bypass)
             }
             self._backend.open(path, None if condition == "auto" else condition)
 
@@ -184,23 +217,24 @@ class Restorer:
             raise unknown("condition", condition, self.conditions)
 
     def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
-        """Reads and pads a picture; takes the MFM's crops of it where the condition is `auto`. Raises PictureError."""
+        """Reads and pads a picture; takes its crops where the MFM or the gate sees them. Raises PictureError."""
         loaded = read(picture)
         height, width = map(self._padded, loaded.pixels.shape[:2])
         image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
-        rule = self.bundle.manifest.crops
-        return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if condition == "auto" else None)
+        rule, path = self.bundle.manifest.crops, path_of(self.bundle, condition, self.bypass)
+        seen = not {"mfm", GATE}.isdisjoint(path)
+        return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if seen else None)
 
     def _padded(self, side: int) -> int:
         """The side that the graphs see for one of `side` pixels; one that is longer than a tile stays."""
         return side if side > self._sizes[2] else padded_size(side, *self._sizes)
 
-    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restored | PictureError]:
+    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restoration | PictureError]:
         images = np.stack([each.image for each in batch])
         taken = [each.crops for each in batch if each.crops is not None]
-        restored = self._run_tiles(images, np.stack(taken) if taken else None, condition)
-        results: list[Restored | PictureError] = []
-        for each, image in zip(batch, restored, strict=True):
+        restored, shares = self._run(images, np.stack(taken) if taken else None, condition)
+        results: list[Restoration | PictureError] = []
+        for each, image, share in zip(batch, restored, shares, strict=True):
             if not np.isfinite(image).all():
                 overflow = (
                     f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
@@ -209,24 +243,55 @@ class Restorer:
                 results.append(PictureError(overflow))
                 continue
             height, width = each.picture.pixels.shape[:2]
-            results.append(each.picture.finish(image[:, :height, :width].transpose(1, 2, 0)))
+            finished = each.picture.finish(image[:, :height, :width].transpose(1, 2, 0))
+            results.append(Restoration(finished, float(share)))
         return results
 
-    def _run_tiles(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> np.ndarray:
-        """As `run_components`, for pictures of any size: the MFM runs once, the rest for each tile."""
+    def _run(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> tuple[np.ndarray, np.ndarray]:
+        """(restored images, bypass shares [B]) for pictures of any size: larger ones run in tiles of one guidance."""
+        guidance = self.guide(len(images), crops, condition)
+        shares = guidance["share"][:, 0] if "share" in guidance else np.zeros(len(images))
         height, width = images.shape[2:]
         if max(height, width) <= self._sizes[2]:
-            return self.run_components(images, crops, condition)
-        modulation = None if crops is None else self._modulation(crops)
+            return self.run_components(images, None, condition, guidance=guidance), shares
         restored = np.zeros_like(images)
         for rows, columns, weights in tiles(height, width, self._sizes[2]):
             part = np.ascontiguousarray(images[:, :, rows, columns])
-            restored[:, :, rows, columns] += weights * self.run_components(part, None, condition, modulation=modulation)
-        return restored
+            restored[:, :, rows, columns] += weights * self.run_components(part, None, condition, guidance=guidance)
+        return restored, shares
 
-    def _modulation(self, crops: np.ndarray) -> np.ndarray:
-        with self._backend.chain(crops.shape):
-            return self._backend.to_numpy(self._backend.run("mfm", {"crops": crops})["modulation"])
+    def guide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
+        """Decide what belongs to each of `batch` images as a whole, from its crops: see `Guidance`.
+
+        crops: float32 [B, K, 3, R, R] in [-1, 1], needed where the path has the MFM or the gate. Raises UsageError.
+        """
+        with self._backend.chain((batch, *(crops.shape[1:] if crops is not None else ()))):
+            guidance = self._guide(batch, crops, condition)
+            return {name: self._backend.to_numpy(value) for name, value in guidance.items()}
+
+    def _guide(
+        self, batch: int, crops: np.ndarray | None, condition: str, observe: Observer | None = None
+    ) -> dict[str, Any]:
+        """As `guide`, inside a chain; what the backend computes stays where it is."""
+        path, manifest = path_of(self.bundle, condition, self.bypass), self.bundle.manifest
+        if crops is None and not {"mfm", GATE}.isdisjoint(path):
+            raise UsageError(f"the condition {condition} needs crops")
+        values: dict[str, Any] = {"crops": crops}
+        if "mfm" in path:
+            values |= self._observed("mfm", values, None, observe)
+        if not manifest.gated:
+            return {name: values[name] for name in ("modulation",) if name in values}
+        values["share"], values["gains"] = np.zeros((batch, 1), np.float32), None
+        if condition != "auto":
+            fixed = self.bundle.values(condition)
+            values["condition"] = np.repeat(fixed["condition"][None], batch, axis=0)
+            values["share"] += fixed["share"] if self.bypass else 0
+        if GATE in path:
+            decided = self._observed(GATE, values, None, observe)
+            values |= {"gains": decided["gains"]} if condition != "auto" else decided
+        else:
+            values["gains"] = np.zeros((batch, manifest.filters), np.float32)
+        return {name: values[name] for name in ("modulation", "share", "gains") if name in values}
 
     def run_components(
         self,
@@ -235,30 +300,32 @@ class Restorer:
         condition: str = "auto",
         observe: Observer | None = None,
         *,
-        modulation: np.ndarray | None = None,
+        guidance: Guidance | None = None,
     ) -> np.ndarray:
-        """The chain of components on padded pictures; the step below `restore`, for benchmarks and tests.
+        """The pipeline of components on padded pictures; the step below `restore`, for benchmarks and tests.
 
-        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the condition `auto` needs, or in
-        their place modulation: [B, N, 2, r], what the MFM made of them; for other conditions it is not run. Returns
-        float32 [B, 3, H, W]. `observe` is called with each component and its seconds on the device; without it nothing
-        waits between the components.
+        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the MFM and the gate see, or in
+        their place guidance: what `guide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each
+        component and its seconds on the device; without it nothing waits between the components.
         """
         self.check_condition(condition)
-        dynamic = condition == "auto"
-        if dynamic and crops is None and modulation is None:
-            raise UsageError("the condition auto needs crops")
-        values: dict[str, object] = {"image": images, "crops": crops, "modulation": modulation}
         with self._backend.chain(images.shape):
-            for component in DYNAMIC if dynamic else MERGED:
-                if component == "mfm" and modulation is not None:
-                    continue
-                inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
-                elapsed = self._backend.stopwatch() if observe else None
-                values |= self._backend.run(component, inputs, None if dynamic else condition)
-                if observe and elapsed:
-                    observe(component, elapsed())
+            values: dict[str, Any] = {"image": images, "degraded": images}
+            values |= self._guide(len(images), crops, condition, observe) if guidance is None else guidance
+            for component in MERGED if condition != "auto" else DYNAMIC:
+                if component != "mfm":
+                    values |= self._observed(component, values, condition, observe)
             return self._backend.to_numpy(values["image"]).astype(np.float32, copy=False)
+
+    def _observed(
+        self, component: str, values: Mapping[str, Any], condition: str | None, observe: Observer | None
+    ) -> dict[str, Any]:
+        inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
+        elapsed = self._backend.stopwatch() if observe else None
+        outputs = self._backend.run(component, inputs, None if condition == "auto" else condition)
+        if observe and elapsed:
+            observe(component, elapsed())
+        return outputs
 
     def close(self) -> None:
         """Frees the backend: its sessions, and its memory on the GPU."""
@@ -276,8 +343,8 @@ class Restorer:
         return f"Restorer({str(self.bundle.folder)!r}, backend={self.backend!r}, precision={self.precision!r})"
 
 
-def _given(results: list[Restored | PictureError], return_errors: bool) -> Iterator[Restored | PictureError]:
+def _given(results: Iterator[Restoration | PictureError], return_errors: bool, details: bool) -> Iterator[Any]:
     for result in results:
         if isinstance(result, PictureError) and not return_errors:
             raise result
-        yield result
+        yield result if details or isinstance(result, PictureError) else result.image

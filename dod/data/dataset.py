@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dod.data.capture import SHARP, Capture, random_capture, record, soften
 from dod.data.degradations import DEGRADATIONS, degrade, depth_map
 from dod.data.pictures import SUFFIXES, read_rgb
 from dod.errors import DataError
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 CLEAN = "clean"
+SOFTENED_BEFORE = ("noise", "blur")
+"""Degradations that a camera lays over what is soft already; the others lie in the scene, and soften with it."""
 
 
 def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
@@ -68,11 +71,11 @@ def to_tensor(image: NDArray[np.float32]) -> Tensor:
 def recolour(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """The same scene [H, W, 3], 0 to 1, in other colours: channels permuted, white balance and saturation changed.
 
-    White balance 0.8 to 1.2 for each channel; distance from grey multiplied by 0.5 to 1.7; clipped to 0 to 1.
+    White balance 0.8 to 1.2 for each channel; distance from grey multiplied by 0.5 to 2.2; clipped to 0 to 1.
     """
     other = image[..., rng.permutation(3)] * rng.uniform(0.8, 1.2, 3).astype(np.float32)
     grey = other.mean(axis=2, keepdims=True)
-    return np.clip(grey + np.float32(rng.uniform(0.5, 1.7)) * (other - grey), 0, 1, dtype=np.float32)
+    return np.clip(grey + np.float32(rng.uniform(0.5, 2.2)) * (other - grey), 0, 1, dtype=np.float32)
 
 
 def misty(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -98,7 +101,9 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
     and turned at random. Of so many `windows` the most detailed is taken: flat sky teaches little, but a model that
     never sees any takes a pale scene for haze. A share `recoloured` of them gets other colours (`recolour`), for few
     photographs hold few hues, and a share `misty` a mist that is to stay (`misty`). Each time that a degradation is in
-    `more` it comes once more as often as the others.
+    `more` it comes once more as often as the others. A share `soft` is captured (`dod.data.capture`): resized and
+    blurred after the degradation, the clean one alike, then sensor noise and JPEG over the degraded one. What noise and
+    blur are laid over is softened before.
 
     Sample i is a function of (seed, i): worker processes and a resumed run see the same samples. `length` only sets
     where a sequential sampler stops; samples are independent, so shuffling adds nothing. Raises DataError where there
@@ -118,6 +123,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         misty: float = 0.0,
         windows: int = 2,
         more: Sequence[str] = (),
+        soft: float = 0.0,
     ) -> None:
         check_settings(crop, degradations, clean_fraction)
         if windows < 1:
@@ -143,6 +149,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self.misty = misty
         self.windows = windows
         self.more = tuple(more)
+        self.soft = soft
         self._drawn = (*range(len(degradations)), *(self.names.index(name) for name in self.more))
         self._photographs = list(photographs.values())
         self._files = list(photographs)
@@ -155,13 +162,29 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         if not 0 <= i < self._length:
             raise IndexError(f"sample {i} of {self._length}")
         rng = np.random.default_rng((self.seed, i))
-        clean = self._clean_crop(rng)
+        capture = SHARP
+        if self.soft and np.random.default_rng((self.seed, i, 1)).random() < self.soft:
+            capture = random_capture(np.random.default_rng((self.seed, i, 2)))
+        clean = self._clean_crop(rng, capture.scale)
         if rng.random() < self.clean_fraction:
-            index, degraded = len(self.names) - 1, clean
+            index = len(self.names) - 1
         else:
             index = self._drawn[rng.integers(len(self._drawn))]
-            degraded, _ = degrade(clean, self.names[index], rng)
+        degraded, clean = self._captured(clean, self.names[index], capture, rng)
         return to_tensor(degraded), to_tensor(clean), index
+
+    def _captured(
+        self, clean: NDArray[np.float32], name: str, capture: Capture, rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(degraded, clean) at the size of a crop, from a clean window at its own size."""
+        size = self.crop, self.crop
+        if name in SOFTENED_BEFORE:
+            clean = soften(clean, capture, size)
+            degraded = degrade(clean, name, rng)[0]
+        else:
+            degraded = clean if name == CLEAN else degrade(clean, name, rng)[0]
+            degraded, clean = soften(degraded, capture, size), soften(clean, capture, size)
+        return degraded if capture == SHARP else record(degraded, capture, rng), clean
 
     @property
     def identity(self) -> dict[str, object]:
@@ -178,6 +201,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
             "misty": self.misty,
             "windows": self.windows,
             "more": self.more,
+            "soft": self.soft,
             "photographs": digest.hexdigest(),
         }
 
@@ -185,13 +209,15 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         """The photograph that sample i is taken from, for messages about it."""
         return self._files[np.random.default_rng((self.seed, i)).integers(len(self._files))]  # the first draw
 
-    def _clean_crop(self, rng: np.random.Generator) -> NDArray[np.float32]:
+    def _clean_crop(self, rng: np.random.Generator, scale: float) -> NDArray[np.float32]:
+        """A clean window [N, N, 3], so large that resized by about `scale` it is a crop."""
         photograph = self._photographs[rng.integers(len(self._photographs))]
         reduction = rng.uniform(1, 2) if rng.random() < 1 / 3 else 1.0
-        size = min(round(self.crop * reduction), *photograph.shape[:2])
+        wanted = min(max(1, round(self.crop / scale)), *photograph.shape[:2])
+        size = min(round(wanted * reduction), *photograph.shape[:2])
         window = max((self._window(photograph, size, rng) for _ in range(self.windows)), key=_detail)
-        if size != self.crop:
-            reduced = Image.fromarray(window).resize((self.crop, self.crop), Image.Resampling.LANCZOS)
+        if size != wanted:
+            reduced = Image.fromarray(window).resize((wanted, wanted), Image.Resampling.LANCZOS)
             window = np.asarray(reduced)
         crop = turned(rng, window)[0]
         if self.recoloured and rng.random() < self.recoloured:

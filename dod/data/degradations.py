@@ -107,8 +107,8 @@ def rain(
 
 
 def noise(image: Array, rng: np.random.Generator, *, sigma: float | None = None) -> Degraded:
-    """clip(J + sigma N), truncated to uint8 as the denoising benchmarks do. sigma in uint8 steps, 5 to 55."""
-    sigma = _uniform(rng, 5, 55, sigma)
+    """clip(J + sigma N), truncated to uint8 as the denoising benchmarks do. sigma in uint8 steps, 1 to 60."""
+    sigma = _uniform(rng, 1, 60, sigma)
     noisy = image * 255 + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.floor(np.clip(noisy, 0, 255)).astype(np.float32) / np.float32(255), {"sigma": sigma}
 

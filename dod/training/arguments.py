@@ -24,6 +24,7 @@ BESIDE = (
     ("photographs", "misty", 0.0),
     ("photographs", "windows", 2),
     ("photographs", "more", []),
+    ("photographs", "soft", 0.0),
     ("data", "lists", None),
     ("data", "skip_broken", False),
 )
@@ -91,6 +92,12 @@ def add_source(command: ArgumentParser) -> None:
     command.add_argument(
         "--more", nargs="+", default=[], help="degradations of the photographs that come once more as often, each time"
     )
+    command.add_argument(
+        "--soft",
+        type=float,
+        default=0.0,
+        help="share of the photographs' crops that are resized, blurred, noisy or JPEG-compressed (default: 0)",
+    )
     command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
     command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
     command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
@@ -117,7 +124,7 @@ def samples_from(
         shown = degradations if clean_fraction < 1 else ()
         more = arguments.more if len(shown) > 1 else ()  # one by itself is all there is, as in calibration
         drawing = {"recoloured": arguments.recoloured, "misty": arguments.misty}
-        drawing |= {"windows": arguments.windows, "more": more}
+        drawing |= {"windows": arguments.windows, "more": more, "soft": arguments.soft}
         return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction, **drawing)
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)

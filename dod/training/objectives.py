@@ -91,22 +91,39 @@ class Restoration(Objective):
     tile: the condition is taken from a batch's whole pictures, but only a window of so many px of each, somewhere, is
     restored: what a picture of usual size says of its degradation, at the cost of a small one. Of several sizes each
     batch takes one: what a normalisation over all of a picture does depends on how much that is. None: all of it.
+
+    named: share of the degraded images that are restored as on their condition's named path, by the modulation of its
+    prototype (the batch's third entry counts in `preset.conditions`; what lies beyond is clean).
     """
 
-    def __init__(self, model: DOD, tile: Sequence[int] = ()) -> None:
+    def __init__(self, model: DOD, tile: Sequence[int] = (), named: float = 0.0) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.tile = tile
+        self.tile, self.named = tile, named
+        prototypes = [model.prototypes.get(name) for name in model.preset.conditions]
+        if named and any(each is None for each in prototypes):
+            raise TrainingError(f"--named {named}: the model has no prototypes yet; run `stages calibrate` first")
+        known = [each.float() for each in prototypes if each is not None]
+        fixed = model.mfm.network(torch.stack(known)).detach() if named else torch.empty(0)
+        self.register_buffer("fixed", fixed, persistent=False)
         self.samples: dict[str, tuple[Tensor, Tensor]] = {}
 
     def pair(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """(modulation [B, N, 2, r], degraded, clean), the pictures cut to their tiles."""
         degraded, clean = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
         _, modulation = self.model.modulation(degraded)
+        if self.named:
+            modulation = self._on_named_paths(modulation, batch[2], generator)
         if not self.tile:
             return modulation, degraded, clean
         size = self.tile[int(torch.randint(len(self.tile), (), generator=generator))]
         return modulation, *tiles(degraded, clean, size, generator)
+
+    def _on_named_paths(self, modulation: Tensor, kinds: Tensor, generator: torch.Generator) -> Tensor:
+        fixed = cast(Tensor, self.fixed)
+        chosen = (torch.rand(len(kinds), generator=generator) < self.named).to(kinds.device) & (kinds < len(fixed))
+        prototypes = fixed[kinds.clamp(max=len(fixed) - 1)].to(modulation.dtype)
+        return torch.where(chosen[:, None, None, None], prototypes, modulation)
 
     @torch.no_grad()
     def preview(self) -> dict[str, Tensor]:
@@ -225,8 +242,9 @@ class Detail(Restoration):
         decoder_rate: float = 1.0,
         relative: bool = False,
         tile: Sequence[int] = (),
+        named: float = 0.0,
     ) -> None:
-        super().__init__(model, tile)
+        super().__init__(model, tile, named)
         self.weights = {"rec": rec, "ssim": ssim, "plain": plain if decoder else 0.0}
         modules = model.detail_parameters()
         self._learning = {name: parameter for name, parameter in modules.items() if parameter.ndim}

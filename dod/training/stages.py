@@ -70,6 +70,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "decoder": ("frozen", "trained", "new"),
         "plain_weight": 0.25,
         "decoder_rate": 1.0,
+        "named": 0.0,
         "relative": False,
         "tile": [],
         "clean_fraction": CLEAN_FRACTION,
@@ -190,6 +191,7 @@ def stage_2(
     decoder: str = "frozen",
     plain_weight: float = 0.25,
     decoder_rate: float = 1.0,
+    named: float = 0.0,
     relative: bool = False,
     tile: Sequence[int] = (),
 ) -> Log:
@@ -202,7 +204,7 @@ def stage_2(
     if not trained and not model.detail_parameters():
         raise ConfigError(f"preset {model.preset.name} has no detail modules: stage 2 has nothing to train")
     options: dict[str, Any] = {"gate_rate": gate_rate, "gate_start": gate_start, "decoder_rate": decoder_rate}
-    options |= {"relative": relative, "tile": tile}
+    options |= {"relative": relative, "tile": tile, "named": named}
     objective = Detail(model, rec_weight, ssim_weight, decoder=trained, plain=plain_weight, **options)
     objective.samples = samples(dataset)
     options |= {"rec_weight": rec_weight, "ssim_weight": ssim_weight, "plain_weight": plain_weight, "decoder": decoder}

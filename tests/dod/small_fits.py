@@ -13,7 +13,7 @@ from dod.checkpoint import load_model, save_checkpoint
 from dod.model import DOD
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "clean"
-SHARPENING = {"filters": 4, "taps": 9, "window": 15, "width": 16}
+POSTPROCESS = {"filters": 4, "taps": 9, "window": 15, "width": 32}
 
 
 def photographed(folder: Path) -> list[str]:
@@ -30,8 +30,7 @@ def photographed(folder: Path) -> list[str]:
     return ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--workers", "0", "--windows", "1"]
 
 
-def change(folder: Path, detail: dict[str, Any] | None = None, **changes: Any) -> None:
-    """Set keys of the folder's preset, and of its `detail`."""
+def change(folder: Path, **changes: Any) -> None:
+    """Set keys of the folder's preset."""
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
-    preset["detail"] = preset.get("detail", {}) | (detail or {})
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset | changes))

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import Bundle, BundleError, PictureError, Restorer, UsageError
+from runtime.restorer import path_of
+from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +132,9 @@ def test_batches_hold_neighbours_of_one_size(
     sizes: list[int] = []
     run = restorer.run_components
 
-    def recording(images: np.ndarray, *rest: object) -> np.ndarray:
+    def recording(images: np.ndarray, *rest: object, **more: object) -> np.ndarray:
         sizes.append(len(images))
-        return run(images, *rest)  # type: ignore[arg-type]
+        return run(images, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(restorer, "run_components", recording)
     pictures = [photo] * 5 + [photo[:20]] + [photo[:57]] * 2
@@ -200,6 +202,80 @@ def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatc
         assert not np.array_equal(whole.restore(picture, "haze"), expected)
 
 
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A toy with a gate that lets bright images pass, and a condition `noise` on which all of them do."""
+    folder = tmp_path_factory.mktemp("gated") / "toy"
+    return Bundle.open(write_toy_bundle(folder, effect=8, targets=OPENVINO, shares={"noise": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def ungated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same without the gate."""
+    return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("ungated") / "toy", effect=8))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime_cpu", "openvino"])
+def test_the_gate_decides_on_auto_and_never_on_a_named_path(
+    backend: str, gated: Bundle, ungated: Bundle, photo
+) -> None:
+    dark, bright = 40 + photo // 8, 200 - photo // 8
+    with Restorer(gated, backend, threads=1) as restorer, Restorer(ungated, "onnxruntime_cpu", threads=1) as plain:
+        for image, least, most in ((dark, 0.0, 0.1), (bright, 0.9, 1.0)):
+            assert least <= restorer.restore(image, details=True).bypass_share <= most
+            prepared = restorer.prepare(image)
+            given = prepared.image[None], prepared.crops[None]  # type: ignore[index]
+            guidance = restorer.guide(1, given[1], "auto")
+            share, added = guidance["share"].item(), guidance["gains"].sum()
+            expected = (1 - share) * plain.run_components(*given) + share * (given[0] + added)
+            np.testing.assert_allclose(restorer.run_components(*given), expected, atol=1e-3)
+        for image in (dark, bright):
+            named = restorer.restore(image, "haze", details=True)
+            assert named.bypass_share == 0
+            np.testing.assert_array_equal(named.image, plain.restore(image, "haze"))
+        passed = restorer.restore(dark, "noise", details=True)
+        assert passed.bypass_share == 1
+        change = np.asarray(passed.image).astype(int) - dark
+        assert change.max() - change.min() <= 1 and change.any(), "only the kernel's constant was added"
+
+
+def test_the_bypass_can_be_switched_off(gated: Bundle, ungated: Bundle, photo: np.ndarray) -> None:
+    bright = 255 - photo // 8
+    with (
+        Restorer(gated, "onnxruntime_cpu", threads=1, bypass=False) as restorer,
+        Restorer(ungated, "onnxruntime_cpu", threads=1) as plain,
+    ):
+        for condition in ("auto", "haze", "noise"):
+            found = restorer.restore(bright, condition, details=True)
+            assert found.bypass_share == 0
+            np.testing.assert_array_equal(found.image, plain.restore(bright, condition))
+
+
+def test_tiles_share_what_the_gate_decided_of_the_whole_image(gated: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((160, 160, 3), np.uint8)
+    image[:, 80:] = 255  # by itself one half would pass the model and the other would not
+    with Restorer(gated, "onnxruntime_cpu", threads=1, tile=64) as restorer:
+        ran: list[str] = []
+        run = restorer._backend.run
+        monkeypatch.setattr(restorer._backend, "run", lambda name, *rest: (ran.append(name), run(name, *rest))[1])
+        found = restorer.restore(image, details=True)
+        assert ran.count("gate") == 1 and ran.count("decoder") > 4
+        assert 0.3 < found.bypass_share < 0.7
+
+
+def test_paths_with_a_gate_run_it_where_it_decides(gated: Bundle, photo: np.ndarray) -> None:
+    assert path_of(gated, "auto") == ("mfm", "gate", "encoder", "unet_dynamic", "decoder")
+    assert path_of(gated, "auto", bypass=False) == ("mfm", "encoder", "unet_dynamic", "decoder")
+    assert path_of(gated, "haze") == ("encoder", "unet_merged", "decoder")
+    assert path_of(gated, "noise") == ("gate", "encoder", "unet_merged", "decoder")
+    with Restorer(gated, "onnxruntime_cpu", threads=1) as restorer:
+        assert restorer.prepare(photo, "haze").crops is None and restorer.prepare(photo, "noise").crops is not None
+        found = list(restorer.restore_many([photo, 255 - photo // 8], batch_size=2, details=True))
+        assert found[0].bypass_share < found[1].bypass_share
+        alone = restorer.restore(photo, details=True)
+        assert alone.bypass_share == pytest.approx(found[0].bypass_share, abs=1e-5)
+
+
 def test_large_pictures_in_a_batch(same: Restorer) -> None:
     pictures = [np.random.default_rng(i).integers(0, 256, (140, 90, 3), dtype=np.uint8) for i in range(3)]
     for picture, found in zip(pictures, same.restore_many(pictures, batch_size=2), strict=True):
@@ -207,13 +283,13 @@ def test_large_pictures_in_a_batch(same: Restorer) -> None:
 
 
 def test_values_that_are_no_numbers_are_an_error(restorer: Restorer, photo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restorer, "run_components", lambda images, *_: np.full_like(images, np.nan))
+    monkeypatch.setattr(restorer, "run_components", lambda images, *_, **__: np.full_like(images, np.nan))
     with pytest.raises(PictureError, match=r"gave values that are no numbers.*try precision fp32"):
         restorer.restore(photo)
 
 
 def test_an_overflow_of_one_picture_leaves_the_others_of_its_batch(same: Restorer, photo, monkeypatch) -> None:
-    def second_overflows(images: np.ndarray, *_: object) -> np.ndarray:
+    def second_overflows(images: np.ndarray, *_: object, **__: object) -> np.ndarray:
         restored = images.copy()
         restored[1:2] = np.inf
         return restored

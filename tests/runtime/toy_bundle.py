@@ -36,6 +36,8 @@ COMPONENT_WEIGHTS = {
     "unet_merged": "unet",
     "decoder": "decoder",
 }
+FILTERS = 2
+"""Gains that the toy's gate gives."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -69,7 +71,8 @@ def toy_weights(effect: float) -> dict[str, Tensors]:
         "map.weight": normal(3, LAYERS * 2 * RANK, scale=0.7),
         "map.bias": np.tile(np.repeat(np.array([1, 0], np.float32), RANK), LAYERS),
     }
-    return {"mfm": mfm, "encoder": encoder, "unet": unet, "decoder": decoder}
+    gate = {"gains.weight": normal(3, FILTERS, scale=0.1)}
+    return {"mfm": mfm, "encoder": encoder, "unet": unet, "decoder": decoder, "gate": gate}
 
 
 def toy_modulation(condition: np.ndarray, mfm: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -83,8 +86,8 @@ def toy_prototype(condition: str) -> np.ndarray:
     return np.random.default_rng(list(condition.encode())).uniform(-1, 1, 3).astype(np.float32)
 
 
-def toy_components() -> dict[str, Any]:
-    """The `components` of the manifest."""
+def toy_components(gated: bool = False) -> dict[str, Any]:
+    """The `components` of the manifest. gated: with post-processing."""
 
     def spec(name: str, *shape: int | str, dtype: Any = "float32") -> dict[str, Any]:
         return {"name": name, "dtype": dtype, "shape": ["batch", *shape]}
@@ -96,12 +99,16 @@ def toy_components() -> dict[str, Any]:
     sides = [("height", "width"), *((f"height/{1 << i}", f"width/{1 << i}") for i in (1, 2, 3))]
     skips = [spec(f"skip_{i}", SKIP, *side, dtype=half) for i, side in enumerate(sides)]
     crops = spec("crops", CROPS["count"], 3, CROPS["size"], CROPS["size"])
+    decisions = [spec("share", 1), spec("gains", FILTERS)]
+    gate = {"gate": {"inputs": [crops, spec("condition", 3)], "outputs": decisions}} if gated else {}
+    given = [spec("degraded", 3, "height", "width"), *decisions] if gated else []
     return {
+        **gate,
         "mfm": {"inputs": [crops], "outputs": [spec("condition", 3), modulation]},
         "encoder": {"inputs": [image], "outputs": [latent, *skips]},
         "unet_dynamic": {"inputs": [latent, modulation], "outputs": [restored]},
         "unet_merged": {"inputs": [latent], "outputs": [restored]},
-        "decoder": {"inputs": [restored, *skips], "outputs": [image]},
+        "decoder": {"inputs": [restored, *given, *skips], "outputs": [image]},
     }
 
 
@@ -113,33 +120,38 @@ def write_toy_bundle(
     conditions: Iterable[str] = CONDITIONS,
     targets: Mapping[str, Mapping[str, Any]] | None = None,
     engines: Mapping[str, bytes] | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> Path:
-    """Writes the toy as a bundle and returns its folder.
+    """Writes the toy as a bundle and returns its folder. shares: of the conditions, for a model with a gate.
 
     targets: further entries of the manifest's `targets`. engines: their files by path, whatever bytes they hold.
     """
     staging = destination.with_name(f".{destination.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
-    components, files = toy_components(), {}
-    weights = toy_weights(effect)
+    components, files = toy_components(shares is not None), {}
+    weights, graphs = toy_weights(effect), {**COMPONENT_WEIGHTS, **({} if shares is None else {"gate": "gate"})}
+    weights = {name: tensors for name, tensors in weights.items() if name in graphs.values()}
     for precision in precisions:
         folder = staging / "onnx" / precision
         folder.mkdir(parents=True)
         for name, tensors in weights.items():
-            dtype = np.float16 if precision == "fp16" and name != "mfm" else np.float32
+            dtype = np.float16 if precision == "fp16" and name not in ("mfm", "gate") else np.float32
             save_file({key: value.astype(dtype) for key, value in tensors.items()}, folder / f"{name}.safetensors")
-        for component, name in COMPONENT_WEIGHTS.items():
+        for component, name in graphs.items():
             model = toy_graph(component, precision, folder / f"{name}.safetensors", components[component])
             (folder / f"{component}.onnx").write_bytes(model.SerializeToString())
         root = f"onnx/{precision}"
         files[precision] = {
-            "onnx": {component: f"{root}/{component}.onnx" for component in COMPONENT_WEIGHTS},
-            "weights": {component: f"{root}/{name}.safetensors" for component, name in COMPONENT_WEIGHTS.items()},
+            "onnx": {component: f"{root}/{component}.onnx" for component in graphs},
+            "weights": {component: f"{root}/{name}.safetensors" for component, name in graphs.items()},
             "fp32_islands": ["mfm"] if precision == "fp16" else [],
         }
     (staging / "conditions").mkdir()
     for condition in conditions:
         values = {"modulation": toy_modulation(toy_prototype(condition), weights["mfm"])}
+        if shares is not None:
+            values["condition"] = toy_prototype(condition)
+            values["share"] = np.array([shares.get(condition, 0)], np.float32)
         save_file(values, staging / "conditions" / f"{condition}.safetensors")
     for path, content in (engines or {}).items():
         (staging / path).parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,33 @@ def _unet_nodes(dynamic: bool) -> list[onnx.NodeProto]:
     ]
 
 
+def _gate_nodes() -> list[onnx.NodeProto]:
+    return [
+        _node("ReduceMean", ["x", "all_axes"], "brightness", keepdims=0),
+        _node("Mul", ["brightness", "steep"], "logit"),
+        _node("Sigmoid", ["logit"], "flat_share"),
+        _node("Reshape", ["flat_share", "shape_share"], "s"),
+        _node("MatMul", ["c", "gains.weight"], "g"),
+    ]
+
+
+def _gated_decoder_nodes() -> list[onnx.NodeProto]:
+    """The decoder's result y, blended: y + share (degraded + sum of gains - y)."""
+    return [
+        *_decoder_nodes(),
+        _node("ReduceSum", ["g", "gain_axes"], "gain", keepdims=0),
+        _node("Reshape", ["gain", "shape_image"], "added"),
+        _node("Reshape", ["s", "shape_image"], "blend"),
+        _node("Add", ["d", "added"], "sharpened"),
+        _node("Sub", ["sharpened", "y"], "difference"),
+        _node("Mul", ["blend", "difference"], "passed"),
+        _node("Add", ["y", "passed"], "blended"),
+    ]
+
+
 NODES = {
+    "gate": _gate_nodes(),
+    "gated_decoder": _gated_decoder_nodes(),
     "mfm": _mfm_nodes(),
     "encoder": _encoder_nodes(),
     "unet_dynamic": _unet_nodes(True),
@@ -99,6 +125,8 @@ NODES = {
 }
 # The names inside the graphs of what goes in and out, so that a cast can stand between.
 INNER = {
+    "gate": {"crops": "x", "condition": "c", "share": "s", "gains": "g"},
+    "gated_decoder": {"latent_restored": "z", "degraded": "d", "share": "s", "gains": "g", "image": "blended"},
     "mfm": {"crops": "x", "condition": "c", "modulation": "m"},
     "encoder": {"image": "x", "latent": "z"},
     "unet_dynamic": {"latent": "z", "modulation": "m", "latent_restored": "y"},
@@ -107,6 +135,11 @@ INNER = {
 }
 CONSTANTS = {
     "mean_axes": np.array([1, 3, 4], np.int64),
+    "all_axes": np.array([1, 2, 3, 4], np.int64),
+    "gain_axes": np.array([1], np.int64),
+    "shape_share": np.array([-1, 1], np.int64),
+    "shape_image": np.array([-1, 1, 1, 1], np.int64),
+    "steep": np.array(8, np.float32),
     "modulation_shape": np.array([-1, LAYERS, 2, RANK], np.int64),
     "shape_nchw": np.array([-1, RANK, 1, 1], np.int64),
     "shape_nhwc": np.array([-1, 1, 1, RANK], np.int64),
@@ -132,9 +165,10 @@ def _external(path: Path) -> dict[str, TensorProto]:
 
 def toy_graph(component: str, precision: str, weights: Path, spec: Mapping[str, Any]) -> onnx.ModelProto:
     """The graph of a component; fp16 ones cast where float32 goes in or out. spec: its entry of `components`."""
-    nodes = list(NODES[component])
-    inner = INNER[component]
-    half = precision == "fp16" and component != "mfm"
+    gated = any(entry["name"] == "share" for entry in spec["inputs"])
+    kind_of = f"gated_{component}" if gated else component
+    nodes, inner = list(NODES[kind_of]), INNER[kind_of]
+    half = precision == "fp16" and component not in ("mfm", "gate")
     before, after = [], []
     for part, casts in (("inputs", before), ("outputs", after)):
         for entry in spec[part]:
