@@ -20,7 +20,8 @@ from ..checkpoint import LATER, load_checkpoint, save_checkpoint
 from ..errors import ConfigError
 from ..model import DOD
 from ..sharpening import frequencies
-from .arguments import Samples, add_source, preset_from, samples_from
+from .arguments import Samples, add_output, add_source, samples_from
+from .output import open_output, training_preset, was_fitted
 from .state import Schedule
 
 TRIED = 20
@@ -45,6 +46,7 @@ def apart_parser(name: str, description: str, defaults: Schedule) -> ArgumentPar
     """The options of the command that fits the part `name`."""
     parser = ArgumentParser(prog=f"python -m dod.training.{name}", description=description)
     add_source(parser)
+    add_output(parser)
     add = parser.add_argument
     add("--preset", default="mini", help="name, folder or file; default mini")
     add("--samples", type=int, default=20000, help="pairs that are seen, each once; default 20000")
@@ -59,7 +61,7 @@ def apart_parser(name: str, description: str, defaults: Schedule) -> ArgumentPar
 def apart(arguments: Namespace, name: str, defaults: Schedule) -> Iterator[Run]:
     """The preset's checkpoint, opened so that its part `name` can be fitted, which need not be in it yet; written, with
     the run's log, when the block is over. ConfigError for what cannot be fitted, before any sample is seen."""
-    preset = preset_from(arguments)
+    preset = training_preset(arguments)
     given = {option: getattr(arguments, option) for option in OPTIONS}
     schedule = Schedule(**{**asdict(defaults), **given})
     if getattr(preset.detail, name) is None or not preset.detail.enabled or preset.checkpoint is None:
@@ -68,7 +70,8 @@ def apart(arguments: Namespace, name: str, defaults: Schedule) -> Iterator[Run]:
         raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {preset.size_multiple}")
     if arguments.samples < TRIED:
         raise ConfigError(f"--samples {arguments.samples}: it must be at least {TRIED}")
-    folder = preset.folder / preset.checkpoint
+    preset = open_output(arguments, preset, {"checkpoint": not was_fitted(preset, name)})
+    folder = preset.folder / str(preset.checkpoint)
     model = DOD.from_preset(preset)
     order = list(LATER)
     training = load_checkpoint(model, folder, lacking=order[order.index(name) :]).get("training", [])
