@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv engines test test-paths test-units quality format bench clean
+.PHONY: help venv engines test test-paths test-units test-runtime quality format bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,16 +25,19 @@ engines: $(READY)  ## Build the bundle of the shipped model and restore the samp
 	$(BIN)/python export/build_engines.py --out $(BUNDLE)
 	$(BIN)/python -m runtime docs/samples build/restored --bundle $(BUNDLE)
 
-# Two halves side by side with one thread each: the tensors of tests are too small to be shared between threads.
-# The runtime is tested in a process of its own, as applications run it: without torch.
+# Two targets at a time with one thread each: the tensors of tests are too small to be shared between threads.
+# The runtime is tested in a process of its own, as applications run it: without torch. It has a target of its own too:
+# where one target fails, the others still run and report.
 test: $(READY)  ## Run the tests
-	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-paths test-units
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target test-paths test-units test-runtime
 
 test-paths: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/end_to_end tests/benchmarks
 
 test-units: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/dod tests/export
+
+test-runtime: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/runtime
 
 quality: $(READY)  ## Check format, lint and types

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,11 +41,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors. CheckpointError where there is no room (safetensors does not raise an OSError)."""
+    """Write contiguous tensors to a file with the permissions that `open` would give it.
+
+    safetensors writes a temporary file of mode 0600 and renames it, whatever the umask is.
+
+    Raises:
+        CheckpointError: There is no room (safetensors does not raise an OSError).
+        OSError: The file cannot be created.
+    """
+    was_there = path.exists()
+    path.open("ab").close()  # a new file gets its mode from the umask, an existing one keeps its own
+    mode = stat.S_IMODE(path.stat().st_mode)
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
+        if not was_there:
+            path.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: could not be written: {error}") from None
+    path.chmod(mode)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

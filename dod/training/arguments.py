@@ -19,6 +19,16 @@ from .state import Schedule
 
 Samples = PhotographCrops | PairedCrops
 
+COPIES = Path("build/presets")
+"""Where copies of shipped presets are trained."""
+STATES = Path("build/training")
+"""Where interrupted runs are kept."""
+RULE = (
+    "Trained weights go into the preset's folder. With --out, and always for a shipped preset, they go into a copy: "
+    "the first command copies the preset and the weights beside it, later commands continue in the copy. Weights in "
+    "the folder are replaced without --overwrite only by training that starts from them (--continue, stage 2)."
+)
+
 BESIDE = (
     ("photographs", "recoloured", 0.0),
     ("photographs", "misty", 0.0),
@@ -50,9 +60,10 @@ def training_parser(
         add_source(command)
         command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
         left_out = without.get(name, ())
+        add_output(command)
         if "state" not in left_out:
             command.add_argument(
-                "--state", type=Path, default=Path("build/training"), help="where the run is kept to be resumed from"
+                "--state", type=Path, help=f"folder that an interrupted run resumes from (default: {STATES}/PRESET)"
             )
         if "continue" not in left_out:
             command.add_argument(
@@ -73,6 +84,20 @@ def training_parser(
                 continue
             command.add_argument(option, type=type(value), default=value, choices=choices, help=f"default {value}")
     return parser
+
+
+def add_output(command: ArgumentParser) -> None:
+    """Add the options that say where weights go: see `RULE` and `dod.training.output`."""
+    output = command.add_argument_group("output", RULE)
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"copy of the preset to train, made if missing (default: the preset itself; a shipped one: {COPIES}/NAME)",
+    )
+    output.add_argument(
+        "--overwrite", action="store_true", help="replace weights that training does not start from (default: stop)"
+    )
 
 
 def add_source(command: ArgumentParser) -> None:

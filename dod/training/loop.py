@@ -24,7 +24,7 @@ from ..data.pictures import few
 from ..errors import DODError, TrainingError
 from ..tensors import fingerprint
 from .board import Board
-from .state import START, Log, Schedule, resume, save
+from .state import START, Log, Resumed, Schedule, resume, save
 
 LOG_EVERY = 50
 NAMED = 8  # so many samples of a batch stand in an error
@@ -50,7 +50,12 @@ class Objective(nn.Module):
 
 def training_record(schedule: Schedule, log: Log, **options: object) -> dict[str, object]:
     """What is kept of a run beside the weights that it made: its schedule, its options, some 20 entries of its log."""
-    return {"schedule": vars(schedule), "options": options, "log": log[:: max(1, len(log) // 20)]}
+    return {"schedule": vars(schedule), "options": options, "log": log_excerpt(log)}
+
+
+def log_excerpt(log: Log) -> Log:
+    """Return some 20 entries of a log."""
+    return log[:: max(1, len(log) // 20)]
 
 
 def batches(
@@ -88,12 +93,13 @@ def train(
     """Minimise an objective; returns the log, one entry for every LOG_EVERY steps (mean terms, pictures per second).
 
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps and on SIGTERM; a
-    run with the same schedule found there goes on where it stopped, to the bit. TensorBoard's scalars and pictures go
-    beside it. stands_on: what else decides the run, by key, such as a hash of its frozen weights; what decides a data
-    set's samples is its `identity`, likewise.
+    run with the same schedule found there goes on where it stopped, to the bit. The result of a finished one is loaded,
+    and the state of another finished run is replaced. TensorBoard's scalars and pictures go beside it. stands_on: what
+    else decides the run, by key, such as a hash of its frozen weights; what decides a data set's samples is its
+    `identity`, likewise.
 
     TrainingError on a loss or gradient that is not finite (with the step, the samples and the last good state), for
-    fp16 without a GPU, or when the state found belongs to another run (the key is named) or to other parameters.
+    fp16 without a GPU, or when the state found belongs to another run that is unfinished (the key is named).
     SystemExit(143) after SIGTERM, once the state is saved.
     """
     if schedule.precision == "fp16" and str(process().device) == "cpu":
@@ -114,7 +120,9 @@ def train(
     )
     state_folder.mkdir(parents=True, exist_ok=True)
     file = state_folder / f"{name}.state.safetensors"
-    start, log, scale = resume(file, parameters, optimizer, run) if file.is_file() else (0, [], None)
+    start, log, scale, note = resume(file, parameters, optimizer, run) if file.is_file() else Resumed(0, [], None)
+    if note:
+        say(note)
     accelerator = Accelerator(
         mixed_precision=PRECISIONS[schedule.precision], gradient_accumulation_steps=schedule.accumulation
     )

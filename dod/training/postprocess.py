@@ -3,8 +3,8 @@
     python -m dod.training.postprocess --photographs photographs/train --preset mini --soft 0.6 --misty 0.3
 
 Each sample is seen once and the UNet never runs: the kernel is fitted by the second moments of blurred and clean pairs,
-the gate's share by a classifier on the spectrum, the histogram and the condition c. The command reads and writes the
-checkpoint that the preset names.
+the gate's share by a classifier on the spectrum, the histogram and the condition c. The command continues from the
+checkpoint that the preset names, or from that of a copy; to fit it again takes `--overwrite`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from ..errors import ConfigError, run_command
 from ..model import DOD
 from ..modulation import native_crops
 from ..postprocess import Gate, Postprocess
-from .arguments import Samples, add_source, preset_from, samples_from
+from .arguments import Samples, add_output, add_source, samples_from
 from .loop import say
 from .moments import LEAST, Moments, inverse_filters, moments_of, turned_orders, without_mean
+from .output import open_output, part_path, training_preset, was_fitted
 from .state import Schedule
 
 HELD_BACK = 20
@@ -200,14 +201,15 @@ def fit_gate(gate: Gate, seen: Seen, kinds: Sequence[str], schedule: Schedule) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    preset, schedule = preset_from(arguments), replace(DEFAULTS, **{key: getattr(arguments, key) for key in OPTIONS})
+    preset, schedule = training_preset(arguments), replace(DEFAULTS, **{key: getattr(arguments, key) for key in OPTIONS})
     _check(arguments, schedule, preset.size_multiple)
     if preset.postprocess is None or preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} has no postprocess to be fitted: set it, and a checkpoint")
     passing = tuple(name for name in preset.conditions if name in preset.postprocess.passing)
     if not set(preset.conditions) - set(passing):
         raise ConfigError(f"all conditions pass the model ({', '.join(passing)}): add one that has to be restored")
-    folder, model = preset.folder / preset.checkpoint, DOD.from_preset(preset)
+    preset = open_output(arguments, preset, {"checkpoint": not was_fitted(preset, "postprocess")})
+    folder, model = part_path(preset, "checkpoint"), DOD.from_preset(preset)
     training = load_checkpoint(model, folder, without_postprocess=True).get("training", [])
     gate, post = cast(Gate, model.gate), cast(Postprocess, model.postprocess)
     pairs = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
@@ -232,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m dod.training.postprocess", description="Fit the post-processing.")
     add_source(parser)
+    add_output(parser)
     add = parser.add_argument
     add("--preset", default="mini", help="name, folder or file of the preset (default: mini)")
     add("--samples", type=int, default=12000, help="images that the gate's share is fitted to (default: 12000)")

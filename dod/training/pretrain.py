@@ -5,7 +5,8 @@
     python -m dod.training.pretrain ddpm --photographs photographs/train --preset mini
 
 Each writes its part, in half precision and in diffusers' layout, into the folders that the preset names, with a record
-of its runs; `--continue` starts from the part that is there instead of from random weights.
+of its runs. `--continue` starts from the part that is there instead of from random weights, which would replace it and
+take `--overwrite`. A shipped preset is trained in a copy, `build/presets/NAME`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from ..base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
 from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..tensors import fingerprint, write_safetensors
-from .arguments import Samples, preset_from, samples_from, schedule_from, training_parser
+from .arguments import Samples, samples_from, schedule_from, training_parser
 from .linear_start import new_autoencoder, new_latent_unet
-from .loop import cost, is_main_process, say, train, training_record
+from .loop import cost, is_main_process, log_excerpt, say, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
+from .output import check_output, is_repeated, open_output, state_folder, training_preset
 from .state import Log, Schedule
 
 RECORD = "training.json"
@@ -43,7 +45,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = training_parser("python -m dod.training.pretrain", "The priors that a preset needs.", COMMANDS)
     arguments = parser.parse_args(argv)
-    preset, schedule = preset_from(arguments), schedule_from(arguments)
+    preset, schedule = training_preset(arguments), schedule_from(arguments)
     key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
     if source == "random":
         raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
@@ -54,11 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     }[arguments.command]
     if schedule.crop % multiple:
         raise ConfigError(f"--crop {schedule.crop}: this network takes multiples of {multiple}")
+    writes = {arguments.command: arguments.go_on}
+    check_output(arguments, preset, writes)
     degraded = arguments.degraded if arguments.command == "ddpm" else 0.0
     crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1 - degraded)
+    preset = open_output(arguments, preset, writes)
     torch.manual_seed(schedule.seed)
     pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
-    pretrain(preset, crops, schedule, arguments.state, arguments.go_on)
+    pretrain(preset, crops, schedule, state_folder(arguments), arguments.go_on)
     return 0
 
 
@@ -66,13 +71,16 @@ def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path
     """Autoencoder. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
     folder = preset.folder / preset.base.source / "vae"
     vae = read_part(AutoencoderKL, folder) if go_on else new_autoencoder(preset.base.vae)
+    run = record(crops, schedule, go_on)
+    if go_on and is_repeated(folder, record_of(folder), run):
+        return
     log = train("vae", Autoencoder(vae), crops, schedule, state)
     vae.eval()
     with torch.no_grad():
         sample = torch.stack([crops[i][1] for i in range(64)]).to(vae.device)
         deviation = posterior_of(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    publish(vae, folder, runs_of(folder, log, schedule, go_on))
+    publish(vae, folder, runs_of(folder, log, run, go_on))
 
 
 def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
@@ -81,9 +89,12 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     vae = read_part(AutoencoderKL, folder / "vae")
     unet = read_part(UNet2DConditionModel, folder / "unet") if go_on else new_latent_unet(preset)
     prompt, step = random_prompt(preset.base), preset.step
-    objective = LatentNoise(unet, vae, prompt, step)
-    log = train("unet", objective, crops, schedule, state, {"vae": fingerprint(vae.state_dict()), **asdict(step)})
-    publish(unet, folder / "unet", runs_of(folder / "unet", log, schedule, go_on))
+    stands_on = {"vae": fingerprint(vae.state_dict()), **asdict(step)}
+    run = record(crops, schedule, go_on, **stands_on)
+    if go_on and is_repeated(folder / "unet", record_of(folder / "unet"), run):
+        return
+    log = train("unet", LatentNoise(unet, vae, prompt, step), crops, schedule, state, stands_on)
+    publish(unet, folder / "unet", runs_of(folder / "unet", log, run, go_on))
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
         "_class_name": "DDIMScheduler",
@@ -101,8 +112,11 @@ def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     """Pixel DDPM, of which the encoder and middle block become the MFM's eyes."""
     folder = preset.folder / preset.ddpm.source
     ddpm = read_part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
+    run = record(crops, schedule, go_on)
+    if go_on and is_repeated(folder, record_of(folder), run):
+        return
     log = train("ddpm", PixelNoise(ddpm), crops, schedule, state)
-    publish(ddpm, folder, runs_of(folder, log, schedule, go_on))
+    publish(ddpm, folder, runs_of(folder, log, run, go_on))
 
 
 def read_part(kind: type[Model], folder: Path) -> Model:
@@ -113,11 +127,17 @@ def read_part(kind: type[Model], folder: Path) -> Model:
     return load_part(kind, str(folder))
 
 
-def runs_of(folder: Path, log: Log, schedule: Schedule, go_on: bool) -> list[dict[str, Any]]:
+def record(crops: Samples, schedule: Schedule, go_on: bool, **stands_on: object) -> dict[str, Any]:
+    """Return what decides a run, as it is recorded beside the part that it makes."""
+    options = {"continue": go_on, **stands_on}
+    return {**training_record(schedule, [], **options), "samples": crops.identity}
+
+
+def runs_of(folder: Path, log: Log, run: dict[str, Any], go_on: bool) -> list[dict[str, Any]]:
     """The record of the runs that made a part: those before, where this one went on from them, and this one."""
     before = record_of(folder) if go_on else []
-    say(f"{folder}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
-    return [*before, training_record(schedule, log)]
+    say(f"{folder}: loss {log[-1]['loss']:.5f} after {run['schedule']['steps']} steps, {cost(log)}")
+    return [*before, {**run, "log": log_excerpt(log)}]
 
 
 def record_of(folder: Path) -> list[dict[str, Any]]:

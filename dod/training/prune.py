@@ -3,8 +3,8 @@
     python -m dod.training.prune --photographs photographs/train --preset mini
 
 Set `detail.dense` in the preset to how many are to be left in each RRDB. The first ones stay; the last convolution of
-the last that stays is fitted, by least squares over samples, to what all of them added. It reads and writes the
-checkpoint that the preset names; stage 2 can go on from there.
+the last that stays is fitted, by least squares over samples, to what all of them added. It replaces the checkpoint that
+the preset names, with `--overwrite`, or that of a copy (`--out`); stage 2 can go on from there.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from ..checkpoint import UNSTATED, copy_trained, load_checkpoint, read_metadata,
 from ..detail import RRDB, SCALE, DenseBlock
 from ..errors import ConfigError, run_command
 from ..model import DOD
-from .arguments import Samples, add_source, preset_from, samples_from
+from .arguments import Samples, add_output, add_source, samples_from
 from .loop import say
+from .output import open_output, part_path, training_preset
 from .state import Schedule
 
 ROWS = 32
@@ -99,6 +100,7 @@ def prune(whole: DOD, pruned: DOD, pairs: Samples, count: int, workers: int = 0)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m dod.training.prune", description="Take dense blocks from detail modules.")
     add_source(parser)
+    add_output(parser)
     add = parser.add_argument
     add("--preset", default="mini", help="name, folder or file, whose detail.dense is how many stay; default mini")
     add("--samples", type=int, default=48, help="pictures that the rest is fitted to; default 48")
@@ -107,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="default 0")
     add("--workers", type=int, default=2, help="default 2")
     arguments = parser.parse_args(argv)
-    preset = preset_from(arguments)
+    preset = training_preset(arguments)
     if preset.checkpoint is None or not preset.detail.enabled:
         raise ConfigError(f"preset {preset.name} has no checkpoint with detail modules: there is nothing to prune")
     if arguments.samples < 1 or arguments.crop < 1 or arguments.crop % preset.size_multiple:
@@ -115,13 +117,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--samples {arguments.samples} --crop {arguments.crop}: at least one, of a multiple of "
             f"{preset.size_multiple} px"
         )
-    folder, stay = preset.folder / preset.checkpoint, preset.detail.dense
+    folder, stay = part_path(preset, "checkpoint"), preset.detail.dense
     metadata = {**UNSTATED, **read_metadata(folder)}
     if not stay < metadata["dense"]:
         raise ConfigError(
             f"{folder} has {metadata['dense']} dense blocks in each RRDB, and detail.dense of preset {preset.name} "
             f"keeps {stay}: set it to fewer"
         )
+    preset = open_output(arguments, preset, {"checkpoint": False})
+    folder = part_path(preset, "checkpoint")
     pairs = samples_from(
         arguments, Schedule(crop=arguments.crop, seed=arguments.seed), preset.conditions, arguments.clean_fraction
     )

@@ -6,8 +6,9 @@
 
 Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
 the detail modules alone, or with `--decoder trained` the base's decoder too, which is rewritten: for a base of one's
-own. `--decoder new` starts that from random weights. Each reads and writes the checkpoint that the preset names; stage
-1 starts anew but for `--continue`, stage 2 goes on from what is there.
+own. `--decoder new` starts that from random weights. Each reads and writes the checkpoint that the preset names, or for
+a shipped preset and with `--out` that of a copy. Stage 2 and calibration continue from the checkpoint that is there;
+stage 1 does so with `--continue`, and needs `--overwrite` to replace it.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from ..losses import VGG
 from ..model import DOD
 from ..prototypes import statistics_of
 from ..tensors import fingerprint
-from .arguments import preset_from, samples_from, schedule_from, training_parser
+from .arguments import samples_from, schedule_from, training_parser
 from .linear_start import new_autoencoder
-from .loop import cost, is_main_process, process, say, train, training_record
+from .loop import cost, is_main_process, log_excerpt, process, say, train, training_record
 from .objectives import Adaptation, Detail
+from .output import is_repeated, open_output, part_path, state_folder, training_preset
 from .pretrain import kept_of, publish, read_part, record_of, replace_folder, unless_failed
 from .state import Log, Schedule
 
@@ -90,41 +92,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS, WITHOUT
     )
     arguments = parser.parse_args(argv)
-    preset, schedule = preset_from(arguments), schedule_from(arguments)
+    preset, schedule = training_preset(arguments), schedule_from(arguments)
     check(arguments, preset, schedule)
-    folder = preset.folder / str(preset.checkpoint)
-    anew = not getattr(arguments, "go_on", True)
-    if not anew and not (folder / METADATA).is_file():
-        raise CheckpointError(f"no checkpoint at {folder}: run stage 1 first")
-    trained = arguments.command == "2" and arguments.decoder != "frozen"
-    base = preset.folder / preset.base.source / "vae"
+    command, decoder = arguments.command, getattr(arguments, "decoder", "frozen")
+    go_on, trained = getattr(arguments, "go_on", True), decoder != "frozen"
+    if go_on and not (part_path(preset, "checkpoint") / METADATA).is_file():
+        raise CheckpointError(f"no checkpoint at {part_path(preset, 'checkpoint')}: run stage 1 first")
+    writes = {"checkpoint": go_on, **({"vae": decoder == "trained"} if trained else {})}
+    preset = open_output(arguments, preset, writes)
+    folder, base = part_path(preset, "checkpoint"), part_path(preset, "vae")
     if trained:
         finish_killed(base, folder)
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
-    metadata = {} if anew else load_checkpoint(model, folder, any_base=arguments.command == "1")
-    if metadata and metadata["base_sha256"] != model.base_sha256:
+    metadata = load_checkpoint(model, folder, any_base=command == "1") if go_on else {}
+    rebase = bool(metadata) and metadata["base_sha256"] != model.base_sha256
+    if rebase:
         model.prototypes, model.statistics = {}, None  # of c, which the DDPM gives
-        say("the checkpoint was trained on other frozen weights: it goes on on these, to be calibrated anew")
+        say("the checkpoint was trained on other frozen weights: its prototypes are discarded")
     training = metadata.get("training", [])
+    if command == "calibrate":
+        calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
+        _save(model, folder, training)
+        return 0
+    dataset = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
+    options = {
+        key: getattr(arguments, key) for key in COMMANDS[command] if key not in {*vars(schedule), "clean_fraction"}
+    }
+    recorded = {**options, "continue": go_on} if command == "1" else options
+    run = {"stage": int(command), **training_record(schedule, [], **recorded), "samples": dataset.identity}
+    if not rebase and is_repeated(folder, training, run):
+        return 0
     with unless_failed(base) if trained and is_main_process() else nullcontext():  # base and checkpoint, or neither
-        if arguments.command == "calibrate":
-            calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
-        else:
-            dataset = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
-            stage = stage_1 if arguments.command == "1" else stage_2
-            apart = {*vars(schedule), "clean_fraction"}
-            options = {key: getattr(arguments, key) for key in COMMANDS[arguments.command] if key not in apart}
-            log = stage(model, dataset, schedule, arguments.state, **options)
-            record = training_record(schedule, log, **options)
-            run = {"stage": int(arguments.command), **record, "samples": dataset.identity}
-            training.append(run)
-            if trained:
-                model = rebased(model, run)
-            say(f"stage {arguments.command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
-        if is_main_process():
-            save_checkpoint(model, folder, torch.float16, training=training)
+        stage = stage_1 if command == "1" else stage_2
+        log = stage(model, dataset, schedule, state_folder(arguments), **options)
+        run["log"] = log_excerpt(log)
+        if trained:
+            model = rebased(model, run)
+        say(f"stage {command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
+        _save(model, folder, [*training, run])
+    if not model.prototypes:
+        say(f"{folder} has no prototypes, which conditions need: run `python -m dod.training.stages calibrate`")
     return 0
+
+
+def _save(model: DOD, folder: Path, training: list[dict[str, Any]]) -> None:
+    if is_main_process():
+        save_checkpoint(model, folder, torch.float16, training=training)
 
 
 def check(arguments: Namespace, preset: Preset, schedule: Schedule) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -18,12 +18,14 @@ from torch.optim import AdamW
 from ..errors import ConfigError, TrainingError
 from ..tensors import read_safetensors, write_safetensors
 
-MAY_CHANGE = ("learning_rate", "workers", "save_every")
-"""What a resumed run may be given another value of: the last two do not change it, the first mends a diverging one."""
+WITHOUT_EFFECT = ("workers", "save_every")
+"""Options that do not change what a run computes."""
+MAY_CHANGE = ("learning_rate", *WITHOUT_EFFECT)
+"""Options that may differ when a run is resumed: a lower learning rate helps a diverging run."""
 
 START = "the weights it started from"
 
-ANEW = "another --state, or remove the file to start anew"
+ANEW = "name another --state, or remove the file to start at step 0"
 
 Log = list[dict[str, float]]
 
@@ -87,26 +89,51 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
+class Resumed(NamedTuple):
+    """Where a run starts: its next step, its log, the loss scaler's state, and the reason why a state was not used."""
+
+    step: int
+    log: Log
+    scaler: Any
+    note: str | None = None
+
+
 def resume(
     file: Path,
     parameters: dict[str, nn.Parameter],
     optimizer: AdamW,
     run: Mapping[str, object],
-) -> tuple[int, Log, Any]:
-    """Fill parameters and optimizer from the file; returns (next step, log, the loss scaler's state).
+) -> Resumed:
+    """Fill parameters and optimizer from the file, if it belongs to this run.
 
-    run: what decides it, by key, as the state was saved with: its schedule, its samples, what it stands on, and START.
-    TrainingError names the first key that differs.
+    The state of another run is refused while that run is unfinished. A finished one has nothing to lose: this run then
+    starts at step 0 and its state replaces the other.
+
+    Args:
+        file: The state, as `save` wrote it.
+        parameters: The trained parameters by name, filled in place.
+        optimizer: AdamW over them, whose moments are filled in.
+        run: What decides the run, by key, as the state was saved with: its schedule, its samples, what it stands on,
+            and START.
+
+    Raises:
+        CheckpointError: The file is malformed.
+        TrainingError: The file is the state of another unfinished run; names the first key that differs.
     """
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
         state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
     found, wanted = state.get("run", {}), json.loads(json.dumps(run))
-    _check(file, found, {key: value for key, value in wanted.items() if key not in (*MAY_CHANGE, START)})
     stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
-    if stored != {key: p.shape for key, p in parameters.items()}:
-        raise TrainingError(f"{file} holds other parameters than this model's; give the preset it belongs to, {ANEW}")
-    _check(file, found, {START: wanted[START]})
+    finished = state["step"] >= found.get("steps", math.inf)
+    difference = _difference(found, wanted, {START, *(WITHOUT_EFFECT if finished else MAY_CHANGE)})
+    if stored != {key: p.shape for key, p in parameters.items()} and not difference:
+        difference = "holds other parameters than this model's"
+    difference = difference or _difference(found, wanted, set(wanted) - {START})
+    if difference and finished:
+        return Resumed(0, [], None, f"{file} {difference}: that run is finished, this one starts at step 0")
+    if difference:
+        raise TrainingError(f"{file} {difference}; give the same preset and options, {ANEW}")
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"parameter.{key}"])
@@ -116,16 +143,16 @@ def resume(
                     "exp_avg": tensors[f"exp_avg.{key}"],
                     "exp_avg_sq": tensors[f"exp_avg_sq.{key}"],
                 }
-    return state["step"], state["log"], state.get("scaler")
+    return Resumed(state["step"], state["log"], state.get("scaler"))
 
 
-def _check(file: Path, found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+def _difference(found: Mapping[str, object], wanted: Mapping[str, object], but: Collection[str]) -> str | None:
+    """Name the first key outside `but` whose value differs."""
     for key, value in wanted.items():
-        if found.get(key) != value:
+        if key not in but and found.get(key) != value:
             was, now = (
                 f"{each[:12]}..." if isinstance(each, str) and len(each) > 40 else each
                 for each in (found.get(key), value)
             )
-            raise TrainingError(
-                f"{file} was written with {key} = {was}, this run has {now}; give the same value, {ANEW}"
-            )
+            return f"was written with {key} = {was}, this run has {now}"
+    return None

@@ -31,6 +31,11 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
         return (clean + 0.2 * normal(3, 16, 16, seed=i)).clamp(-1, 1), clean
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def command(main: Any, name: str, folder: Path, *more: str) -> int:
     argv = [name, "--photographs", str(folder / "photographs"), "--preset", str(folder)]
     options = {"--steps": "2", "--crop": "32"}

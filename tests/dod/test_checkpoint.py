@@ -88,8 +88,8 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"step__timestep": 500}, "another step: it states step {'timestep': 999,"),
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
         (
-            {"detail__sharpening": {"taps": 5, "window": 9}},
-            r"another sharpening: it states sharpening None, .* or fit one to it: python -m dod.training.sharpen",
+            {"postprocess": {"taps": 5, "window": 9}},
+            r"another postprocess: it states postprocess None, .*python -m dod.training.postprocess",
         ),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),
@@ -104,18 +104,17 @@ def test_a_checkpoint_by_itself_says_what_was_fitted_to_it(tmp_path: Path) -> No
     save_checkpoint(load_model("mini"), tmp_path)
     preset, found = preset_of(tmp_path)
     assert found == tmp_path and preset.detail == load_preset("mini").detail
-    assert preset.detail.sharpening and preset.detail.bypass
+    assert preset.postprocess == load_preset("mini").postprocess is not None
     metadata = json.loads((tmp_path / METADATA).read_text())
-    (tmp_path / METADATA).write_text(json.dumps({**metadata, "sharpening": None, "bypass": None}))
-    assert preset_of(tmp_path)[0].detail.sharpening is None
-    with pytest.raises(CheckpointError, match=r"extra or of another shape, first (bypass|sharpening)\."):
+    (tmp_path / METADATA).write_text(json.dumps({**metadata, "postprocess": None}))
+    assert preset_of(tmp_path)[0].postprocess is None
+    with pytest.raises(CheckpointError, match=r"extra or of another shape, first (gate|postprocess)\."):
         load_model(tmp_path)
-    plain = DOD.from_preset(load_preset("mini", {"detail.bypass": None}))
-    save_checkpoint(plain, tmp_path)
+    save_checkpoint(DOD.from_preset(load_preset("mini", {"postprocess": None})), tmp_path)
     before = json.loads((tmp_path / METADATA).read_text())
-    del before["bypass"]
+    del before["postprocess"]
     (tmp_path / METADATA).write_text(json.dumps(before))
-    assert load_model(tmp_path).decoder.bypass is None, "those of before have none, and do not say so"
+    assert load_model(tmp_path).gate is None, "older checkpoints have none, and do not say so"
 
 
 def test_layers_in_another_order_are_refused(folder: Path, untrained: DOD) -> None:

@@ -167,8 +167,12 @@ def test_folder_of_degraded_pictures_gives_the_same(
     assert run_here(photographs, "--degradations", *labels, *common, tmp_path / "made") == 0
     assert run_here("--degraded", tmp_path / "pictures", *common, tmp_path / "read") == 0
     of_made, of_read = (json.loads((tmp_path / n / "conditions.json").read_text()) for n in ("made", "read"))
-    key = {(p["picture"], p["label"]): (p["nearest"], p["distance"]) for p in of_made["pictures"]}
-    assert {(p["picture"], p["label"]): (p["nearest"], p["distance"]) for p in of_read["pictures"]} == key
+    nearest, distances = (
+        [{(p["picture"], p["label"]): p[key] for p in each["pictures"]} for each in (of_made, of_read)]
+        for key in ("nearest", "distance")
+    )
+    assert nearest[0] == nearest[1]
+    assert distances[0] == pytest.approx(distances[1], abs=1e-9), "their matrices have other orders of rows"
     assert of_read["rows"] == sorted(labels) and of_read["accuracy"]["clean"] is None
     assert "so in no accuracy: clean" in capsys.readouterr().err
     assert not (tmp_path / "read" / "conditions.png").exists()
@@ -188,7 +192,9 @@ def test_figure_holds_every_group_in_its_colour(tmp_path: Path) -> None:
     vectors = np.repeat(np.eye(4), 6, axis=0) + 0.05 * rng.standard_normal((24, 4))
     points = embed(vectors, seed=1)
     assert points.shape == (24, 2) and np.isfinite(points).all()
-    np.testing.assert_array_equal(points, embed(vectors, seed=1))
+    np.testing.assert_allclose(
+        points, embed(vectors, seed=1), atol=1e-3 * np.abs(points).max()
+    )  # threads add up freely
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(24, np.inf))
     assert [groups[i] for i in distance.argmin(1)] == groups  # t-SNE keeps the four heaps apart
     draw(points, groups, "title", tmp_path / "figure.png")

@@ -174,7 +174,8 @@ def test_a_checkpoint_restores_pictures_of_any_size(tiny_checkpoint: Path, tmp_p
         expected = model(tensor(padded), model.modulation(tensor(degraded))[1])[0, :, :70, :50]
     difference = (expected.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5 - restored
     assert np.abs(difference).max() < 0.51 and restored.std() > 1
-    np.testing.assert_array_equal(restore_picture(model, degraded), restored)
+    here = restore_picture(model, degraded).astype(int)
+    assert np.abs(here - restored).max() <= 1, "another process may have other threads, and so round another way"
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["pictures"][0]["psnr"] == pytest.approx(psnr(restored, clean)) and found["preset"] == "tiny"
     with Image.open(tmp_path / "sheet.png") as sheet:

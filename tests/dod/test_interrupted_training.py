@@ -20,11 +20,7 @@ from safetensors.torch import load_file
 from dod.checkpoint import load_model
 from dod.errors import CheckpointError, run_command
 from dod.training import pretrain, stages
-from tests.dod.small_training import arguments, command
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+from tests.dod.small_training import arguments, command, contents
 
 
 def test_base_and_checkpoint_change_together_or_not_at_all(
@@ -100,6 +96,6 @@ def test_sigterm_saves_and_the_same_command_goes_on_to_the_bit(folder: Path) -> 
     assert run_command(pretrain.main, words) == 0
     resumed = load_file(weights)
     shutil.rmtree(state)
-    assert run_command(pretrain.main, words) == 0
+    assert run_command(pretrain.main, [*words, "--overwrite"]) == 0
     whole = load_file(weights)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

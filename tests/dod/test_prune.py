@@ -98,7 +98,7 @@ def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.C
     with pytest.raises(CheckpointError, match=r"states dense 3, this model has 2; .* or prune it to 2: python -m dod"):
         load_model(folder)
     assert "--samples 0 --crop 64: at least one, of a multiple of" in run("--samples", "0")
-    assert run_command(prune.main, argv) == 0
+    assert run_command(prune.main, [*argv, "--overwrite"]) == 0
     assert "detail.0.body.0: 2 of 3 dense blocks miss" in capsys.readouterr().out
     pruned, metadata = load_model(folder), read_metadata(folder / "dod")
     assert metadata["dense"] == 2 and [run["stage"] for run in metadata["training"]] == [2, "prune"]

@@ -52,6 +52,12 @@ def run(model: nn.Module, folder: Path, schedule: Schedule = QUICK, stop: int | 
     return train("toy", Denoise(model), Pairs(stop), schedule, folder, **more)
 
 
+def interrupted(folder: Path, **more: Any) -> None:
+    """Leave the state of two steps of four in the folder."""
+    with pytest.raises(KeyboardInterrupt):
+        run(toy(), folder, stop=2 * QUICK.batch, **more)
+
+
 def values(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
 
@@ -86,7 +92,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     ("key", "value"), [("steps", 6), ("batch", 3), ("seed", 1), ("warmup", 2), ("clip", 0.5), ("precision", "bf16")]
 )
 def test_a_changed_schedule_is_refused_and_its_key_named(tmp_path: Path, key: str, value: Any) -> None:
-    run(toy(), tmp_path)
+    interrupted(tmp_path)
     message = rf"toy.state.safetensors was written with {key} = {getattr(QUICK, key)}, this run has {value}"
     with pytest.raises(TrainingError, match=message):
         run(toy(), tmp_path, replace(QUICK, **{key: value}))
@@ -94,14 +100,14 @@ def test_a_changed_schedule_is_refused_and_its_key_named(tmp_path: Path, key: st
 
 def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) -> None:
     one = {"frozen weights": "one base", "tile": [192]}
-    run(toy(), tmp_path, stands_on=one)
+    interrupted(tmp_path, stands_on=one)
     with pytest.raises(TrainingError, match="written with frozen weights = one base, this run has another base; give"):
         run(toy(), tmp_path, stands_on={**one, "frozen weights": "another base"})
     with pytest.raises(TrainingError, match=r"written with tile = \[192\], this run has \[192, 512\]; give the same"):
         run(toy(), tmp_path, stands_on={**one, "tile": (192, 512)})
     other = toy()
     with torch.no_grad():
-        other[0].bias.add_(1)
+        next(other.parameters()).add_(1)
     with pytest.raises(TrainingError, match=r"written with the weights it started from = [0-9a-f]{12}\.\.\., this run"):
         run(other, tmp_path, stands_on=one)
     with pytest.raises(TrainingError, match="holds other parameters"):
@@ -112,11 +118,43 @@ def test_state_of_other_frozen_weights_or_parameters_is_refused(tmp_path: Path) 
 
 
 def test_state_of_other_samples_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path)
     samples = Pairs()
-    train("toy", Denoise(toy()), samples, QUICK, tmp_path)
     samples.identity = {"recoloured": 0.3}
     with pytest.raises(TrainingError, match=r"with recoloured = None, this run has 0\.3; .* another --state"):
         train("toy", Denoise(toy()), samples, QUICK, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"steps": 6}, {"seed": 1}, {"learning_rate": 1e-3}, "start", "parameters"], ids=str
+)
+def test_a_finished_run_does_not_block_another(
+    tmp_path: Path, changed: dict[str, Any] | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other run computes what it computes in an empty folder, and is resumed like any."""
+    schedule = replace(QUICK, **changed) if isinstance(changed, dict) else QUICK
+
+    def model() -> nn.Module:
+        made = toy()
+        with torch.no_grad():
+            next(made.parameters()).add_(changed == "start")
+        return nn.Conv2d(3, 3, 1, bias=False) if changed == "parameters" else made
+
+    run(toy(), tmp_path)
+    assert not capsys.readouterr().out
+    torch.manual_seed(3)
+    second = model()
+    torch.manual_seed(3)
+    alone = model()
+    with pytest.raises(KeyboardInterrupt):
+        run(second, tmp_path, schedule, stop=2 * QUICK.batch)
+    printed = capsys.readouterr().out
+    named = f"{next(iter(changed))} =" if isinstance(changed, dict) else {"start": "started from"}.get(changed, changed)
+    assert named in printed and "toy.state.safetensors" in printed and printed.count("\n") == 1
+    torch.manual_seed(3)
+    assert run(resumed := model(), tmp_path, schedule)[-1]["step"] == schedule.steps
+    run(alone, tmp_path / "alone", schedule)
+    assert all(torch.equal(a, b) for a, b in zip(values(alone), values(resumed), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dod.config import load_preset
 from dod.errors import ConfigError, run_command
 from dod.training import linear_start, pretrain, stages
 from tests.dod.data.small_tree import make_tree
-from tests.dod.small_training import arguments, command
+from tests.dod.small_training import arguments, command, contents
 
 
 def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,6 +51,7 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     for stage, more in (("1", first), ("2", ()), ("calibrate", drawing)):
         assert command(stages.main, stage, folder, *more) == 0
     printed = capsys.readouterr()
+    assert printed.out.count("`python -m dod.training.stages calibrate`") == 2, "what the two stages leave to be done"
     assert "no --vgg: the perceptual term (9) is off" in printed.out and "pictures/s, peak memory" in printed.out
     assert "stage-1: 100%" in printed.err and "pictures/s]" in printed.err
     for stage, terms in (("stage-1", {"rec", "dmd", "diff"}), ("stage-2", {"rec", "ssim"})):
@@ -71,24 +72,30 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
     ]
     assert drawn == [(3, ["blur", "noise"], 0.5), (2, [], 0.1)]
 
-    # A second run of a stage starts from the first's weights, so its state is no state of the first.
-    assert command(stages.main, "2", folder) == 2
-    assert "written with the weights it started from = " in capsys.readouterr().err
-    assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 0
-    assert command(pretrain.main, "ddpm", folder, "--continue", "--state", str(folder / "second")) == 0
+    # The same command again changes nothing. Another run starts from the first's weights, whose state is in no way.
+    before = contents(folder / "dod")
+    assert command(stages.main, "2", folder, "--workers", "1") == 0
+    assert "another --seed" in capsys.readouterr().out and contents(folder / "dod") == before
+    assert command(stages.main, "2", folder, "--seed", "1") == 0
+    printed = capsys.readouterr().out
+    assert "was written with seed = 0" in printed and "calibrate" not in printed
+    assert [run["stage"] for run in json.loads((folder / "dod" / METADATA).read_text())["training"]] == [1, 2, 2]
+    assert command(pretrain.main, "ddpm", folder, "--continue") == 0
+    before = contents(folder / "ddpm")
+    assert command(pretrain.main, "ddpm", folder, "--continue") == 0 and contents(folder / "ddpm") == before
     runs = json.loads((folder / "ddpm" / "training.json").read_text())
     assert [run["schedule"]["steps"] for run in runs] == [2, 2]
     assert str(folder) not in (folder / "ddpm" / "config.json").read_text(), "no path of this machine is published"
 
-    # The base is trained anew: the checkpoint and the state of stage 1 belong to the old one.
-    (folder / "state" / "ddpm.state.safetensors").unlink()
-    assert command(pretrain.main, "ddpm", folder, "--seed", "1") == 0
+    # Another base: the checkpoint belongs to the old one, and is replaced on request only.
+    assert command(pretrain.main, "ddpm", folder, "--seed", "1", "--overwrite") == 0
     assert command(stages.main, "2", folder) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder) == 2
-    assert "written with clean_fraction = 0.5, this run has 0.1" in capsys.readouterr().err
-    assert command(stages.main, "1", folder, *first) == 2
-    assert "written with frozen weights = " in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
+    assert command(stages.main, "1", folder, "--overwrite") == 0
+    assert "written with clean_fraction = 0.5, this run has 0.1" in capsys.readouterr().out
+    assert [run["stage"] for run in json.loads((folder / "dod" / METADATA).read_text())["training"]] == [1]
 
 
 def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +114,7 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     assert [run.get("stage") for run in runs] == [None, 2] and runs[1]["options"]["relative"]
     adapted = checkpoint.adaptation_parameters()
     assert all(torch.equal(adapted[name], value) for name, value in model.adaptation_parameters().items())
-    anew = ("--decoder", "new", "--learning-rate", "1e-6", "--state", str(folder / "anew"))
+    anew = ("--decoder", "new", "--learning-rate", "1e-6", "--overwrite")
     assert command(stages.main, "2", folder, *anew) == 0
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
     new: Any = linear_start.new_autoencoder(checkpoint.preset.base.vae)
@@ -122,7 +129,7 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     assert command(stages.main, "2", folder, "--state", str(folder / "second")) == 2
     assert "trained on another base model" in capsys.readouterr().err
     assert command(stages.main, "1", folder, "--continue", "--dmd-weight", "0", "--state", str(folder / "third")) == 0
-    assert "other frozen weights: it goes on on these, to be calibrated anew" in capsys.readouterr().out
+    assert "other frozen weights: its prototypes are discarded" in capsys.readouterr().out
     after = load_model(folder)
     assert after.base_sha256 not in (model.base_sha256, checkpoint.base_sha256)
     assert after.prototypes == {} and after.statistics is None, "they were of the other DDPM's features"
@@ -198,11 +205,20 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line(
-    main: Any, name: str, preset: str, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    main: Any,
+    name: str,
+    preset: str,
+    more: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_command(main, [name, "--photographs", "nowhere", "--preset", preset, *more]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and message in printed and printed.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "nothing is written before it can be trained"
 
 
 def test_a_decoder_that_cannot_be_rewritten_is_said_before_training(

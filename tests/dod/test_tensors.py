@@ -1,0 +1,73 @@
+"""Safetensors files as they lie on disk: permissions, and what a failed write leaves."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dod.base import new_vae
+from dod.checkpoint import save_checkpoint
+from dod.errors import CheckpointError
+from dod.model import DOD
+from dod.tensors import write_safetensors
+from dod.training import pretrain
+from dod.training.loop import train
+from tests.dod.small_model import smaller
+from tests.dod.small_training import QUICK, Pairs
+from tests.dod.test_training import Denoise, toy
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): mode(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_file_that_training_writes_honours_the_umask(tmp_path: Path, umask: int) -> None:
+    """A checkpoint, a training state, a published part, and a single file such as the prompt embedding."""
+    model = DOD.from_preset(smaller())
+    save_checkpoint(model, tmp_path / "dod")
+    save_checkpoint(model, tmp_path / "dod")  # over the first, which it replaces
+    train("toy", Denoise(toy()), Pairs(), QUICK, tmp_path / "state")
+    pretrain.publish(new_vae(model.preset.base.vae), tmp_path / "vae", [])
+    write_safetensors({"prompt": torch.zeros(2)}, tmp_path / "prompt.safetensors")
+    found = modes(tmp_path)
+    written = {"dod/dod.safetensors", "dod/dod.json", "state/toy.state.safetensors", "prompt.safetensors"}
+    assert written | {"vae/diffusion_pytorch_model.safetensors", "vae/config.json"} <= set(found)
+    assert found == dict.fromkeys(found, 0o666 & ~umask)
+
+
+def test_a_file_that_is_written_over_keeps_its_permissions(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.touch()
+    file.chmod(0o640)
+    write_safetensors({"a": torch.zeros(2)}, file)
+    assert mode(file) == 0o640
+
+
+def test_a_failed_write_leaves_no_new_file(tmp_path: Path) -> None:
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: could not be written"):
+            write_safetensors({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
