@@ -19,6 +19,7 @@ from typing import Any
 
 from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
 from runtime.errors import UsageError
+from runtime.permissions import current_umask, follows_umask
 
 Inputs = Mapping[str, Any]
 Ahead = dict[Path, Future[tuple[list[int], str]]]
@@ -226,11 +227,14 @@ def _lasting_mark(path: Path) -> list[int]:
 
 
 def _adopt(source: Path, target: Path) -> None:
+    """Link a file of the bundle before; copy it where that cannot be, or where its permissions are not the umask's: a
+    link shares them with the bundle before."""
     target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):
+        if follows_umask(source, current_umask()):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _difference(before: Inputs, now: Inputs) -> str | None:

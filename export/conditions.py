@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import nn
 
 from dod import clora
@@ -53,7 +52,8 @@ def modulation_of(model: DOD, condition: str) -> np.ndarray:
 
 def write_condition(model: DOD, condition: str, path: Path) -> None:
     """`modulation` float32 [N, 2, r] at the prototype of one condition."""
-    save_file({"modulation": modulation_of(model, condition)}, path)
+    modulation = modulation_of(model, condition)
+    write_tensors(path, {"modulation": (modulation.dtype, modulation.shape)}, [modulation])
 
 
 def merge_entries(model: DOD) -> list[dict[str, Any]]:

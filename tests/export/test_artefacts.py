@@ -21,6 +21,7 @@ from export.artefacts import Entry, Workshop, hash_sources, key_of
 from export.checks import MODEL_MODULES
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
+from runtime.permissions import current_umask
 
 INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
@@ -156,6 +157,17 @@ def test_what_was_taken_over_can_be_made_again_without_touching_the_bundle(out: 
     make(shop)
     assert make(shop, {"base": "new"}, "other")
     assert shop.path(NAME).read_text() == "other" and (out / NAME).read_text() == "graph"
+
+
+def test_what_is_taken_over_has_the_permissions_of_the_umask(out: Path) -> None:
+    bundle_of_before(out)
+    linked = Workshop(out)
+    assert not make(linked) and linked.path(NAME).samefile(out / NAME)
+    (out / NAME).chmod(0o600)
+    copied = Workshop(out)
+    assert not make(copied) and not copied.path(NAME).samefile(out / NAME)
+    assert copied.path(NAME).stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    assert (out / NAME).stat().st_mode & 0o777 == 0o600, "the bundle before stays as it was"
 
 
 def test_a_damaged_bundle_of_before_is_not_taken_over(out: Path) -> None:
