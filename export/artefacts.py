@@ -190,6 +190,16 @@ def hash_sources(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def package_sources(folder: Path) -> list[Path]:
+    """Return the modules of a package and of its subpackages.
+
+    A folder without `__init__.py` is no subpackage: `build/`, which `pip install` leaves, `dist/`, `*.egg-info/` and
+    `__pycache__/` hold no source.
+    """
+    inside = [each for each in sorted(folder.iterdir()) if (each / "__init__.py").is_file()]
+    return [*sorted(folder.glob("*.py")), *(source for each in inside for source in package_sources(each))]
+
+
 def _read(path: Path, key: str | None) -> dict[str, Entry]:
     """The entries of a ledger, or of an earlier bundle's manifest; none where it is absent or damaged."""
     try:

@@ -13,12 +13,13 @@ import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from export import artefacts
-from export.artefacts import Entry, Workshop, hash_sources, key_of
-from export.checks import MODEL_MODULES
+from export import artefacts, engine_step, parity_step, precision_step, simplify_step
+from export.artefacts import Entry, Workshop, hash_sources, key_of, package_sources
+from export.checks import MODEL_MODULES, ROOT
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
 from runtime.permissions import current_umask
@@ -265,6 +266,28 @@ def test_hash_sources(tmp_path: Path) -> None:
     assert before == hash_sources([second, first]) != hash_sources([first])
     second.write_text("y = 3")
     assert hash_sources([first, second]) != before
+
+
+def test_what_an_installation_leaves_is_no_source(tmp_path: Path) -> None:
+    """`pip install ./runtime` copies the package into runtime/build/lib."""
+    runtime = tmp_path / "runtime"
+    ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "runtime", runtime, ignore=ignored)
+    before = package_sources(runtime)
+    assert {"bundle.py", "backends/openvino.py"} <= {path.relative_to(runtime).as_posix() for path in before}
+    for leftover in ("build/lib/dod_runtime", "build/lib/dod_runtime/backends", "dist", "dod_runtime.egg-info"):
+        (runtime / leftover).mkdir(parents=True)
+        (runtime / leftover / "__init__.py" if "lib" in leftover else runtime / leftover / "setup.py").touch()
+    (runtime / "__pycache__").mkdir()
+    (runtime / "__pycache__" / "bundle.py").touch()
+    assert package_sources(runtime) == before
+
+
+@pytest.mark.parametrize("step", [parity_step, precision_step, simplify_step, engine_step])
+def test_what_is_hashed_for_a_step_is_source_of_the_checkout(step: ModuleType) -> None:
+    packages = {path for name in ("dod", "export", "runtime") for path in package_sources(ROOT / name)}
+    assert set(step.SOURCES) <= packages
+    assert step is not parity_step or set(package_sources(ROOT / "runtime")) <= set(step.SOURCES)
 
 
 def test_graphs_are_stale_when_any_module_of_the_model_changes() -> None:
