@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -96,6 +97,9 @@ class Build:
 
     def run(self) -> int:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
+        if not self.conditions:
+            model = {"preset": self.model.preset.name, "checkpoint": self.options.checkpoint}
+            print(f"warning: {conditions.without_prototypes(model)}", file=sys.stderr, flush=True)
         with self.shop, MemoryMeter() as memory:
             bundle = self.make()
         size = sum(record.bytes for record in bundle.manifest.files.values())
@@ -114,7 +118,7 @@ class Build:
         self.write_conditions()
         proven, pictures = self.prove()
         figures = [*simplified, *proven]
-        print(report.parity_table(figures))
+        print(report.parity_table(figures, paths=("auto", *self.conditions)))
         check(figures)
         self.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
         self.build_engines()
@@ -222,7 +226,7 @@ class Build:
             self.islands,
             conditions=self.conditions,
             targets={name: self._target(name, figures) for name in targets},
-            parity=report.rows(figures),
+            parity=[*report.rows(figures), *report.unchecked_rows(figures, ("auto", *self.conditions))],
         )
 
     def _target(self, name: str, figures: Sequence[Figure]) -> dict:
