@@ -62,6 +62,7 @@ class Workshop:
         self._entries = _read(self._ledger, None)
         self._before = _read(destination / MANIFEST, "build")
         self._ahead: Ahead = {}
+        self._abandoned = False
         self.used: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
 
@@ -82,8 +83,12 @@ class Workshop:
             shutil.rmtree(scratch, ignore_errors=True)
         return self
 
+    def abandon(self) -> None:
+        """Have the block leave nothing behind of what it makes. What an earlier build left to resume stays."""
+        self._abandoned = True
+
     def __exit__(self, *_: object) -> None:
-        if not self._found and not self._ledger.exists():
+        if not self._found and (self._abandoned or not self._ledger.exists()):
             shutil.rmtree(self.root, ignore_errors=True)
         os.close(self._lock)
 
@@ -205,7 +210,7 @@ def _read(path: Path, key: str | None) -> dict[str, Entry]:
     try:
         data = json.loads(path.read_text())
         return {name: Entry(**entry) for name, entry in (data[key] if key else data).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

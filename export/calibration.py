@@ -115,12 +115,13 @@ def check(record: Mapping[str, Any], asked: Sequence[str] = ()) -> None:
     """ParityError where half with its islands misses the budget on the calibration pictures, or what else was asked
     for does, with the measured number and, where something overflows, its name."""
     last = record["trials"][-1]
+    mend = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
     for name in asked:
         found = record["gate"][name]["psnr_db"]
         what = f"precision {name}: {_text(found)} at the picture on {record['gate'][name]['picture']}"
         if found is None or found < record["budget_db"]:
-            raise ParityError(f"{what}, below the budget of {record['budget_db']:g} dB: refused; fp16 is written")
-        raise ParityError(f"{what} meets the budget, but no graphs are written in it: ask for fp16")
+            what += f", below the threshold of {record['budget_db']:g} dB"
+        raise ParityError(f"{what}: no graphs exist in {name}, and no bundle is written: {mend}")
     if last["psnr_db"] is not None and last["psnr_db"] >= record["budget_db"]:
         return
     causes = [name for name in record["uncured"] if name in record["overflows"]] or list(record["overflows"])

@@ -150,6 +150,8 @@ class Build:
         if self.precision is not None:
             self.islands = tuple(self.precision["islands"])
             if not self.explaining:
+                if not self.options.precisions:
+                    self.shop.abandon()  # nothing of a bundle was asked for: there is nothing to go on from
                 calibration.check(self.precision, self.options.gate)
 
     def write_weights(self) -> None:

@@ -224,6 +224,18 @@ def test_a_block_that_made_nothing_leaves_nothing(out: Path) -> None:
     assert not shop.root.exists() and (out / NAME).read_text() == "graph"
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_an_abandoned_build_leaves_what_it_found(out: Path, found: bool) -> None:
+    if found:
+        with Workshop(out) as shop:
+            make(shop)
+    with Workshop(out) as shop:
+        make(shop, name="report/precision.json")
+        shop.abandon()
+    assert shop.root.exists() is found
+    assert make(Workshop(out)) is not found
+
+
 @pytest.mark.parametrize("ledger", ["", "{", "[]", '{"a": 1}', '{"onnx/fp32/mfm.onnx": {"bytes": 5}}', "null"])
 def test_a_damaged_ledger_keeps_nothing(out: Path, ledger: str) -> None:
     make(Workshop(out))
