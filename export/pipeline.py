@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dod.checkpoint import load_model, preset_of
+from dod.checkpoint import load_model, preset_of, read_metadata
 from dod.model import DOD, sized_model
 from export import (
     calibration,
@@ -44,6 +44,7 @@ from export.interface import Component, read_components
 from export.memory import MemoryMeter
 from export.parity import Figure, check
 from export.precision import check_islands, half_copy
+from export.replacement import Identity, check_replacement
 from export.targets import TARGETS
 from export.tracing import TraceJob, trace_all
 from runtime.backends.openvino import reduced_precisions
@@ -55,21 +56,27 @@ from runtime.manifest import Manifest
 class Build:
     """One run of the command on one model."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, explaining: bool = False) -> None:
+        self.options, self.explaining = options, explaining
         self.start = time.monotonic()
         self.samples = sample_paths(options.samples)
         source = options.checkpoint, options.base, options.ddpm
-        sized = sized_model(preset_of(*source)[0])
-        check_sizes(options.size, options.batch, sized.preset.size_multiple)
+        preset, folder = preset_of(*source)
+        check_exportable(preset)
+        sized = sized_model(preset)
+        check_sizes(options.size, options.batch, preset.size_multiple)
         check_out(options.out)
+        if not explaining:
+            stated = read_metadata(folder).get("conditions", ()) if folder else ()
+            names, shape = frozenset((preset.name,)), (len(sized.layers), preset.lora.rank)
+            planned = Identity(names, *shape, tuple(options.conditions or stated))
+            check_replacement(options.out, planned, force=options.force)
         check_room(options.out, sized, len(options.precisions), sum(name in TARGETS for name in options.targets))
         check_memory(sized)
         self.shop = Workshop(options.out)
         self.shop.hash_ahead()
         self.model = load_model(*source)
         check_islands(self.model, options.islands or ())
-        check_exportable(self.model)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self._skeletons: dict[str, DOD] = {}
@@ -79,11 +86,9 @@ class Build:
         self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
-        self.explaining = False
 
     def explain(self) -> int:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
-        self.explaining = True
         steps = self.simplify, self.choose_islands, self.write_weights, self.trace_graphs, self.write_conditions
         with self.shop:
             for step in steps:
