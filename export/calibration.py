@@ -118,7 +118,7 @@ def check(record: Mapping[str, Any], asked: Sequence[str] = ()) -> None:
     mend = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
     for name in asked:
         found = record["gate"][name]["psnr_db"]
-        what = f"precision {name}: {_text(found)} at the picture on {record['gate'][name]['picture']}"
+        what = f"precision {name}: PSNR {_text(found)} on {record['gate'][name]['picture']}"
         if found is None or found < record["budget_db"]:
             what += f", below the threshold of {record['budget_db']:g} dB"
         raise ParityError(f"{what}: no graphs exist in {name}, and no bundle is written: {mend}")

@@ -84,10 +84,10 @@ def test_no_island_where_none_is_needed(model: DOD, paths: list[Path], tmp_path:
         assert plot.width > 1000
     for name in ("bf16", "int8"):
         refused = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 31.0}}}
-        with pytest.raises(ParityError, match=f"{name}: 31.0 dB .* below .* 45 dB.* no bundle .*leave {name} out"):
+        with pytest.raises(ParityError, match=f"{name}: PSNR 31.0 dB .* below .* 45 dB.* no bundle .*leave {name} out"):
             check(refused, (name,))
         passed = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 60.0}}}
-        with pytest.raises(ParityError, match=f"{name}: 60.0 dB .* no bundle .*leave {name} out"):
+        with pytest.raises(ParityError, match=f"{name}: PSNR 60.0 dB .* no bundle .*leave {name} out"):
             check(passed, (name,))
 
 
