@@ -19,6 +19,7 @@ from typing import Any
 
 from runtime.bundle import MANIFEST, Bundle, hash_file, write_bundle
 from runtime.errors import UsageError
+from runtime.permissions import current_umask, follows_umask
 
 Inputs = Mapping[str, Any]
 Ahead = dict[Path, Future[tuple[list[int], str]]]
@@ -61,6 +62,7 @@ class Workshop:
         self._entries = _read(self._ledger, None)
         self._before = _read(destination / MANIFEST, "build")
         self._ahead: Ahead = {}
+        self._abandoned = False
         self.used: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
 
@@ -81,8 +83,12 @@ class Workshop:
             shutil.rmtree(scratch, ignore_errors=True)
         return self
 
+    def abandon(self) -> None:
+        """Have the block leave nothing behind of what it makes. What an earlier build left to resume stays."""
+        self._abandoned = True
+
     def __exit__(self, *_: object) -> None:
-        if not self._found and not self._ledger.exists():
+        if not self._found and (self._abandoned or not self._ledger.exists()):
             shutil.rmtree(self.root, ignore_errors=True)
         os.close(self._lock)
 
@@ -189,12 +195,22 @@ def hash_sources(paths: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def package_sources(folder: Path) -> list[Path]:
+    """Return the modules of a package and of its subpackages.
+
+    A folder without `__init__.py` is no subpackage: `build/`, which `pip install` leaves, `dist/`, `*.egg-info/` and
+    `__pycache__/` hold no source.
+    """
+    inside = [each for each in sorted(folder.iterdir()) if (each / "__init__.py").is_file()]
+    return [*sorted(folder.glob("*.py")), *(source for each in inside for source in package_sources(each))]
+
+
 def _read(path: Path, key: str | None) -> dict[str, Entry]:
     """The entries of a ledger, or of an earlier bundle's manifest; none where it is absent or damaged."""
     try:
         data = json.loads(path.read_text())
         return {name: Entry(**entry) for name, entry in (data[key] if key else data).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
@@ -226,11 +242,14 @@ def _lasting_mark(path: Path) -> list[int]:
 
 
 def _adopt(source: Path, target: Path) -> None:
+    """Link a file of the bundle before; copy it where that cannot be, or where its permissions are not the umask's: a
+    link shares them with the bundle before."""
     target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    with contextlib.suppress(OSError):
+        if follows_umask(source, current_umask()):
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
 
 
 def _difference(before: Inputs, now: Inputs) -> str | None:

@@ -31,6 +31,11 @@ GATED = ("bf16", "int8")
 
 PRECISION_HELP = "fp32, fp16 or both (default); engines: fp16 where named; bf16 and int8 are measured and refused"
 REFIT_HELP = "one merged UNet engine for all conditions, its weights exchanged at a switch; built on the GPU it is for"
+SAMPLES_HELP = (
+    "folder of images that parity and precision are measured on; one whose name begins with a condition checks "
+    "the path of that condition (default docs/samples)"
+)
+FORCE_HELP = "replace a bundle of another model, or one with conditions that this build leaves out"
 ISLANDS_HELP = "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
 
 
@@ -79,10 +84,11 @@ def main(argv: Sequence[str]) -> int:
         islands=arguments.fp32_islands,
         samples=arguments.samples,
         workers=arguments.workers,
+        force=arguments.force,
     )
     if arguments.explain and not options.precisions:
         raise UsageError(f"--explain needs a precision that is written: {' or '.join(PRECISIONS)}")
-    build = Build(options)
+    build = Build(options, explaining=arguments.explain)
     if arguments.explain:
         return build.explain()
     return build.run()
@@ -114,8 +120,9 @@ def parser() -> Parser:
     gpus = f"GPUs of tensorrt_rtx (default {' '.join(CAPABILITIES)})"
     add("--compute-capabilities", nargs="+", metavar="X.Y", help=gpus)
     add("--fp32-islands", nargs="*", metavar="MODULE", help=ISLANDS_HELP)
-    add("--samples", type=Path, default=None, help="photographs of the parity figures (default docs/samples)")
+    add("--samples", type=Path, default=None, help=SAMPLES_HELP)
     add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
+    add("--force", action="store_true", help=FORCE_HELP)
     add("--explain", action="store_true", help="say for each file why it is fresh or stale, and build nothing")
     return parser
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dod.data.degradations import DEGRADATIONS
 from dod.model import DOD
+from export.chain import condition_of
 from export.errors import ParityError
 from export.islands import BUDGET, MARGIN, Choice, Search, alone
 from export.precision import converted_copy, half_copy, within
@@ -38,14 +40,34 @@ GATE = ("bf16", "int8")
 Record = dict[str, Any]
 
 
-def calibrate(model: DOD, paths: Sequence[Path], islands: Sequence[str] | None, say: Callable[[str], None]) -> Record:
+def degradations(paths: Sequence[Path], conditions: Sequence[str]) -> dict[Path, str]:
+    """Return the degradation of each photograph that is to be degraded before half precision is measured on it.
+
+    Ranges are larger on degraded images. A photograph whose name begins with a condition is taken as it is. The others
+    get, in turn, the conditions that no name begins with, as far as `dod.data.degradations` knows them. There are never
+    more images than photographs.
+    """
+    named = {path: condition_of(path.name, conditions) for path in paths}
+    missing = [each for each in conditions if each in DEGRADATIONS and each not in named.values()]
+    return dict(zip((path for path in paths if not named[path]), missing, strict=False))
+
+
+def calibrate(
+    model: DOD,
+    paths: Sequence[Path],
+    islands: Sequence[str] | None,
+    say: Callable[[str], None],
+    degraded: Mapping[Path, str] | None = None,
+) -> Record:
     """Measure the model on photographs and choose its fp32 islands (None), or judge those given.
+
+    degraded: see `degradations`.
 
     The record, for JSON: what was looked at, `islands` {module: why}, `trials`, `components` (each alone in half;
     none where half meets the budget without islands),
     `gate` (bf16 and int8), `operations` in the order of the chain, and the `weights` with the largest values.
     """
-    pictures = [load_picture(path, model) for path in paths]
+    pictures = [load_picture(path, model, (degraded or {}).get(path, "")) for path in paths]
     ranges: dict[str, Range] = {}
     plain = half_copy(model, ())
     references: list[Reference] = []
@@ -66,6 +88,7 @@ def calibrate(model: DOD, paths: Sequence[Path], islands: Sequence[str] | None, 
     shown = next(each for each in none if each.picture == choice.comparison.picture)
     return {
         "pictures": [f"{each.picture.name} {tuple(each.picture.image.shape[2:])}" for each in references],
+        "degraded": {path.name: name for path, name in (degraded or {}).items()},
         "shown": shown.picture,
         "budget_db": BUDGET,
         "margin_db": MARGIN,
@@ -92,12 +115,13 @@ def check(record: Mapping[str, Any], asked: Sequence[str] = ()) -> None:
     """ParityError where half with its islands misses the budget on the calibration pictures, or what else was asked
     for does, with the measured number and, where something overflows, its name."""
     last = record["trials"][-1]
+    mend = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
     for name in asked:
         found = record["gate"][name]["psnr_db"]
-        what = f"precision {name}: {_text(found)} at the picture on {record['gate'][name]['picture']}"
+        what = f"precision {name}: PSNR {_text(found)} on {record['gate'][name]['picture']}"
         if found is None or found < record["budget_db"]:
-            raise ParityError(f"{what}, below the budget of {record['budget_db']:g} dB: refused; fp16 is written")
-        raise ParityError(f"{what} meets the budget, but no graphs are written in it: ask for fp16")
+            what += f", below the threshold of {record['budget_db']:g} dB"
+        raise ParityError(f"{what}: no graphs exist in {name}, and no bundle is written: {mend}")
     if last["psnr_db"] is not None and last["psnr_db"] >= record["budget_db"]:
         return
     causes = [name for name in record["uncured"] if name in record["overflows"]] or list(record["overflows"])

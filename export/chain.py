@@ -134,14 +134,19 @@ def sample_pixels(path: Path, largest: int) -> np.ndarray:
 
 
 def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:
-    """A photograph as the runtime prepares it. Its condition is the one its name begins with, else the first."""
+    """A photograph as the runtime prepares it, with the condition that its name begins with, "" where there is none."""
     manifest = bundle.manifest
     pixels = sample_pixels(path, manifest.profile.size[2])
     sizes = manifest.size_multiple, manifest.profile.size[0], manifest.profile.size[2]
     image = pad(pixels, *(padded_size(side, *sizes) for side in pixels.shape[:2])).transpose(2, 0, 1)[None]
     taken = crops(pixels, manifest.crops.count, manifest.crops.size)[None]
-    condition = next((name for name in conditions if path.stem.startswith(name)), conditions[0] if conditions else "")
-    return Sample(path.name, condition, {"image": np.ascontiguousarray(image), "crops": taken})
+    values = {"image": np.ascontiguousarray(image), "crops": taken}
+    return Sample(path.name, condition_of(path.name, conditions), values)
+
+
+def condition_of(name: str, conditions: Sequence[str]) -> str:
+    """Return the longest condition that a file's name begins with, "" where there is none."""
+    return max((each for each in conditions if name.startswith(each)), key=len, default="")
 
 
 def subjects(bundle: Bundle) -> list[Subject]:
@@ -156,15 +161,17 @@ def subjects(bundle: Bundle) -> list[Subject]:
 
 
 def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
-    """The runs of each path: every sample through `auto`, and through the merged path of its condition. The first of a
-    path has its components compared alone too."""
+    """The runs of each path: every sample through `auto`, and those of a condition through its merged path.
+
+    A condition without a sample of its own takes the first sample as it is: parity holds on any image, and what the
+    encoder gives of that sample is there already. The first of a path has its components compared alone too.
+    """
     dynamic = path_of(bundle, "auto")
     paths = {"auto": [Run("auto", dynamic, each, dynamic if each is samples[0] else ()) for each in samples]}
-    for sample in sorted(samples, key=lambda each: each.condition):
-        if sample.condition in bundle.manifest.conditions:
-            alone = () if sample.condition in paths else ("unet_merged",)
-            merged = path_of(bundle, sample.condition)
-            paths.setdefault(sample.condition, []).append(Run(sample.condition, merged, sample, alone))
+    for name in sorted(bundle.manifest.conditions):
+        taken = [each for each in samples if each.condition == name] or samples[:1]
+        alone, merged = ("unet_merged",), path_of(bundle, name)
+        paths[name] = [Run(name, merged, each, alone if each is taken[0] else ()) for each in taken]
     return paths
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
+from dod.config import Preset
 from dod.model import DOD
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
@@ -53,7 +54,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 @dataclass(frozen=True)
 class Options:
     """What the command was asked for. size: (min, opt, max) in pixels; batch likewise; gate: precisions that are only
-    measured."""
+    measured; force: replace a bundle of another model."""
 
     checkpoint: str
     base: str | None
@@ -71,13 +72,17 @@ class Options:
     gate: tuple[str, ...]
     samples: Path | None
     workers: int
+    force: bool = False
 
 
-def check_exportable(model: DOD) -> None:
-    """UsageError where the checkpoint is that of an ablation for which there is no path."""
-    if model.preset.lora.conditional == "unet+encoder":
+def check_exportable(preset: Preset) -> None:
+    """UsageError where a preset is that of an ablation for which there is no path."""
+    conditional = preset.lora.conditional
+    if conditional != "unet":
+        lacking = "a model without conditional layers" if conditional == "none" else "a conditional encoder"
         raise UsageError(
-            "lora.conditional = unet+encoder is for training only: export has no path for a conditional encoder"
+            f"lora.conditional = {conditional} is for training only: export has no path for {lacking}; "
+            "train with lora.conditional = unet"
         )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from torch import nn
 
 from dod import clora
@@ -23,18 +22,25 @@ from runtime.manifest import MergeEntry
 from runtime.merge import merge
 from runtime.tensors import read_tensors, write_tensors
 
+CALIBRATE = "python -m dod.training.stages calibrate"
+"""The command that gives a checkpoint its prototypes."""
+
 
 def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...]:
     """The conditions to build, all of the checkpoint's where none are named. UsageError for one it does not know."""
     known = tuple(model.prototypes)
     for name in names or ():
+        if name not in known and not known:
+            raise UsageError(f"unknown condition {name!r}: the checkpoint has no prototypes; run first: {CALIBRATE}")
         if name not in known:
-            raise (
-                unknown("condition", name, known)
-                if known
-                else UsageError(f"unknown condition {name!r}: the checkpoint has no prototypes; calibrate it first")
-            )
+            raise unknown("condition", name, known)
     return tuple(dict.fromkeys(names)) if names else known
+
+
+def without_prototypes(model: Mapping[str, Any]) -> str:
+    """Say what a checkpoint without prototypes lacks, and which command adds them. model: the manifest's `model`."""
+    command = f"{CALIBRATE} --preset {model['preset']} --photographs FOLDER"
+    return f"{model['checkpoint']} has no prototypes, so only the condition auto is built; calibrate it with: {command}"
 
 
 def engine_conditions(built: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
@@ -57,7 +63,7 @@ def write_condition(model: DOD, condition: str, path: Path) -> None:
     if model.gate is not None:
         values["condition"] = model.prototypes[condition].float().numpy()
         values["share"] = np.array([model.share(condition)], np.float32)
-    save_file(values, path)
+    write_tensors(path, {name: (value.dtype, value.shape) for name, value in values.items()}, values.values())
 
 
 def merge_entries(model: DOD) -> list[dict[str, Any]]:

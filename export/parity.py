@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,9 @@ BUDGETS = {
 
 GATES = ("openvino bf16",)
 """Steps whose budget decides whether the bundle offers a precision. Missing it fails no build."""
+
+WITHOUT_BUNDLE = ("simplified", "merged", "half")
+"""Steps that PyTorch computes alone: they run no file of the bundle."""
 
 WITNESS = {
     "simplified": "PyTorch fp32: the model with its exact simplifications against the model as it was loaded",
@@ -82,6 +85,12 @@ def check(figures: Sequence[Figure]) -> None:
             f"on {worst.picture} ({worst.path}): SNR {worst.snr_db:.1f} dB, PSNR {worst.psnr_db or 0:.1f} dB, "
             f"budget {worst.budget}; no bundle is written"
         )
+
+
+def unchecked(figures: Sequence[Figure], paths: Iterable[str]) -> list[str]:
+    """Return those of the condition paths that no runtime ran from end to end on any sample."""
+    checked = {each.path for each in figures if each.component == "chain" and each.step not in WITHOUT_BUNDLE}
+    return [path for path in paths if path not in checked]
 
 
 def passed_gates(backend: str, figures: Sequence[Figure]) -> list[str]:

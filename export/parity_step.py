@@ -11,7 +11,7 @@ import numpy as np
 
 from dod.model import DOD
 from export import report
-from export.artefacts import Workshop, hash_sources
+from export.artefacts import Workshop, hash_sources, package_sources
 from export.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
 from export.checks import ROOT, hash_samples
 from export.interface import version
@@ -23,7 +23,7 @@ from runtime.console import progress
 COMPUTING = "parity", "chain", "proof", "precision", "parity_step", "simplify_step", "ranges"
 SOURCES = [
     *(ROOT / "export" / f"{name}.py" for name in COMPUTING),
-    *(ROOT / "runtime").rglob("*.py"),
+    *package_sources(ROOT / "runtime"),
 ]
 """What computes the figures, the runtime among it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dod.checkpoint import load_model, preset_of
+from dod.checkpoint import load_model, preset_of, read_metadata
 from dod.model import DOD, sized_model
 from export import (
     calibration,
@@ -43,6 +44,7 @@ from export.interface import Component, read_components
 from export.memory import MemoryMeter
 from export.parity import Figure, check
 from export.precision import check_islands, half_copy
+from export.replacement import Identity, check_replacement
 from export.targets import TARGETS
 from export.tracing import TraceJob, trace_all
 from runtime.backends.openvino import reduced_precisions
@@ -57,21 +59,27 @@ SLOWEST = ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm", "gate")
 class Build:
     """One run of the command on one model."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+    def __init__(self, options: Options, explaining: bool = False) -> None:
+        self.options, self.explaining = options, explaining
         self.start = time.monotonic()
         self.samples = sample_paths(options.samples)
         source = options.checkpoint, options.base, options.ddpm
-        sized = sized_model(preset_of(*source)[0])
-        check_sizes(options.size, options.batch, sized.preset.size_multiple)
+        preset, folder = preset_of(*source)
+        check_exportable(preset)
+        sized = sized_model(preset)
+        check_sizes(options.size, options.batch, preset.size_multiple)
         check_out(options.out)
+        if not explaining:
+            stated = read_metadata(folder).get("conditions", ()) if folder else ()
+            names, shape = frozenset((preset.name,)), (len(sized.layers), preset.lora.rank)
+            planned = Identity(names, *shape, tuple(options.conditions or stated))
+            check_replacement(options.out, planned, force=options.force)
         check_room(options.out, sized, len(options.precisions), sum(name in TARGETS for name in options.targets))
         check_memory(sized)
         self.shop = Workshop(options.out)
         self.shop.hash_ahead()
         self.model = load_model(*source)
         check_islands(self.model, options.islands or ())
-        check_exportable(self.model)
         self.conditions = conditions.chosen_conditions(self.model, options.conditions)
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self._skeletons: dict[str, DOD] = {}
@@ -81,11 +89,9 @@ class Build:
         self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
         self.sources = hash_sources(MODEL_SOURCES)
-        self.explaining = False
 
     def explain(self) -> int:
         """Say for each file why it is fresh or stale; build nothing. A file made from a stale one is stale too."""
-        self.explaining = True
         steps = self.simplify, self.choose_islands, self.write_weights, self.trace_graphs, self.write_conditions
         with self.shop:
             for step in steps:
@@ -99,6 +105,9 @@ class Build:
 
     def run(self) -> int:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
+        if not self.conditions:
+            model = {"preset": self.model.preset.name, "checkpoint": self.options.checkpoint}
+            print(f"warning: {conditions.without_prototypes(model)}", file=sys.stderr, flush=True)
         with self.shop, MemoryMeter() as memory:
             bundle = self.make()
         size = sum(record.bytes for record in bundle.manifest.files.values())
@@ -117,7 +126,7 @@ class Build:
         self.write_conditions()
         proven, pictures = self.prove()
         figures = [*simplified, *proven]
-        print(report.parity_table(figures))
+        print(report.parity_table(figures, paths=("auto", *self.conditions)))
         check(figures)
         self.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
         self.build_engines()
@@ -149,6 +158,8 @@ class Build:
         if self.precision is not None:
             self.islands = tuple(self.precision["islands"])
             if not self.explaining:
+                if not self.options.precisions:
+                    self.shop.abandon()  # nothing of a bundle was asked for: there is nothing to go on from
                 calibration.check(self.precision, self.options.gate)
 
     def write_weights(self) -> None:
@@ -227,7 +238,7 @@ class Build:
             self.islands,
             conditions=self.conditions,
             targets={name: self._target(name, figures) for name in targets},
-            parity=report.rows(figures),
+            parity=[*report.rows(figures), *report.unchecked_rows(figures, ("auto", *self.conditions))],
         )
 
     def _target(self, name: str, figures: Sequence[Figure]) -> dict:

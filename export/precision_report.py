@@ -27,6 +27,7 @@ def section(record: Record, plot: str) -> list[str]:
         f"Float32 ranges and true half arithmetic on the middle {SIDE} px of {count} photographs, path `auto`. The "
         f"picture decides: a PSNR of at least {budget:g} dB, and of {budget + record['margin_db']:g} dB where islands "
         f"are searched. z0 is shown beside it: an error in eps is {record['eps_gain']:g} times as large there.",
+        *_degraded(record),
         "**Witness**: PyTorch on CPU. The largest values are over all of float32's results; shares and mean squares "
         f"are over at most {SHARE_SAMPLES:,} fixed places of each, errors over {ERROR_SAMPLES:,}. Half is true: each "
         f"result is rounded to float16. Convolutions and matrix products {sums} on the machine that built this "
@@ -116,6 +117,14 @@ def _spans(rows: Sequence[Record]) -> list[tuple[str, int, int]]:
     for i, row in enumerate(rows):
         places.setdefault(row["component"], []).append(i)
     return [(component, found[0], found[-1]) for component, found in places.items()]
+
+
+def _degraded(record: Record) -> list[str]:
+    """Say which photographs were degraded for the measurement."""
+    if not record["degraded"]:
+        return []
+    listed = ", ".join(f"{name} ({degradation})" for name, degradation in record["degraded"].items())
+    return [f"No photograph's name begins with these conditions, so photographs were degraded: {listed}."]
 
 
 def _islands(record: Record) -> str:

@@ -13,12 +13,13 @@ import torch
 from dod.model import DOD
 from export import precision_report
 from export.artefacts import Workshop, hash_sources
-from export.calibration import Record, calibrate
+from export.calibration import Record, calibrate, degradations
 from export.checks import ROOT, Options, sample_paths
 
 RECORD, PLOT = "report/precision.json", "report/precision.png"
 UNMEASURED = "to be measured"
 SOURCES = [ROOT / "export" / f"{name}.py" for name in ("probe", "ranges", "islands", "calibration", "parity")]
+DEGRADING = [ROOT / "dod" / "data" / f"{name}.py" for name in ("degradations", "kernels")]
 
 
 def measured(
@@ -28,6 +29,11 @@ def measured(
 
     inputs: what identifies the model, its code and the photographs. Each trial is a line on stderr.
     """
+    paths = sample_paths(options.samples)
+    degraded = degradations(paths, tuple(model.prototypes) or model.preset.conditions)
+    if degraded:
+        inputs = {**inputs, "degraded": {path.name: name for path, name in degraded.items()}}
+        inputs["degraded by"] = hash_sources(DEGRADING)
     inputs = {
         **inputs,
         "fp32 islands": None if options.islands is None else list(options.islands),
@@ -37,7 +43,7 @@ def measured(
     fresh = shop.fresh(RECORD, inputs)
     if not fresh and not explaining:
         start = time.monotonic()
-        record = calibrate(model, sample_paths(options.samples), options.islands, _say)
+        record = calibrate(model, paths, options.islands, _say, degraded)
         shop.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
         shop.path(RECORD).write_text(json.dumps(record) + "\n")
         seconds = time.monotonic() - start

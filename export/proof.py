@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dod import clora
 from dod.model import DOD
-from export.chain import Proof, Run, Sample, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
+from export.chain import Proof, Run, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
 from export.conditions import modulation_of
 from export.memory import give_back
 from export.parity import Figure, figure, snr_db
@@ -86,7 +86,7 @@ def prove(
             for run in runs:
                 give_back()
                 values = computed if _is_of(computed, run) else run_chain(reference, run, bundle, Shared(Path(folder)))
-                figures = [] if path == "auto" else _merge_figures(model, run.sample, values, layers=bool(run.alone))
+                figures = [] if path == "auto" else _merge_figures(model, run, values)
                 wanted.keep(run, values if run.alone else {"image": values["image"]})
                 yield Proof("merged", run.sample.name, path, figures, values["image"])
     for subject in subjects(bundle):
@@ -110,14 +110,15 @@ def _is_of(computed: Values, run: Run) -> bool:
 
 
 @torch.no_grad()
-def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> list[Figure]:
+def _merge_figures(model: DOD, run: Run, merged: Values) -> list[Figure]:
     """The merged path against the low-rank branches at the prototype: the chain, and the worst single layer."""
-    modulation = torch.from_numpy(modulation_of(model, sample.condition))[None]
+    sample, condition = run.sample.name, run.path
+    modulation = torch.from_numpy(modulation_of(model, condition))[None]
     latent = _tensor(merged["latent"])
     skips = [_tensor(merged[name]) for name in sorted(merged) if name.startswith("skip_")]
     worst: list[tuple[float, np.ndarray, np.ndarray]] = []
     hooks = []
-    for name, layer in clora.conditional_layers(model.unet.unet) if layers else ():
+    for name, layer in clora.conditional_layers(model.unet.unet) if run.alone else ():
         hooks.append(layer.register_forward_hook(_layer_hook(name, layer, modulation[0], worst)))
     try:
         branched = model.decoder(model.unet(latent, modulation), skips).numpy()
@@ -126,10 +127,10 @@ def _merge_figures(model: DOD, sample: Sample, merged: Values, layers: bool) -> 
             hook.remove()
     # Both as decoded: on a path that passes the model the restored images would agree whatever it computes.
     found = model.decoder(_tensor(merged["latent_restored"]), skips).numpy() if model.postprocess else merged["image"]
-    figures = [figure(sample.name, sample.condition, "chain", "merged", branched, found)]
+    figures = [figure(sample, condition, "chain", "merged", branched, found)]
     if worst:
         _, expected, found = min(worst, key=lambda entry: entry[0])
-        figures.append(figure(sample.name, sample.condition, "layer", "merged", expected, found))
+        figures.append(figure(sample, condition, "layer", "merged", expected, found))
     return figures
 
 

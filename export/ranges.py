@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dod.data.degradations import degrade, rng_for
 from dod.data.pictures import centre_crop
 from dod.model import DOD
 from export.parity import psnr_db, snr_db
@@ -30,6 +31,8 @@ SUBNORMAL = 2.0**-24
 SAFETY = 2.0
 """What a range on the calibration pictures is multiplied with before it is held against `LARGEST`."""
 SIDE = 256
+DEGRADED_SIDE = 1024
+"""Pixels per side that a photograph is cut to before it is degraded: the degradations of a large one take seconds."""
 SHARE_SAMPLES, ERROR_SAMPLES = 65536, 4096
 """Places of a tensor that shares and mean squares are taken from, and that an error is; a maximum is over all."""
 
@@ -122,14 +125,21 @@ class Comparison(Judged):
     low: set[str]
 
 
-def load_picture(path: Path, model: DOD) -> Picture:
-    """The middle of a photograph at its own resolution, padded where it is no multiple of what the model takes."""
+def load_picture(path: Path, model: DOD, degradation: str = "") -> Picture:
+    """The middle of a photograph at its own resolution, padded where it is no multiple of what the model takes.
+
+    degradation: one of `dod.data.degradations` to apply before, the same in every run; "" for none.
+    """
     pixels, preset = read(path).pixels, model.preset
+    if degradation:
+        clean = np.clip((centre_crop(pixels, DEGRADED_SIDE) + 1) / 2, 0, 1).astype(np.float32)
+        pixels = degrade(clean, degradation, rng_for(path.name, degradation, 0))[0] * 2 - 1
     middle = centre_crop(pixels, SIDE)
     limits = preset.size_multiple, preset.size_multiple, 1 << 20
     image = pad(middle, *(padded_size(side, *limits) for side in middle.shape[:2])).transpose(2, 0, 1)[None]
     taken = crops(pixels, preset.mfm.crops, preset.mfm.crop_size)[None]
-    return Picture(path.name, *(torch.from_numpy(np.ascontiguousarray(value)) for value in (image, taken)))
+    name = f"{path.name} ({degradation})" if degradation else path.name
+    return Picture(name, *(torch.from_numpy(np.ascontiguousarray(value)) for value in (image, taken)))
 
 
 @torch.no_grad()

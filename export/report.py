@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,18 @@ from PIL import Image
 
 from export import costs, precision_report, precision_step
 from export.artefacts import Workshop
-from export.parity import GATES, Figure
+from export.conditions import without_prototypes
+from export.parity import GATES, Figure, unchecked
 from runtime.console import table
 
 HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "budget", "")
 
 
-def parity_table(figures: Sequence[Figure], markdown: bool = False) -> str:
-    """The worst figure over the pictures for each path, component and step, in the order they were measured."""
+def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Iterable[str] = ()) -> str:
+    """The worst figure over the pictures for each path, component and step, in the order they were measured.
+
+    paths: the condition paths of the bundle. Those that were not checked are listed.
+    """
     groups: dict[tuple[str, str, str], list[Figure]] = {}
     for figure in figures:
         groups.setdefault((figure.path, figure.component, figure.step), []).append(figure)
@@ -44,7 +48,10 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False) -> str:
     notes = [f"{step}: {witness}" for step, witness in witnesses.items()]
     pictures = len({figure.picture for figure in figures})
     head = f"Against PyTorch fp32, the worst of {pictures} photographs (components alone on the first):"
-    return "\n\n".join([head, table(HEADERS, rows, "lllrrrll", markdown=markdown), "\n".join(notes)])
+    sections = [head, table(HEADERS, rows, "lllrrrll", markdown=markdown), "\n".join(notes)]
+    if missing := unchecked(figures, paths):
+        sections.append(f"NOT CHECKED on any sample: condition paths {', '.join(missing)}.")
+    return "\n\n".join(sections)
 
 
 def _verdict(members: Sequence[Figure]) -> str:
@@ -62,6 +69,13 @@ def write_figures(figures: Sequence[Figure], path: Path) -> None:
 def rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     """The figures for JSON, which has no infinity: where nothing differs, the decibels are null."""
     return [{k: None if v == math.inf and k != "max_abs" else v for k, v in asdict(each).items()} for each in figures]
+
+
+def unchecked_rows(figures: Sequence[Figure], paths: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of the manifest's `parity` for condition paths that were not checked: no value, `passed` is null."""
+    empty = dict.fromkeys(each.name for each in fields(Figure))
+    stated = {"component": "chain", "step": "not checked", "witness": "no sample ran this path"}
+    return [{**empty, **stated, "path": path} for path in unchecked(figures, paths)]
 
 
 def read_figures(path: Path) -> list[Figure]:
@@ -122,11 +136,12 @@ def write(
         f"Base `{model['base_sha256'][:16]}`, checkpoint `{model['checkpoint_sha256'][:16]}`; conditions: "
         f"{', '.join(manifest['conditions']) or 'none'}; sides {manifest['profile']['size']} px, "
         f"batch {manifest['profile']['batch']}.",
+        *((f"**Warning**: {without_prototypes(model)}.",) if not manifest["conditions"] else ()),
         "## Targets",
         table(("target", "version", "precisions", "compute capabilities", "engines"), targets, markdown=True),
         "Engines were built and their inputs and outputs recorded; none was run on a GPU by this command.",
         "## Parity",
-        parity_table(figures, markdown=True),
+        parity_table(figures, markdown=True, paths=("auto", *manifest["conditions"])),
         f"Modules kept in float32 in fp16: {', '.join(islands) or 'none'}.",
         "## Cost",
         f"One picture of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "

@@ -19,6 +19,7 @@ import numpy as np
 from .errors import BundleError, unknown
 from .manifest import FileRecord, Manifest, Precision
 from .merge import Places, merge, new_arrays
+from .permissions import apply_umask, current_umask
 from .tensors import read_tensors
 
 __all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
@@ -196,7 +197,8 @@ def write_bundle(
     `manifest` is the content of `bundle.json`; sizes and hashes of all files in `staging` are computed here, and only
     a `key` under `files` is taken over. hashes: the SHA-256 of files that were hashed when they were written.
     `staging` must be on the disk of `destination` (a folder beside it is best) and is gone afterwards. A bundle of
-    before is replaced whole: there is never a bundle that is half of each.
+    before is replaced whole: there is never a bundle that is half of each. Every file and folder gets the permissions
+    that the umask allows.
     Raises BundleError where the manifest does not pass, or where `destination` is something other than a bundle.
     """
     staging, destination = Path(staging), Path(destination)
@@ -217,6 +219,9 @@ def write_bundle(
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(data, file, indent=1, ensure_ascii=False)
         file.write("\n")
+    umask = current_umask()
+    for path in [*staging.rglob("*"), staging]:
+        apply_umask(path, umask)
     for path in [staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
         _sync(path)
     _swap(staging, destination)

@@ -201,7 +201,8 @@ def fit_gate(gate: Gate, seen: Seen, kinds: Sequence[str], schedule: Schedule) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    preset, schedule = training_preset(arguments), replace(DEFAULTS, **{key: getattr(arguments, key) for key in OPTIONS})
+    preset = training_preset(arguments)
+    schedule = replace(DEFAULTS, **{key: getattr(arguments, key) for key in OPTIONS})
     _check(arguments, schedule, preset.size_multiple)
     if preset.postprocess is None or preset.checkpoint is None:
         raise ConfigError(f"preset {preset.name} has no postprocess to be fitted: set it, and a checkpoint")

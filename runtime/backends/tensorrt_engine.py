@@ -162,7 +162,7 @@ class Engine:
         self._saved = len(blob)
         part = self._cache_file.with_name(f"{self._cache_file.name}.{os.getpid()}")
         with suppress(OSError):
-            part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(blob)
             os.replace(part, self._cache_file)
 

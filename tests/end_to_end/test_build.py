@@ -30,15 +30,6 @@ GRAPHS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
 ENGINES = {"mfm", "encoder", "decoder", "unet_dynamic", *(f"unet_{name}" for name in CONDITIONS)}
 
 
-@pytest.fixture
-def copy(tiny_build: Build, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A bundle of one's own, and the arguments that build it."""
-    bundle, _, arguments = tiny_build
-    mine = tmp_path / "tiny"
-    shutil.copytree(bundle, mine)
-    return mine, [str(mine) if argument == str(bundle) else argument for argument in arguments]
-
-
 def restore(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runtime", *map(str, arguments)]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}

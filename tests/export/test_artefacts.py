@@ -13,14 +13,16 @@ import tempfile
 import threading
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from export import artefacts
-from export.artefacts import Entry, Workshop, hash_sources, key_of
-from export.checks import MODEL_MODULES
+from export import artefacts, engine_step, parity_step, precision_step, simplify_step
+from export.artefacts import Entry, Workshop, hash_sources, key_of, package_sources
+from export.checks import MODEL_MODULES, ROOT
 from runtime.bundle import MANIFEST
 from runtime.errors import UsageError
+from runtime.permissions import current_umask
 
 INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
@@ -158,6 +160,17 @@ def test_what_was_taken_over_can_be_made_again_without_touching_the_bundle(out: 
     assert shop.path(NAME).read_text() == "other" and (out / NAME).read_text() == "graph"
 
 
+def test_what_is_taken_over_has_the_permissions_of_the_umask(out: Path) -> None:
+    bundle_of_before(out)
+    linked = Workshop(out)
+    assert not make(linked) and linked.path(NAME).samefile(out / NAME)
+    (out / NAME).chmod(0o600)
+    copied = Workshop(out)
+    assert not make(copied) and not copied.path(NAME).samefile(out / NAME)
+    assert copied.path(NAME).stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    assert (out / NAME).stat().st_mode & 0o777 == 0o600, "the bundle before stays as it was"
+
+
 def test_a_damaged_bundle_of_before_is_not_taken_over(out: Path) -> None:
     bundle_of_before(out)
     (out / NAME).write_text("grapH")
@@ -211,6 +224,18 @@ def test_a_block_that_made_nothing_leaves_nothing(out: Path) -> None:
     assert not shop.root.exists() and (out / NAME).read_text() == "graph"
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_an_abandoned_build_leaves_what_it_found(out: Path, found: bool) -> None:
+    if found:
+        with Workshop(out) as shop:
+            make(shop)
+    with Workshop(out) as shop:
+        make(shop, name="report/precision.json")
+        shop.abandon()
+    assert shop.root.exists() is found
+    assert make(Workshop(out)) is not found
+
+
 @pytest.mark.parametrize("ledger", ["", "{", "[]", '{"a": 1}', '{"onnx/fp32/mfm.onnx": {"bytes": 5}}', "null"])
 def test_a_damaged_ledger_keeps_nothing(out: Path, ledger: str) -> None:
     make(Workshop(out))
@@ -253,6 +278,28 @@ def test_hash_sources(tmp_path: Path) -> None:
     assert before == hash_sources([second, first]) != hash_sources([first])
     second.write_text("y = 3")
     assert hash_sources([first, second]) != before
+
+
+def test_what_an_installation_leaves_is_no_source(tmp_path: Path) -> None:
+    """`pip install ./runtime` copies the package into runtime/build/lib."""
+    runtime = tmp_path / "runtime"
+    ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT / "runtime", runtime, ignore=ignored)
+    before = package_sources(runtime)
+    assert {"bundle.py", "backends/openvino.py"} <= {path.relative_to(runtime).as_posix() for path in before}
+    for leftover in ("build/lib/dod_runtime", "build/lib/dod_runtime/backends", "dist", "dod_runtime.egg-info"):
+        (runtime / leftover).mkdir(parents=True)
+        (runtime / leftover / "__init__.py" if "lib" in leftover else runtime / leftover / "setup.py").touch()
+    (runtime / "__pycache__").mkdir()
+    (runtime / "__pycache__" / "bundle.py").touch()
+    assert package_sources(runtime) == before
+
+
+@pytest.mark.parametrize("step", [parity_step, precision_step, simplify_step, engine_step])
+def test_what_is_hashed_for_a_step_is_source_of_the_checkout(step: ModuleType) -> None:
+    packages = {path for name in ("dod", "export", "runtime") for path in package_sources(ROOT / name)}
+    assert set(step.SOURCES) <= packages
+    assert step is not parity_step or set(package_sources(ROOT / "runtime")) <= set(step.SOURCES)
 
 
 def test_graphs_are_stale_when_any_module_of_the_model_changes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ from export import targets
 from export.build_engines import TARGET_NAMES, choose_targets, main, parser
 from export.checks import check_room
 from export.errors import ExportError
+from runtime.bundle import MANIFEST
 from runtime.console import run_command
-from tests.conftest import NO_GPU
+from tests.conftest import NO_GPU, SIZES
 
 
 def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: str) -> str:
@@ -103,6 +106,47 @@ def test_a_folder_that_cannot_be_replaced(
     )
     assert code == 2 and f"--out {out}: name the folder itself, such as {tmp_path}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("conditional", ["none", "unet+encoder"])
+def test_an_ablation_without_a_path(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    conditional: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("load_model", "sized_model"):
+        monkeypatch.setattr(f"export.pipeline.{name}", lambda *_: pytest.fail("nothing is loaded before"))
+    ablation = tmp_path / "ablation"
+    shutil.copytree(tiny_checkpoint, ablation)
+    metadata = json.loads((ablation / "dod.json").read_text())
+    (ablation / "dod.json").write_text(json.dumps({**metadata, "conditional": conditional}))
+    errors = refused(capsys, tmp_path / "x", str(ablation), "--targets", "onnxruntime")
+    assert f"lora.conditional = {conditional} " in errors and "lora.conditional = unet\n" in errors
+
+
+def test_int8_alone_is_refused_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, photographs: Path
+) -> None:
+    arguments = [str(tiny_checkpoint), "--out", str(tmp_path / "x"), "--targets", "onnxruntime", *SIZES]
+    arguments += ["--precision", "int8", "--samples", str(photographs)]
+    code = run_command(main, arguments, also=(ExportError, DODError))
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and "no bundle is written" in error and "leave int8 out of --precision" in error
+    assert "fp16 is written" not in error and list(tmp_path.iterdir()) == []
+
+
+def test_another_models_bundle_is_not_replaced_unasked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.pipeline.load_model", lambda *_: pytest.fail("nothing is loaded before"))
+    (tmp_path / MANIFEST).write_text(json.dumps({"schema": 2, "name": "mini", "conditions": {"rain": "rain"}}))
+    arguments = [str(tiny_checkpoint), "--out", str(tmp_path), "--targets", "onnxruntime"]
+    code = run_command(main, arguments, also=(ExportError, DODError))
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1 and all(word in error for word in ("mini", "rain", "tiny", "--force"))
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
 def test_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import stat
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,7 @@ from export.graphs import write_weights
 from export.simplify import fold_upsampling, simplify_merged
 from runtime.errors import UsageError
 from runtime.manifest import MergeEntry
+from runtime.permissions import current_umask
 from runtime.tensors import tensor_spans
 
 
@@ -46,7 +48,7 @@ def test_a_checkpoint_without_prototypes(model: DOD) -> None:
     bare = copy.copy(model)
     bare.prototypes = {}
     assert chosen_conditions(bare, None) == ()
-    with pytest.raises(UsageError, match="'rain': the checkpoint has no prototypes; calibrate it first"):
+    with pytest.raises(UsageError, match="'rain': .*no prototypes.*python -m dod.training.stages calibrate"):
         chosen_conditions(bare, ["rain"])
 
 
@@ -58,6 +60,8 @@ def test_the_file_of_a_condition(model: DOD, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.mfm.network(model.prototypes["rain"][None])[0].numpy()
     assert np.array_equal(stored["modulation"], expected)
+    mode = stat.S_IMODE((tmp_path / "rain.safetensors").stat().st_mode)
+    assert mode == 0o666 & ~current_umask(), "who serves a bundle may be another user than who built it"
     assert not np.allclose(expected, modulation_of(model, "haze"))
 
 

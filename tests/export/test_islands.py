@@ -14,7 +14,7 @@ from PIL import Image
 from dod import clora
 from dod.model import DOD
 from export import calibration, islands
-from export.calibration import calibrate, check, quantised, sums_in_float32
+from export.calibration import calibrate, check, degradations, quantised, sums_in_float32
 from export.errors import ParityError
 from export.islands import candidates
 from export.precision import half_copy, within
@@ -84,11 +84,25 @@ def test_no_island_where_none_is_needed(model: DOD, paths: list[Path], tmp_path:
         assert plot.width > 1000
     for name in ("bf16", "int8"):
         refused = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 31.0}}}
-        with pytest.raises(ParityError, match=f"precision {name}: 31.0 dB at the picture on .*, below the budget"):
+        with pytest.raises(ParityError, match=f"{name}: PSNR 31.0 dB .* below .* 45 dB.* no bundle .*leave {name} out"):
             check(refused, (name,))
         passed = {**record, "gate": {**record["gate"], name: {**record["gate"][name], "psnr_db": 60.0}}}
-        with pytest.raises(ParityError, match="meets the budget, but no graphs are written in it"):
+        with pytest.raises(ParityError, match=f"{name}: PSNR 60.0 dB .* no bundle .*leave {name} out"):
             check(passed, (name,))
+
+
+def test_photographs_that_name_no_condition_are_degraded(model: DOD, paths: list[Path]) -> None:
+    named = [Path("haze_1.png"), Path("IMG_1234.jpg"), Path("low-light.png"), Path("IMG_1235.jpg"), Path("x.png")]
+    conditions = ("haze", "snow", "rain", "low-light", "noise")
+    assert degradations(named, conditions) == {named[1]: "rain", named[3]: "noise"}, "snow is unknown; haze is there"
+    assert degradations(named[:1], conditions) == {} == degradations([Path("haze.png")], ("haze",))
+    plain, noisy, again = (load_picture(paths[0], model, name) for name in ("", "noise", "noise"))
+    assert noisy.name == "a.png (noise)" and plain.image.shape == noisy.image.shape
+    assert torch.equal(noisy.image, again.image) and not torch.equal(noisy.image, plain.image)
+    assert not torch.equal(noisy.crops, plain.crops) and noisy.image.abs().max() <= 1
+    record = calibrate(model, paths, (), quiet, {paths[0]: "noise"})
+    assert any(each.startswith("a.png (noise)") for each in record["pictures"])
+    assert "a.png (noise)" in "\n".join(section(record, "plot.png"))
 
 
 def test_a_budget_out_of_reach_of_half_takes_islands(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from export.parity import figure
-from export.report import parity_table, read_figures, rows, write_comparison, write_figures
+from export.parity import figure, unchecked
+from export.report import parity_table, read_figures, rows, unchecked_rows, write_comparison, write_figures
 from tests.export.test_parity import of_psnr
 
 
@@ -37,6 +38,21 @@ def test_the_table_shows_the_worst() -> None:
     assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
     lost = figure("c.png", "auto", "chain", "half", reference + 0.5, value * np.inf)
     assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
+
+
+def test_paths_that_no_runtime_ran_are_listed() -> None:
+    reference, value = of_psnr(50)
+    ran = figure("a.png", "auto", "chain", "onnx fp32", reference + 0.5, value + 0.5)
+    in_pytorch = figure("a.png", "rain", "chain", "merged", reference + 0.5, value + 0.5)
+    alone = figure("a.png", "rain", "unet_merged", "onnx fp32", reference + 0.5, value + 0.5)
+    paths = ("auto", "haze", "rain")
+    assert unchecked([ran, in_pytorch, alone], paths) == ["haze", "rain"]
+    assert unchecked([ran, replace(ran, path="haze"), replace(ran, path="rain")], paths) == []
+    text = parity_table([ran], paths=paths)
+    assert "NOT CHECKED" in text and "haze, rain" in text
+    assert "NOT CHECKED" not in parity_table([ran], paths=("auto",))
+    (row,) = unchecked_rows([ran], ("auto", "haze"))
+    assert row["path"] == "haze" and row["passed"] is None and row.keys() == rows([ran])[0].keys()
 
 
 def test_the_comparison_picture(tmp_path: Path) -> None:
