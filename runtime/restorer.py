@@ -17,7 +17,7 @@ from .bundle import Bundle
 from .errors import PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
-from .tiling import check_tile, tiles
+from .tiling import check_tile, restore_tiles
 
 __all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restored", "Restorer"]
 
@@ -213,16 +213,16 @@ class Restorer:
         return results
 
     def _run_tiles(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> np.ndarray:
-        """As `run_components`, for pictures of any size: the MFM runs once, the rest for each tile."""
+        """As `run_components`, for images of any size: the MFM runs once, the rest for a guide and for each tile."""
         height, width = images.shape[2:]
         if max(height, width) <= self._sizes[2]:
             return self.run_components(images, crops, condition)
         modulation = None if crops is None else self._modulation(crops)
-        restored = np.zeros_like(images)
-        for rows, columns, weights in tiles(height, width, self._sizes[2]):
-            part = np.ascontiguousarray(images[:, :, rows, columns])
-            restored[:, :, rows, columns] += weights * self.run_components(part, None, condition, modulation=modulation)
-        return restored
+
+        def restore(part: np.ndarray) -> np.ndarray:
+            return self.run_components(part, None, condition, modulation=modulation)
+
+        return restore_tiles(images, self._sizes[2], restore)
 
     def _modulation(self, crops: np.ndarray) -> np.ndarray:
         with self._backend.chain(crops.shape):
