@@ -18,13 +18,13 @@ from .errors import PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
 from .manifest import GATE
-from .tiling import check_tile, tiles
+from .tiling import check_tile, restore_tiles
 
 __all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restoration", "Restored", "Restorer", "path_of"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
 Observer: TypeAlias = Callable[[str, float], None]
-Guidance: TypeAlias = Mapping[str, Any]
+Decisions: TypeAlias = Mapping[str, Any]
 """What is decided once per image and shared by its tiles: `modulation` on the path `auto`, and where the model has a
 gate `share` and `gains`; arrays with the batch first, or what the backend keeps in their place."""
 
@@ -248,31 +248,30 @@ class Restorer:
         return results
 
     def _run(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> tuple[np.ndarray, np.ndarray]:
-        """(restored images, bypass shares [B]) for pictures of any size: larger ones run in tiles of one guidance."""
-        guidance = self.guide(len(images), crops, condition)
-        shares = guidance["share"][:, 0] if "share" in guidance else np.zeros(len(images))
-        height, width = images.shape[2:]
-        if max(height, width) <= self._sizes[2]:
-            return self.run_components(images, None, condition, guidance=guidance), shares
-        restored = np.zeros_like(images)
-        for rows, columns, weights in tiles(height, width, self._sizes[2]):
-            part = np.ascontiguousarray(images[:, :, rows, columns])
-            restored[:, :, rows, columns] += weights * self.run_components(part, None, condition, guidance=guidance)
-        return restored, shares
+        """(restored images, bypass shares [B]) for images of any size: larger ones run in tiles of one decision."""
+        decisions = self.decide(len(images), crops, condition)
+        shares = decisions["share"][:, 0] if "share" in decisions else np.zeros(len(images))
 
-    def guide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
-        """Decide what belongs to each of `batch` images as a whole, from its crops: see `Guidance`.
+        def restore(part: np.ndarray) -> np.ndarray:
+            return self.run_components(part, None, condition, decisions=decisions)
+
+        if max(images.shape[2:]) <= self._sizes[2]:
+            return restore(images), shares
+        return restore_tiles(images, self._sizes[2], restore), shares
+
+    def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
+        """Decide what belongs to each of `batch` images as a whole, from its crops: see `Decisions`.
 
         crops: float32 [B, K, 3, R, R] in [-1, 1], needed where the path has the MFM or the gate. Raises UsageError.
         """
         with self._backend.chain((batch, *(crops.shape[1:] if crops is not None else ()))):
-            guidance = self._guide(batch, crops, condition)
-            return {name: self._backend.to_numpy(value) for name, value in guidance.items()}
+            decisions = self._decide(batch, crops, condition)
+            return {name: self._backend.to_numpy(value) for name, value in decisions.items()}
 
-    def _guide(
+    def _decide(
         self, batch: int, crops: np.ndarray | None, condition: str, observe: Observer | None = None
     ) -> dict[str, Any]:
-        """As `guide`, inside a chain; what the backend computes stays where it is."""
+        """As `decide`, inside a chain; what the backend computes stays where it is."""
         path, manifest = path_of(self.bundle, condition, self.bypass), self.bundle.manifest
         if crops is None and not {"mfm", GATE}.isdisjoint(path):
             raise UsageError(f"the condition {condition} needs crops")
@@ -300,18 +299,18 @@ class Restorer:
         condition: str = "auto",
         observe: Observer | None = None,
         *,
-        guidance: Guidance | None = None,
+        decisions: Decisions | None = None,
     ) -> np.ndarray:
         """The pipeline of components on padded pictures; the step below `restore`, for benchmarks and tests.
 
         images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the MFM and the gate see, or in
-        their place guidance: what `guide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each
+        their place decisions: what `decide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each
         component and its seconds on the device; without it nothing waits between the components.
         """
         self.check_condition(condition)
         with self._backend.chain(images.shape):
             values: dict[str, Any] = {"image": images, "degraded": images}
-            values |= self._guide(len(images), crops, condition, observe) if guidance is None else guidance
+            values |= self._decide(len(images), crops, condition, observe) if decisions is None else decisions
             for component in MERGED if condition != "auto" else DYNAMIC:
                 if component != "mfm":
                     values |= self._observed(component, values, condition, observe)
