@@ -137,7 +137,7 @@ def summary(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
         sharp = next((each for each in rows if each["degradation"] == label and each["softness"] == "sharp"), row)
         for path in ("named", "auto"):
             gain, whole = row.get(f"{path}_gain"), sharp.get(f"{path}_gain")
-            row[f"{path}_kept"] = None if gain is None or label not in LEAST else 100 * gain / whole
+            row[f"{path}_kept"] = None if gain is None or not whole or label not in LEAST else 100 * gain / whole
         rows.append(row)
     return rows
 
