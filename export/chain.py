@@ -29,7 +29,7 @@ from runtime.bundle import Bundle
 from runtime.geometry import crops, pad, padded_size
 from runtime.image import read
 from runtime.manifest import GATE, REDUCED, Manifest
-from runtime.restorer import path_of
+from runtime.pipeline import path_of
 from runtime.tensors import read_tensors, write_tensors
 
 FIRST = ("mfm", "encoder")

@@ -118,6 +118,8 @@ class Bundle:
                 found = "nothing" if value is None else f"{value.dtype} {list(value.shape)}"
                 expected = f"float32 {list(shape)}" if shape is not None else "float32 [N, 2, r]"
                 raise BundleError(f"{self.folder / name} must hold {key!r} as {expected}, found {found}")
+        if "share" in shapes and not 0 <= tensors["share"][0] <= 1:
+            raise BundleError(f"{self.folder / name}: the share {tensors['share'][0]} is not between 0 and 1")
         return {key: tensors[key] for key in shapes}
 
     def merged(self, files: Precision, condition: str, places: Places = new_arrays) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, overload
@@ -17,35 +17,12 @@ from .bundle import Bundle
 from .errors import PictureError, UsageError, unknown
 from .geometry import crops, pad, padded_size
 from .image import Picture, Source, read
-from .manifest import GATE
+from .pipeline import Decisions, Observer, Pipeline
 from .tiling import check_tile, restore_tiles
 
-__all__ = ["DYNAMIC", "MERGED", "Observer", "Prepared", "Restoration", "Restored", "Restorer", "path_of"]
+__all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
-Observer: TypeAlias = Callable[[str, float], None]
-Decisions: TypeAlias = Mapping[str, Any]
-"""What is decided once per image and shared by its tiles: `modulation` on the path `auto`, and where the model has a
-gate `share` and `gains`; arrays with the batch first, or what the backend keeps in their place."""
-
-DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-"""The components of the path `auto`, in order, without the gate."""
-MERGED = ("encoder", "unet_merged", "decoder")
-"""The components of a condition's path, in order, without the gate."""
-
-
-def path_of(bundle: Bundle, condition: str, bypass: bool = True) -> tuple[str, ...]:
-    """The components that run for a condition, in order. bypass: whether a share of the images may pass the model.
-
-    On `auto` the gate decides that share. A named condition fixes it, and the gate runs only for the kernel that images
-    which pass are sharpened with.
-    """
-    dynamic = condition == "auto"
-    path = DYNAMIC if dynamic else MERGED
-    if not bundle.manifest.gated or not bypass or not (dynamic or bundle.values(condition)["share"][0]):
-        return path
-    at = path.index("encoder")
-    return (*path[:at], GATE, *path[at:])
 
 
 @dataclass(frozen=True)
@@ -101,8 +78,8 @@ class Restorer:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
         self._sizes = multiple, least, check_tile(tile, multiple, least, largest)
-        self.bypass = bypass
         self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
+        self._pipeline = Pipeline(self.bundle, self._backend, bypass)
         # What a backend holds outlives it in part, such as ONNX Runtime's arena: a restorer may be dropped unclosed.
         weakref.finalize(self, self._backend.close).atexit = False
 
@@ -207,7 +184,7 @@ class Restorer:
         with self._backend.chain((batch, 3, height, width)):
             path = {
                 component: tuple(spec.sized(batch, height, width) for spec in components[component].inputs)
-                for component in path_of(self.bundle, condition, self.bypass)
+                for component in self._pipeline.path(condition)
             }
             self._backend.open(path, None if condition == "auto" else condition)
 
@@ -221,8 +198,7 @@ class Restorer:
         loaded = read(picture)
         height, width = map(self._padded, loaded.pixels.shape[:2])
         image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
-        rule, path = self.bundle.manifest.crops, path_of(self.bundle, condition, self.bypass)
-        seen = not {"mfm", GATE}.isdisjoint(path)
+        rule, seen = self.bundle.manifest.crops, self._pipeline.sees_crops(condition)
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if seen else None)
 
     def _padded(self, side: int) -> int:
@@ -260,37 +236,9 @@ class Restorer:
         return restore_tiles(images, self._sizes[2], restore), shares
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
-        """Decide what belongs to each of `batch` images as a whole, from its crops: see `Decisions`.
-
-        crops: float32 [B, K, 3, R, R] in [-1, 1], needed where the path has the MFM or the gate. Raises UsageError.
-        """
-        with self._backend.chain((batch, *(crops.shape[1:] if crops is not None else ()))):
-            decisions = self._decide(batch, crops, condition)
-            return {name: self._backend.to_numpy(value) for name, value in decisions.items()}
-
-    def _decide(
-        self, batch: int, crops: np.ndarray | None, condition: str, observe: Observer | None = None
-    ) -> dict[str, Any]:
-        """As `decide`, inside a chain; what the backend computes stays where it is."""
-        path, manifest = path_of(self.bundle, condition, self.bypass), self.bundle.manifest
-        if crops is None and not {"mfm", GATE}.isdisjoint(path):
-            raise UsageError(f"the condition {condition} needs crops")
-        values: dict[str, Any] = {"crops": crops}
-        if "mfm" in path:
-            values |= self._observed("mfm", values, None, observe)
-        if not manifest.gated:
-            return {name: values[name] for name in ("modulation",) if name in values}
-        values["share"], values["gains"] = np.zeros((batch, 1), np.float32), None
-        if condition != "auto":
-            fixed = self.bundle.values(condition)
-            values["condition"] = np.repeat(fixed["condition"][None], batch, axis=0)
-            values["share"] += fixed["share"] if self.bypass else 0
-        if GATE in path:
-            decided = self._observed(GATE, values, None, observe)
-            values |= {"gains": decided["gains"]} if condition != "auto" else decided
-        else:
-            values["gains"] = np.zeros((batch, manifest.filters), np.float32)
-        return {name: values[name] for name in ("modulation", "share", "gains") if name in values}
+        """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""
+        self.check_condition(condition)
+        return self._pipeline.decide(batch, crops, condition)
 
     def run_components(
         self,
@@ -301,30 +249,9 @@ class Restorer:
         *,
         decisions: Decisions | None = None,
     ) -> np.ndarray:
-        """The pipeline of components on padded pictures; the step below `restore`, for benchmarks and tests.
-
-        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the MFM and the gate see, or in
-        their place decisions: what `decide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each
-        component and its seconds on the device; without it nothing waits between the components.
-        """
+        """The pipeline on padded images; the step below `restore`, for benchmarks and tests: see `Pipeline.run`."""
         self.check_condition(condition)
-        with self._backend.chain(images.shape):
-            values: dict[str, Any] = {"image": images, "degraded": images}
-            values |= self._decide(len(images), crops, condition, observe) if decisions is None else decisions
-            for component in MERGED if condition != "auto" else DYNAMIC:
-                if component != "mfm":
-                    values |= self._observed(component, values, condition, observe)
-            return self._backend.to_numpy(values["image"]).astype(np.float32, copy=False)
-
-    def _observed(
-        self, component: str, values: Mapping[str, Any], condition: str | None, observe: Observer | None
-    ) -> dict[str, Any]:
-        inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
-        elapsed = self._backend.stopwatch() if observe else None
-        outputs = self._backend.run(component, inputs, None if condition == "auto" else condition)
-        if observe and elapsed:
-            observe(component, elapsed())
-        return outputs
+        return self._pipeline.run(images, crops, condition, observe, decisions=decisions)
 
     def close(self) -> None:
         """Frees the backend: its sessions, and its memory on the GPU."""

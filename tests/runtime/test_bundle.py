@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from runtime import bundle as bundle_module
 from runtime.bundle import Bundle, hash_file, write_bundle
 from runtime.errors import BundleError, UsageError
 from runtime.manifest import COMPONENTS, SCHEMA
-from tests.runtime.toy_bundle import toy_modulation, toy_prototype, toy_weights, write_toy_bundle
+from tests.runtime.toy_bundle import FILTERS, toy_modulation, toy_prototype, toy_weights, write_toy_bundle
 
 
 def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -178,6 +179,32 @@ def test_modulation_of_the_wrong_shape(copy: Path) -> None:
     edited(copy, lambda data: data["components"]["mfm"]["outputs"][1].update(shape=["batch", 9, 2, 4]))
     with pytest.raises(BundleError, match=r"must hold 'modulation' as float32 \[9, 2, 4\], found float32 \[2, 2, 4\]"):
         Bundle.open(copy).modulation("haze")
+
+
+def test_a_condition_of_a_model_with_a_gate_holds_its_prototype_and_share(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_toy_bundle(tmp_path / "gated", shares={"haze": 0.0, "noise": 0.5}))
+    values = bundle.values("noise")
+    np.testing.assert_array_equal(values["condition"], toy_prototype("noise"))
+    assert values["share"].tolist() == [0.5] and bundle.manifest.gated and bundle.manifest.filters == FILTERS
+    for share in (None, np.array([2], np.float32)):
+        tensors = {**values, "share": share} if share is not None else {"modulation": values["modulation"]}
+        path = tmp_path / "gated" / bundle.manifest.conditions["noise"]
+        save_file({key: np.array(value) for key, value in tensors.items()}, path)
+        edited(tmp_path / "gated", lambda data, path=path: record(data, path, tmp_path / "gated"))
+        with pytest.raises(BundleError, match="share|condition"):
+            Bundle.open(tmp_path / "gated").values("noise")
+
+
+def record(data: dict[str, Any], path: Path, folder: Path) -> None:
+    name = path.relative_to(folder).as_posix()
+    data["files"][name] |= {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def test_a_gate_that_the_decoder_does_not_take_is_refused(tmp_path: Path) -> None:
+    folder = write_toy_bundle(tmp_path / "gated", shares={})
+    edited(folder, lambda data: data["components"]["gate"]["outputs"].reverse())
+    with pytest.raises(BundleError, match=r"components\.gate"):
+        Bundle.open(folder)
 
 
 REQUIRED = ["schema", "name", "size_multiple", "profile", "crops", "components", "precisions", "merge", "conditions"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from runtime import Bundle, BundleError, PictureError, Restorer, UsageError
-from runtime.restorer import path_of
+from runtime.pipeline import path_of
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 
