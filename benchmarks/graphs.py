@@ -125,7 +125,8 @@ def collect(
             runs |= prepare(plain(model, arguments.size), PLAIN, "before", arguments, scratch)
         if state == "after":
             simplify(model)
-        for name in [name for name in arguments.graphs if name != PLAIN and state in states]:
+        there = plans.graphs_of(model) if state in states else ()
+        for name in [name for name in arguments.graphs if name in there]:
             planned = plans.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
             runs |= prepare(planned, name, state, arguments, scratch)
     return costs.rows(before, costs.costs(plans.skeleton(model))), runs

@@ -134,27 +134,38 @@ def test_the_encoder_computes_what_pytorch_does(encoder: Traced, model: DOD, sha
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_decoder_with_what_is_fitted_apart_computes_what_pytorch_does(precision: str, tmp_path: Path) -> None:
-    sharpening = {"filters": 3, "taps": 7, "window": 11, "width": 8}
-    model = randomise(DOD.from_preset(tiny(detail__sharpening=sharpening, detail__bypass={"width": 8})))
-    assert model.decoder.sharpening is not None and model.decoder.bypass is not None
-    nn.init.normal_(model.decoder.sharpening.last.weight)
-    nn.init.normal_(model.decoder.bypass.last.weight)
-    nn.init.zeros_(model.decoder.bypass.last.bias)
+def test_gate_and_postprocessed_decoder_compute_what_pytorch_does(precision: str, tmp_path: Path) -> None:
+    post = {"filters": 3, "taps": 7, "window": 11, "width": 8}
+    model = randomise(DOD.from_preset(tiny(postprocess=post)))
+    assert model.gate is not None and model.postprocess is not None
+    for network in (model.gate.sharpness, model.gate.passing):
+        nn.init.normal_(network[-1].weight)
+        nn.init.zeros_(network[-1].bias)
     like = half_copy(model, ()) if precision == "fp16" else model
-    path, weights = tmp_path / "decoder.onnx", tmp_path / "decoder.safetensors"
-    write_weights(model, like, "decoder", weights)
-    trace(like, "decoder", path, weights, OPSETS[precision])
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    sessions = {}
+    for graph in ("gate", "decoder"):
+        path, weights = tmp_path / f"{graph}.onnx", tmp_path / f"{graph}.safetensors"
+        write_weights(model, like, graph, weights)
+        trace(like, graph, path, weights, OPSETS[precision])
+        sessions[graph] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert {each.type for each in sessions["gate"].get_inputs()} == {"tensor(float)"}, "decisions stay in float32"
     for batch, height, width in ((1, 64, 96), (2, 128, 64)):
+        degraded = image(batch, height, width)
         with torch.no_grad():
-            latent, skips = model.encoder(image(batch, height, width))
-            expected, plain = model.decoder(latent, skips), model.decoder(latent)
+            crops = model.crops(degraded)
+            condition = model.mfm.condition(crops)
+            decisions = model.gate(crops, condition)
+            latent, skips = model.encoder(degraded)
+            decoded = model.decoder(latent, skips)
+            expected = model.postprocess(decoded, degraded, *decisions)
+        found = sessions["gate"].run(None, {"crops": crops.numpy(), "condition": condition.numpy()})
+        assert all(snr_db(a, b) >= 100 for a, b in zip(decisions, found, strict=True))
         values = {f"skip_{i}": skip.numpy() for i, skip in enumerate(skips)} | {"latent_restored": latent.numpy()}
+        values |= {"degraded": degraded.numpy(), "share": decisions[0].numpy(), "gains": decisions[1].numpy()}
         dtypes = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
-        inputs = {each.name: values[each.name].astype(dtypes[each.type]) for each in session.get_inputs()}
-        found = session.run(None, inputs)[0]
-        assert snr_db(expected, found) >= (100 if precision == "fp32" else 45) and snr_db(plain, found) < 30
+        inputs = {each.name: values[each.name].astype(dtypes[each.type]) for each in sessions["decoder"].get_inputs()}
+        restored = sessions["decoder"].run(None, inputs)[0]
+        assert snr_db(expected, restored) >= (100 if precision == "fp32" else 45) and snr_db(decoded, restored) < 40
 
 
 def test_values_of_the_file_decide(encoder: Traced, model: DOD, tmp_path: Path) -> None:

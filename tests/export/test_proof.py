@@ -152,15 +152,33 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
     assert {name for name, max_abs in parts.items() if max_abs > 0} == {component}, "each has the reference's inputs"
 
 
-def test_a_wrong_unet_fails_where_the_picture_goes_past_it(model: DOD, sample: Sample, substitute: Substitute) -> None:
-    parts = {"detail__sharpening": {"filters": 2, "taps": 5, "window": 9, "width": 4}, "detail__bypass": {"width": 2}}
+def gated(proven: Bundle) -> Bundle:
+    """The same with a gate, and a condition on which every image passes the model."""
+    float32 = {name: TensorSpec(name, "float32", ("batch", 2)) for name in ("crops", "condition", "share", "gains")}
+    gate = Component((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
+    decisions = (TensorSpec("degraded", "float32", ()), float32["share"], float32["gains"])
+    components = dict(proven.manifest.components)
+    components["decoder"] = Component((*components["decoder"].inputs, *decisions), ())
+    return PassingBundle(proven.folder, replace(proven.manifest, components={**components, "gate": gate}))
+
+
+class PassingBundle(Bundle):
+    def values(self, condition: str) -> dict[str, np.ndarray]:
+        return {"condition": np.zeros(8, np.float32), "share": np.ones(1, np.float32)}
+
+
+def test_a_wrong_unet_fails_where_the_image_passes_the_model(
+    model: DOD, sample: Sample, substitute: Substitute
+) -> None:
+    parts = {"postprocess": {"filters": 2, "taps": 5, "window": 9, "width": 4, "passing": ["rain"]}}
     passing = randomise(DOD.from_preset(smaller(**parts)), strength=0.05)
     passing.prototypes = model.prototypes
-    assert passing.decoder.bypass is not None
-    torch.nn.init.constant_(passing.decoder.bypass.last.bias, 40.0)
+    assert passing.gate is not None
+    torch.nn.init.constant_(passing.gate.passing[-1].bias, 40.0)
     substitute(wrong_weight(passing, lambda m: m.unet.unet.conv_in.weight.view(-1)[5].add_(0.05)))
-    figures = [each for each in figures_of(passing, bundle(), sample) if each.step == "onnx fp32"]
+    figures = [each for each in figures_of(passing, gated(bundle()), sample) if each.step == "onnx fp32"]
     assert {each.component for each in figures if not each.passed} == {"unet_dynamic", "unet_merged"}
+    assert any(each.component == "gate" for each in figures), "what decides is compared alone too"
 
 
 def test_the_merged_unet_is_compared_alone_on_every_path(sample: Sample) -> None:
