@@ -56,7 +56,8 @@ class Restorer:
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
     parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture. Smaller tiles take less memory and see less of the picture.
+    of the whole picture and matched in tone to a guide, the whole picture reduced to the shape of a tile. Smaller tiles
+    take less memory and see less of the picture.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
