@@ -81,8 +81,7 @@ class Runner:
         crops = [each.crops for each in prepared if each.crops is not None]
         images = np.stack([each.image for each in prepared])
         output = self.model.run_components(images, np.stack(crops) if crops else None, job.condition, observe)
-        height, width = job.pixels.shape[:2]
         for each, image in zip(prepared, output, strict=True):
-            each.picture.finish(image[:, :height, :width].transpose(1, 2, 0))
+            each.finish(image)
         self.output = output
         return output

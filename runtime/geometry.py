@@ -8,19 +8,27 @@ import numpy as np
 
 from .errors import PictureError
 
-__all__ = ["crop_indices", "crops", "pad", "padded_size", "reflect_indices"]
+__all__ = ["MARGIN", "crop_indices", "crops", "pad", "padded_size", "reflect_indices", "with_margins"]
+
+MARGIN = 16
+"""Reflected pixels around an image, where the bundle's largest side leaves room. The convolutions pad with zeros, which
+are grey: without a margin the outermost pixels of restored haze and low light are several grey levels too pale."""
 
 
-def reflect_indices(length: int, extended: int) -> np.ndarray:
+def reflect_indices(length: int, extended: int, before: int = 0) -> np.ndarray:
     """Indices int64 [extended] into an axis of `length`, reflected at its end: 0, 1, .., n-1, n-2, .., 1, 0, 1, ..
+
+    before: so many of them lie before the axis, reflected at its beginning.
 
     >>> reflect_indices(3, 8).tolist()
     [0, 1, 2, 1, 0, 1, 2, 1]
     >>> reflect_indices(1, 3).tolist()
     [0, 0, 0]
+    >>> reflect_indices(3, 8, before=2).tolist()
+    [2, 1, 0, 1, 2, 1, 0, 1]
     """
     period = max(1, 2 * (length - 1))
-    steps = np.arange(extended) % period
+    steps = np.arange(-before, extended - before) % period
     return np.where(steps < length, steps, period - steps)
 
 
@@ -41,12 +49,30 @@ def padded_size(length: int, multiple: int, least: int, largest: int) -> int:
     return padded
 
 
-def pad(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Extends [H, W, ...] to [height, width, ...] by reflection at the bottom and at the right."""
+def with_margins(length: int, multiple: int, least: int, largest: int) -> int:
+    """Return the side that the graphs see for a side of `length` pixels with margins; the image lies in its middle.
+
+    Args:
+        length: side of the image in pixels.
+        multiple: sides are multiples of it.
+        least: smallest side of the graphs.
+        largest: side of a tile, a multiple. The margins are narrower than `MARGIN` where it leaves less room. A longer
+            side keeps both margins and is no multiple, because tiles lie in it.
+
+    Example:
+        >>> [with_margins(n, 64, 256, 1024) for n in (1, 256, 512, 1000, 1024, 1025)]
+        [256, 320, 576, 1024, 1024, 1057]
+    """
+    wanted = length + 2 * MARGIN
+    return wanted if length > largest else padded_size(min(wanted, largest), multiple, least, largest)
+
+
+def pad(pixels: np.ndarray, height: int, width: int, top: int = 0, left: int = 0) -> np.ndarray:
+    """Extends [H, W, ...] to [height, width, ...] by reflection, `top` rows above and `left` columns before it."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    rows = reflect_indices(pixels.shape[0], height)
-    return pixels[rows[:, None], reflect_indices(pixels.shape[1], width)]
+    rows = reflect_indices(pixels.shape[0], height, top)
+    return pixels[rows[:, None], reflect_indices(pixels.shape[1], width, left)]
 
 
 def crop_indices(length: int, per_axis: int, size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from PIL import Image
 from .backends import Options, open_backend
 from .bundle import Bundle
 from .errors import PictureError, UsageError, unknown
-from .geometry import crops, pad, padded_size
+from .geometry import crops, pad, with_margins
 from .image import Picture, Source, read
 from .pipeline import Decisions, Observer, Pipeline
 from .tiling import check_tile, restore_tiles
@@ -41,12 +41,18 @@ class Restoration:
 class Prepared:
     """A picture that is ready to run. image: float32 [3, H, W] in [-1, 1]. crops: float32 [K, 3, R, R].
 
-    A side that is no longer than a tile is padded to what the graphs take; a longer one stays, for tiles to lie in it.
+    The picture lies in the middle of `image`, between reflected margins (`geometry.with_margins`).
     """
 
     picture: Picture
     image: np.ndarray
     crops: np.ndarray | None
+
+    def finish(self, restored: np.ndarray) -> Restored:
+        """Cuts the margins off a restored image, float32 [3, H, W] in [-1, 1], and gives it the picture's own kind."""
+        height, width = self.picture.pixels.shape[:2]
+        top, left = (restored.shape[1] - height) // 2, (restored.shape[2] - width) // 2
+        return self.picture.finish(restored[:, top : top + height, left : left + width].transpose(1, 2, 0))
 
 
 class Restorer:
@@ -57,9 +63,9 @@ class Restorer:
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
     parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture. Smaller tiles take less memory and see less of the picture. bypass: False restores every
-    picture with the model; by default the path `auto` lets those pass that are clean or only blurred, and the path of
-    a condition such as `blur` all of them.
+    of the whole picture and matched in tone to a guide, the whole picture reduced to the shape of a tile. Smaller tiles
+    take less memory and see less of the picture. bypass: False restores every picture with the model; by default the
+    path `auto` lets those pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
@@ -180,7 +186,10 @@ class Restorer:
         size = size or (profile.size[1], profile.size[1])
         if batch_size < 1 or min(size) < 1:
             raise UsageError(f"batch_size and size must be at least 1, not {batch_size} and {size}")
-        batch, (height, width) = min(batch_size, profile.batch[2]), (min(self._padded(side), tile) for side in size)
+        batch, (height, width) = (
+            min(batch_size, profile.batch[2]),
+            (min(with_margins(side, *self._sizes), tile) for side in size),
+        )
         with self._backend.chain((batch, 3, height, width)):
             path = {
                 component: tuple(spec.sized(batch, height, width) for spec in components[component].inputs)
@@ -196,14 +205,12 @@ class Restorer:
     def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
         """Reads and pads a picture; takes its crops where the MFM or the gate sees them. Raises PictureError."""
         loaded = read(picture)
-        height, width = map(self._padded, loaded.pixels.shape[:2])
-        image = np.ascontiguousarray(pad(loaded.pixels, height, width).transpose(2, 0, 1))
+        sides = loaded.pixels.shape[:2]
+        height, width = (with_margins(side, *self._sizes) for side in sides)
+        padded = pad(loaded.pixels, height, width, (height - sides[0]) // 2, (width - sides[1]) // 2)
+        image = np.ascontiguousarray(padded.transpose(2, 0, 1))
         rule, seen = self.bundle.manifest.crops, self._pipeline.sees_crops(condition)
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if seen else None)
-
-    def _padded(self, side: int) -> int:
-        """The side that the graphs see for one of `side` pixels; one that is longer than a tile stays."""
-        return side if side > self._sizes[2] else padded_size(side, *self._sizes)
 
     def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restoration | PictureError]:
         images = np.stack([each.image for each in batch])
@@ -218,9 +225,7 @@ class Restorer:
                 )
                 results.append(PictureError(overflow))
                 continue
-            height, width = each.picture.pixels.shape[:2]
-            finished = each.picture.finish(image[:, :height, :width].transpose(1, 2, 0))
-            results.append(Restoration(finished, float(share)))
+            results.append(Restoration(each.finish(image), float(share)))
         return results
 
     def _run(self, images: np.ndarray, crops: np.ndarray | None, condition: str) -> tuple[np.ndarray, np.ndarray]:

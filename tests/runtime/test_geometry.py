@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import PictureError
-from runtime.geometry import crop_indices, crops, pad, padded_size, reflect_indices
+from runtime.geometry import MARGIN, crop_indices, crops, pad, padded_size, reflect_indices, with_margins
 
 lengths = st.integers(1, 200)
 
@@ -18,6 +18,19 @@ def test_reflection_is_numpys(length: int, extended: int) -> None:
     found = reflect_indices(length, extended)
     expected = np.pad(np.arange(length), (0, max(0, extended - length)), "reflect" if length > 1 else "edge")
     np.testing.assert_array_equal(found, expected[:extended])
+
+
+@given(length=st.integers(2, 60), before=st.integers(0, 40), after=st.integers(0, 40))
+def test_reflection_on_both_sides_is_numpys(length: int, before: int, after: int) -> None:
+    expected = np.pad(np.arange(length), (before, after), "reflect")
+    np.testing.assert_array_equal(reflect_indices(length, before + length + after, before), expected)
+
+
+@given(length=st.integers(1, 1100), multiple=st.sampled_from([8, 16, 64]), least=st.integers(1, 300))
+def test_margins_are_as_wide_as_there_is_room(length: int, multiple: int, least: int) -> None:
+    padded = with_margins(length, multiple, least, 1024)
+    assert (padded - length) // 2 >= (MARGIN if length > 1024 else min(MARGIN, (1024 - length) // 2))
+    assert padded == length + 2 * MARGIN if length > 1024 else padded % multiple == 0 and padded <= 1024
 
 
 @given(length=st.integers(1, 1024), multiple=st.sampled_from([8, 16, 64]), least=st.integers(1, 300))

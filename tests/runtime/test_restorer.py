@@ -105,7 +105,7 @@ def test_the_mfm_runs_for_auto_alone(restorer: Restorer, photo: np.ndarray) -> N
         assert [name for name, _ in seen] == expected and all(seconds >= 0 for _, seconds in seen)
         np.testing.assert_array_equal(observed, restorer.run_components(prepared.image[None], crops, condition))
         assert (prepared.crops is None) is (condition != "auto")
-        assert prepared.image.shape == (3, 64, 96) and observed.dtype == np.float32
+        assert prepared.image.shape == (3, 96, 128) and observed.dtype == np.float32
     with pytest.raises(UsageError, match="auto needs crops"):
         restorer.run_components(prepared.image[None])
 
@@ -181,6 +181,30 @@ def test_usage(restorer: Restorer, toy: Bundle, photo: np.ndarray) -> None:
         Restorer("none")
 
 
+@pytest.mark.parametrize("size, reach", [((64, 64), 8), ((70, 90), 8), ((128, 96), 8), ((200, 150), 4)])
+def test_zero_padding_leaves_no_frame(
+    size: tuple[int, int], reach: int, same: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros beyond the border reach some pixels into what is run, and none of the image where it has its margins."""
+
+    def mean_with_zeros(images: np.ndarray, *_: object, **__: object) -> np.ndarray:
+        width = 2 * reach + 1
+        for axis in (2, 3):
+            padding = [(reach, reach) if each == axis else (0, 0) for each in range(4)]
+            images = np.lib.stride_tricks.sliding_window_view(np.pad(images, padding), width, axis).mean(-1)
+        return images.astype(np.float32)
+
+    picture = np.full((*size, 3), 200, np.uint8)
+    monkeypatch.setattr(same, "run_components", mean_with_zeros)
+    restored = same.restore(picture, "haze")
+    assert isinstance(restored, np.ndarray)
+    error = np.abs(restored.astype(int) - picture)
+    if size == (128, 96):  # no room for a margin above and below
+        assert error.max() > 10 and not error[reach:-reach].any()
+    else:
+        assert error.max() <= (2 if max(size) > 128 else 0)  # tiles: what is left at their inner borders
+
+
 @pytest.mark.parametrize("size", [(129, 4), (4, 129), (300, 200), (200, 129), (513, 128)])
 def test_tiles_join_without_a_seam(size: tuple[int, int], same: Restorer) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -190,15 +214,15 @@ def test_tiles_join_without_a_seam(size: tuple[int, int], same: Restorer) -> Non
 
 def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy sees 8 pixels around a place: tiles differ from the whole where they end, and by the guide's tone."""
-    picture = np.random.default_rng(1).integers(0, 256, (120, 96, 3), dtype=np.uint8)
+    picture = np.random.default_rng(1).integers(0, 256, (112, 96, 3), dtype=np.uint8)
     picture[:, :40] //= 4  # other crops in other tiles, so that a modulation of their own would show
     with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile=64) as tiled:
         components: list[str] = []
         run = tiled._backend.run
         monkeypatch.setattr(tiled._backend, "run", lambda name, *rest: (components.append(name), run(name, *rest))[1])
         expected, found = (each.restore(picture).astype(int) for each in (whole, tiled))
-        assert components.count("mfm") == 1 and components.count("decoder") == 5  # a guide and four tiles
-        assert np.abs(found - expected)[:40, :24].max() <= 3
+        assert components.count("mfm") == 1 and components.count("decoder") == 10  # a guide and nine tiles
+        assert np.abs(found - expected)[:20, :12].max() <= 3
         assert not np.array_equal(whole.restore(picture, "haze"), expected)
 
 

@@ -1,0 +1,171 @@
+"""Tiles: how far images that are restored in tiles are from the same images restored whole.
+
+`python benchmarks/tiles.py --bundle build/mini` degrades photographs, crops them to what the bundle takes whole, and
+prints for each degradation and tile size the PSNR of the tiled result against the whole one, what tiles cost in PSNR
+against the clean photograph, and the largest step in tone across the borders of tiles.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from benchmarks.photographs import OWN, photographs
+from benchmarks.tasks import TASKS, Task, spoil
+from dod.data.degradations import haze, rng_for
+from dod.data.pictures import centre_crop
+from dod.errors import DODError
+from runtime.bundle import Bundle
+from runtime.console import Parser, progress, run_command, table
+from runtime.errors import UsageError
+from runtime.restorer import Restorer
+from runtime.tiling import tile_starts
+
+BUNDLE = Path("build/mini")
+SIZE = (1024, 640)
+STRIP = 4
+"""Width in pixels of the strips on either side of a border whose means are compared."""
+LENGTH = 32
+"""Length in pixels of these strips along the border."""
+FLAT = 4.0
+"""Standard deviation in grey levels below which both strips together count as flat."""
+GRADIENT = Task("haze-gradient", None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image restored in tiles of one size, in dB and grey levels. step: None where nothing at a border is flat."""
+
+    task: str
+    name: str
+    tile: int
+    against_whole: float
+    cost: float
+    step: float | None
+
+
+def border_steps(tiled: np.ndarray, whole: np.ndarray, tile: int) -> np.ndarray:
+    """Measure steps in tone across the borders of tiles, relative to the image restored whole.
+
+    For each border and each `LENGTH` pixels along it where the whole image is flat (`FLAT`), the step is the difference
+    of the means of `tiled - whole` in the strips of `STRIP` pixels on either side.
+
+    Args:
+        tiled: uint8 or float [H, W, 3] in grey levels, 0 to 255.
+        whole: the same image restored whole.
+        tile: side of the tiles in pixels.
+
+    Returns:
+        float64 [number of flat places], absolute values in grey levels.
+    """
+    expected = whole.astype(np.float64).mean(axis=2)
+    error = tiled.astype(np.float64).mean(axis=2) - expected
+    steps = []
+    for one, other in ((expected, error), (expected.T, error.T)):
+        starts = tile_starts(len(one), tile)
+        borders = {*starts[1:], *(start + tile for start in starts[:-1])}
+        for border in sorted(b for b in borders if STRIP <= b <= len(one) - STRIP):
+            for along in range(0, one.shape[1] - LENGTH + 1, LENGTH):
+                place = slice(along, along + LENGTH)
+                if one[border - STRIP : border + STRIP, place].std() < FLAT:
+                    before, after = other[border - STRIP : border, place], other[border : border + STRIP, place]
+                    steps.append(abs(before.mean() - after.mean()))
+    return np.array(steps)
+
+
+def psnr(found: np.ndarray, expected: np.ndarray) -> float:
+    """The PSNR of uint8 images in dB; 99 where they are equal."""
+    error = np.square(found.astype(np.float64) - expected).mean()
+    return float(10 * np.log10(255**2 / error)) if error else 99.0
+
+
+def degraded(task: Task, name: str, truth: np.ndarray, seed: int) -> np.ndarray:
+    """Degrade a photograph, uint8 [H, W, 3]; `GRADIENT` is haze that thickens from left to right."""
+    if task is not GRADIENT:
+        return spoil(task, name, truth, seed)[0]
+    depth = np.broadcast_to(np.linspace(0, 1.3, truth.shape[1], dtype=np.float32), truth.shape[:2])
+    image, _ = haze(truth.astype(np.float32) / 255, rng_for(name, "haze", seed), beta=1.5, airlight=0.9, depth=depth)
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def parser() -> Parser:
+    """Return the command's arguments."""
+    made = Parser(prog="python benchmarks/tiles.py", description=(__doc__ or "").split("\n")[0])
+    made.add_argument("--bundle", type=Path, default=BUNDLE, help="bundle to measure (default: %(default)s)")
+    made.add_argument(
+        "--photographs", nargs="+", default=[OWN], metavar="FOLDER", help="clean photographs (default: %(default)s)"
+    )
+    made.add_argument("--limit", type=int, help="number of photographs of each folder (default: all)")
+    made.add_argument(
+        "--size", type=int, nargs=2, default=SIZE, metavar=("W", "H"), help="crop in pixels (default: %(default)s)"
+    )
+    made.add_argument(
+        "--tile-size", type=int, nargs="+", default=[256, 512], help="sides of tiles in pixels (default: %(default)s)"
+    )
+    made.add_argument(
+        "--condition",
+        default="matching",
+        help="condition path, or matching: the one of each degradation (default: %(default)s)",
+    )
+    made.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
+    made.add_argument("--backend", default="auto", help="backend of the runtime (default: %(default)s)")
+    made.add_argument("--threads", type=int, help="number of CPU threads (default: all cores)")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = parser().parse_args(argv)
+    width, height = arguments.size
+    bundle = Bundle.open(arguments.bundle)
+    if max(arguments.size) > bundle.manifest.profile.size[2]:
+        raise UsageError(
+            f"--size {width} {height}: this bundle restores at most {bundle.manifest.profile.size[2]} whole"
+        )
+    tasks = [GRADIENT, *(task for task in TASKS if task.name not in ("noise-15", "noise-50"))]
+    work = [
+        (task, name, np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width]))
+        for name, pixels in photographs(arguments.photographs, arguments.limit).items()
+        for task in tasks
+    ]
+    restorers = {
+        tile: Restorer(bundle, arguments.backend, threads=arguments.threads, tile=tile)
+        for tile in (None, *arguments.tile_size)
+    }
+    rows: list[Row] = []
+    for task, name, truth in progress(work, label="restoring"):
+        kind = "haze" if task is GRADIENT else task.degradation
+        condition = (kind or "auto") if arguments.condition == "matching" else arguments.condition
+        image = degraded(task, name, truth, arguments.seed)
+        results = {tile: np.asarray(restorer.restore(image, condition)) for tile, restorer in restorers.items()}
+        whole = results.pop(None)
+        for tile, tiled in results.items():
+            if max(truth.shape[:2]) <= tile:
+                continue
+            steps, cost = border_steps(tiled, whole, tile), psnr(whole, truth) - psnr(tiled, truth)
+            step = float(steps.max()) if len(steps) else None
+            rows.append(Row(task.name, name, tile, psnr(tiled, whole), cost, step))
+    print_rows(rows)
+    return 0
+
+
+def print_rows(rows: Sequence[Row]) -> None:
+    """Print a line for each degradation and tile size: means, and the largest step."""
+    lines: list[list[object]] = []
+    for task, tile in dict.fromkeys((row.task, row.tile) for row in rows):
+        some = [row for row in rows if (row.task, row.tile) == (task, tile)]
+        close, cost = (round(float(np.mean([getattr(row, of) for row in some])), 2) for of in ("against_whole", "cost"))
+        step = max((row.step for row in some if row.step is not None), default=None)
+        lines.append([task, tile, len(some), close, cost, None if step is None else round(step, 1)])
+    print(table(["degradation", "tile", "images", "dB to whole", "dB lost", "largest step"], lines))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, also=(DODError,)))
