@@ -23,6 +23,8 @@ from .tiling import check_tile, restore_tiles
 __all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
 
 Restored: TypeAlias = Image.Image | np.ndarray
+PASSED = 0.99
+"""Bypass share from which on tiles need no matching in tone: nearly all of the image is its own."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ class Restorer:
 
         if max(images.shape[2:]) <= self._sizes[2]:
             return restore(images), shares
-        return restore_tiles(images, self._sizes[2], restore), shares
+        return restore_tiles(images, self._sizes[2], restore, matched=bool(shares.min() < PASSED)), shares
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
         """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""

@@ -81,7 +81,7 @@ def restore_tiles(
     images: np.ndarray,
     tile: int,
     restore: Callable[[np.ndarray], np.ndarray],
-    restore_guide: Callable[[np.ndarray], np.ndarray] | None = None,
+    matched: bool = True,
 ) -> np.ndarray:
     """Restore images of one size that are larger than a tile, without steps in tone where tiles meet.
 
@@ -92,18 +92,19 @@ def restore_tiles(
         images: float32 [B, C, H, W] in [-1, 1], at least one side longer than `tile`.
         tile: side of the tiles in pixels.
         restore: restores [B, C, h, w], h and w at most `tile`; the same shape out. Every call has the same shape.
-        restore_guide: restores the guide in place of `restore`, such as without a sharpening filter, which is for the
-            resolution of the images.
+        matched: whether tiles take their tone from the guide. An image that passes the model has its own tone.
 
     Returns:
         float32 [B, C, H, W].
     """
     height, width = images.shape[2:]
-    guide = (restore_guide or restore)(reduce_image(images, min(height, tile), min(width, tile)))
+    guide = restore(reduce_image(images, min(height, tile), min(width, tile))) if matched else None
     restored = np.zeros_like(images)
     for rows, columns, weights in tiles(height, width, tile):
         part = restore(np.ascontiguousarray(images[:, :, rows, columns]))
-        restored[:, :, rows, columns] += weights * match_tone(part, guide, rows, columns, height, width)
+        if guide is not None:
+            part = match_tone(part, guide, rows, columns, height, width)
+        restored[:, :, rows, columns] += weights * part
     return restored
 
 

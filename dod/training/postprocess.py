@@ -100,14 +100,16 @@ def measure(pairs: Samples, model: DOD, count: int, workers: int = 0) -> Moments
 
 
 @torch.no_grad()
-def look(pairs: Samples, model: DOD, count: int, workers: int = 0) -> Seen:
-    """What the gate sees of the first `count` images of a data set."""
+def look(pairs: Samples, model: DOD, count: int, workers: int = 0, precision: str = "fp32") -> Seen:
+    """What the gate sees of the first `count` images of a data set. precision: "fp32", or "bf16" of the MFM."""
     loader = DataLoader(_Looked(pairs, model), 16, sampler=range(count), num_workers=workers)
     passing = torch.tensor([name in (*_passing(model), CLEAN) for name in pairs.names])
     batches = []
     for spectrum, histogram, crops, kinds, error in tqdm(loader, "gate", unit="batch", disable=None):
         passes = passing[kinds] | (10 * (4 / error).log10() >= UNDEGRADED_DB)
-        batches.append((spectrum, torch.cat([histogram, model.mfm.condition(crops)], 1), passes, kinds))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            condition = model.mfm.condition(crops)
+        batches.append((spectrum, torch.cat([histogram, condition], 1), passes, kinds))
     return Seen(*(torch.cat(values) for values in zip(*batches, strict=True)))
 
 
@@ -224,9 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if passing:
         blurred = samples_from(_without_more(arguments), schedule, passing, 0.3)
         log["kernel"] = fit_kernel(gate, post, measure(blurred, model, arguments.pairs, schedule.workers), schedule)
-    seen = look(pairs, model, arguments.samples, schedule.workers)
+    seen = look(pairs, model, arguments.samples, schedule.workers, arguments.precision)
     log["gate"] = fit_gate(gate, seen, pairs.names, replace(schedule, **GATE))
-    given = {key: getattr(arguments, key) for key in (*OPTIONS, "samples", "pairs", "clean_fraction")}
+    given = {key: getattr(arguments, key) for key in (*OPTIONS, "samples", "pairs", "clean_fraction", "precision")}
     done = {"stage": "postprocess", "schedule": given, "log": log, "samples": pairs.identity}
     save_checkpoint(model, folder, torch.float16, training=[*training, done])
     return 0
@@ -241,6 +243,7 @@ def _parser() -> ArgumentParser:
     add("--samples", type=int, default=12000, help="images that the gate's share is fitted to (default: 12000)")
     add("--pairs", type=int, default=16000, help="pairs that the kernel is fitted to (default: 16000)")
     add("--clean-fraction", type=float, default=0.25, help="share of the gate's images left clean (default: 0.25)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the MFM (default: %(default)s)")
     for option in OPTIONS:
         value = getattr(DEFAULTS, option)
         add(f"--{option.replace('_', '-')}", type=type(value), default=value, help=f"(default: {value})")
