@@ -154,21 +154,28 @@ class DOD(nn.Module):
         """Return the condition c [B, C] and the modulation [B, N, 2, r] of images [B, 3, H, W] in [-1, 1]."""
         return self.mfm(self.crops(image))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Restore images on the path `auto`."""
-        condition, modulation = self.modulation(image)
+    def forward(self, image: Tensor, modulation: Tensor | None = None, crops: Tensor | None = None) -> Tensor:
+        """Restore images on the path `auto`.
+
+        modulation: [B, N, 2, r]; by default M's of the condition. crops: [B, K, 3, R, R] of the native images, where
+        `image` is padded; by default those of `image`.
+        """
+        crops = self.crops(image) if crops is None else crops
+        gated = self.gate is not None and self.postprocess is not None
+        condition, own = self.mfm(crops) if gated or modulation is None else (None, None)
+        modulation = own if modulation is None else modulation
         latent, skips = self.encode(image, modulation)
         decoded = self.decoder(self.unet(latent, modulation), skips)
         if self.gate is None or self.postprocess is None:
             return decoded
-        return self.postprocess(decoded, image, *self.gate(self.crops(image), condition))
+        return self.postprocess(decoded, image, *self.gate(crops, condition))
 
     def share(self, condition: str) -> float:
         """The share of the post-processing on a named path, 0 to 1: 0 where the model always restores."""
         post = self.preset.postprocess
         return 1.0 if post is not None and condition in post.passing else 0.0
 
-    def encode(self, image: Tensor, modulation: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, image: Tensor, modulation: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """The encoder, given the modulation only where it is conditional."""
         return self.encoder(image, modulation if self.preset.lora.conditional == "unet+encoder" else None)
 

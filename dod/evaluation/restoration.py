@@ -23,9 +23,8 @@ def restore_picture(model: DOD, picture: NDArray[np.uint8]) -> NDArray[np.uint8]
     device = next(model.parameters()).device
     values = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(127.5) - 1
     native = torch.from_numpy(values).to(device)
-    _, modulation = model.modulation(native)
     rows, columns = (_extended(length, model.preset.size_multiple) for length in (height, width))
-    restored = model(native[..., rows, :][..., columns], modulation)[0, :, :height, :width]
+    restored = model(native[..., rows, :][..., columns], crops=model.crops(native))[0, :, :height, :width]
     pixels = ((restored.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(1, 2, 0).cpu().numpy()
 

@@ -164,7 +164,7 @@ def gated(proven: Bundle) -> Bundle:
 
 class PassingBundle(Bundle):
     def values(self, condition: str) -> dict[str, np.ndarray]:
-        return {"condition": np.zeros(8, np.float32), "share": np.ones(1, np.float32)}
+        return {"condition": np.zeros(32, np.float32), "share": np.ones(1, np.float32)}
 
 
 def test_a_wrong_unet_fails_where_the_image_passes_the_model(

@@ -113,12 +113,13 @@ def test_tiles_have_the_tone_of_the_whole(size: tuple[int, int]) -> None:
         assert largest_step(before[:1], expected[:1], 128) > 5 > 2 > largest_step(after[:1], expected[:1], 128)
 
 
-def test_every_run_has_one_shape_and_the_guide_may_have_a_run_of_its_own() -> None:
-    images, shapes, guides = scene(300, 100), [], []
+def test_every_run_has_one_shape_and_an_image_that_is_not_matched_needs_no_guide() -> None:
+    images, shapes = scene(300, 100), []
     restore_tiles(images, 128, lambda part: (shapes.append(part.shape), part)[1])
     assert set(shapes) == {(1, 3, 128, 100)} and len(shapes) == 4
-    restore_tiles(images, 128, lambda part: part, lambda guide: (guides.append(guide.shape), guide)[1])
-    assert guides == [(1, 3, 128, 100)]
+    shapes.clear()
+    plain = restore_tiles(images, 128, lambda part: (shapes.append(part.shape), part)[1], matched=False)
+    assert len(shapes) == 3 and np.abs(plain - images).max() < 1e-5
 
 
 @given(size=st.tuples(st.integers(1, 400), st.integers(65, 400)), seed=st.integers(0, 9))
