@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from .config import load_preset
-from .detail import FITTED
 from .errors import run_command
 from .model import DOD, sized_model
 
@@ -36,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parameters(model: DOD) -> dict[str, dict[str, int]]:
-    """How many parameters each part has, in the groups "frozen", "stage 1 trains" and "stage 2 trains", and
-    "fitted apart" where the preset has what is."""
-    adaptation, detail, fitted = model.adaptation_parameters(), model.detail_parameters(), model.fitted_parameters()
+    """The number of parameters of each part, in the groups "frozen", "stage 1 trains" and "stage 2 trains", and
+    "post-processing" where the preset has it."""
+    adaptation, detail = model.adaptation_parameters(), model.detail_parameters()
+    fitted = model.postprocess_parameters()
     trained = {id(parameter) for part in (adaptation, detail, fitted) for parameter in part.values()}
 
     def frozen(*modules: nn.Module) -> int:
@@ -48,7 +48,7 @@ def parameters(model: DOD) -> dict[str, dict[str, int]]:
         return sum(p.numel() for name, p in among.items() if name.startswith(start))
 
     prompts = counted(adaptation, "modulation.prompts")
-    apart = {name: counted(fitted, f"{name}.") for name in FITTED}
+    post = {"gate": counted(fitted, "gate."), "sharpening filters": counted(fitted, "postprocess.")}
     return {
         "frozen": {
             "VAE encoder": frozen(model.encoder),
@@ -63,7 +63,7 @@ def parameters(model: DOD) -> dict[str, dict[str, int]]:
             "M": counted(adaptation, "modulation.") - prompts,
         },
         "stage 2 trains (DEM)": {"detail modules": sum(p.numel() for p in detail.values())},
-    } | ({"fitted apart": {name: count for name, count in apart.items() if count}} if fitted else {})
+    } | ({"post-processing": post} if fitted else {})
 
 
 if __name__ == "__main__":
