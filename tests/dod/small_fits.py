@@ -30,7 +30,8 @@ def photographed(folder: Path) -> list[str]:
     return ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--workers", "0", "--windows", "1"]
 
 
-def change(folder: Path, **changes: Any) -> None:
-    """Set keys of the folder's preset."""
+def change(folder: Path, detail: dict[str, Any] | None = None, **changes: Any) -> None:
+    """Set keys of the folder's preset, and of its `detail`."""
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
+    preset["detail"] = preset.get("detail", {}) | (detail or {})
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset | changes))
