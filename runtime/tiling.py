@@ -121,8 +121,19 @@ def reduce_image(images: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if images.shape[-2:] == (height, width):
         return images
-    rows, columns = (np.linspace(0, n, m + 1) for n, m in zip(images.shape[-2:], (height, width), strict=True))
-    return _means(rows, images.shape[-2]) @ images @ _means(columns, images.shape[-1]).T
+    for axis, count in ((-2, height), (-1, width)):
+        length = images.shape[axis]
+        bounds = np.linspace(0, length, count + 1)
+        weights, first = _means(bounds, length), bounds[:-1].astype(int)
+        total = np.zeros((), np.float32)
+        for tap in range(int(np.ceil(length / count)) + 1):  # few of the weights are more than 0
+            index = np.minimum(first + tap, length - 1)
+            weight = weights[np.arange(count), index] * (first + tap < length)
+            part = np.take(images, index, axis)
+            part *= weight[:, None] if axis == -2 else weight
+            total = np.add(total, part, out=total if tap else part)
+        images = total
+    return images
 
 
 def match_tone(tile: np.ndarray, guide: np.ndarray, rows: slice, columns: slice, height: int, width: int) -> np.ndarray:
