@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.classical import METHODS
-from benchmarks.tasks import TASKS, Result, Task
+from benchmarks.tasks import CEILING, TASKS, Result, Task
 from dod.evaluation.contact_sheet import Entry, contact_sheet
 from dod.evaluation.scores import Score, mean
 from runtime.console import table
@@ -73,8 +73,12 @@ def as_json(task: Task, results: Sequence[Result]) -> dict[str, Any]:
 
 
 def means(results: Sequence[Result]) -> dict[str, Score]:
-    """The mean scores of results of one task, by kind."""
-    return {kind: mean([each.scores[kind] for each in results]) for kind in results[0].scores}
+    """The mean scores of results of one task, by kind; a PSNR of more than `CEILING` counts as that."""
+    return {kind: mean([_bounded(each.scores[kind]) for each in results]) for kind in results[0].scores}
+
+
+def _bounded(score: Score) -> Score:
+    return Score(score.name, {**score.values, "psnr": min(score.values["psnr"], CEILING)})
 
 
 def compare(results: Sequence[Result]) -> dict[str, tuple[float, float]]:

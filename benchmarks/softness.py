@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.machine import facts
 from benchmarks.photographs import OWN, photographs
+from benchmarks.tasks import CEILING
 from dod.data.capture import SHARP, Capture, record, soften
 from dod.data.degradations import degrade, rng_for
 from dod.data.kernels import defocus_kernel, motion_kernel
@@ -48,8 +49,6 @@ KERNELS = {
     "defocus 2.5 px": defocus_kernel(2.5),
 }
 SIGMA = 25.0
-CEILING = 60.0
-"""PSNR in dB that stands for an unchanged image in a mean with changed ones."""
 LEAST = {"haze": 75, "low-light": 75, "rain": 60, "noise": 60}
 """Percent of the sharp image's gain that the named path must keep; `auto` must keep 60, of rain and noise 50."""
 
@@ -132,7 +131,7 @@ def summary(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
             if mine:
                 row["before"] = _mean([m.before for m in mine])
                 row[path] = _mean([m.after for m in mine])
-                row[f"{path}_gain"] = _mean([m.after - m.before for m in mine]) if np.isfinite(row["before"]) else None
+                row[f"{path}_gain"] = float(np.mean([m.after - m.before for m in mine])) if case.degradation else None
                 row[f"{path}_share"] = float(np.mean([m.share for m in mine]))
         sharp = next((each for each in rows if each["degradation"] == label and each["softness"] == "sharp"), row)
         for path in ("named", "auto"):
@@ -217,10 +216,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean; of values that are infinite (nothing changed) each counts as 60 dB beside finite ones."""
-    if all(not np.isfinite(value) for value in values):
-        return float("inf")
-    return float(np.mean([value if np.isfinite(value) else CEILING for value in values]))
+    """The mean in dB; more than `CEILING` counts as that."""
+    return float(np.mean(np.minimum(values, CEILING)))
 
 
 def _cell(value: float | None, form: str) -> str:

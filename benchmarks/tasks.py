@@ -12,7 +12,10 @@ import numpy as np
 from dod.data.degradations import degrade, rng_for
 from dod.evaluation.scores import Score
 
-__all__ = ["TASKS", "Result", "Task", "spoil"]
+__all__ = ["CEILING", "TASKS", "Result", "Task", "spoil"]
+
+CEILING = 60.0
+"""PSNR in dB from which on an image counts as unchanged. Means of PSNR take no more, or one such image would decide."""
 
 
 @dataclass(frozen=True)
