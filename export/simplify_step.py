@@ -37,11 +37,11 @@ def measured(
         simplify(model)
         return report.figures_of(json.loads(shop.path(RECORD).read_text())["figures"]) if not explaining else [], {}
     start, picture = time.monotonic(), load_picture(photograph, model)
-    before, expected = costs.costs(skeleton(model), folded=False), restore(model, picture).image
+    before, expected = costs.costs(skeleton(model), folded=False), restore(model, picture).decoded
     simplify(model)
     after, known = costs.costs(skeleton(model)), {}
     found = restore(model, picture, known=known)
-    figures = [figure(picture.name, "auto", "chain", "simplified", expected, found.image)]
+    figures = [figure(picture.name, "auto", "chain", "simplified", expected, found.decoded)]
     shop.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
     record = {"graphs": costs.rows(before, after), "figures": report.rows(figures)}
     shop.path(RECORD).write_text(json.dumps(record, indent=1) + "\n")
