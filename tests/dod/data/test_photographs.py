@@ -24,15 +24,19 @@ def test_list_is_sound() -> None:
     licences = {split: {photograph.licence for photograph in listed_photographs(split)} for split in photographs.SPLITS}
     assert licences == {
         "train": {
-            *("Apache-2.0", "BSD-2-Clause", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "GFDL-1.2+", "GPL-2+"),
-            *("LGPL-2.1+", "public-domain"),
+            *("Apache-2.0", "BSD-2-Clause", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "Expat", "GFDL-1.2+", "GPL-2+"),
+            *("GPL-3+", "LGPL-2.1+", "public-domain"),
         },
-        "held_out": {"CC-BY-4.0", "CC0-1.0", "CC-BY-SA-3.0"},
+        "held_out": {
+            *("CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC0-1.0", "Expat", "Expat or Apache-2.0"),
+            "public-domain",
+        },
     }
-    assert len(listed_photographs("held_out")) >= 10
+    assert len(listed_photographs("held_out")) >= 30
     assert listed_photographs("train") + listed_photographs("held_out") != []
     authors = {split: {photograph.author for photograph in listed_photographs(split)} for split in photographs.SPLITS}
-    assert not authors["train"] & authors["held_out"], "an author in both splits may be the same scene twice"
+    many = {"unnamed (unsplash.com)"}
+    assert authors["train"] & authors["held_out"] <= many, "an author in both splits may be the same scene twice"
 
 
 def test_unknown_split() -> None:
