@@ -115,7 +115,8 @@ def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:
     with Restorer(bundle, "onnxruntime_cpu") as restorer, torch.no_grad():
         found = {path: Runner(reference, restorer, Job(pixels, 1, path)).restore() for path in ("auto", condition)}
         image = torch.from_numpy(restorer.prepare(pixels).image[None])
-        assert np.abs(found["auto"] - model(image).numpy()).max() < 1e-5
+        native = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1)[None] / 127.5 - 1)
+        assert np.abs(found["auto"] - model(image, model.modulation(native)[1]).numpy()).max() < 1e-5
         modulation = model.mfm.network(model.prototypes[condition][None])
         assert np.abs(found[condition] - model(image, modulation).numpy()).max() < 1e-4
         for path, truth in found.items():
