@@ -65,9 +65,9 @@ class Restorer:
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
     parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture and matched in tone to a guide, the whole picture reduced to the shape of a tile. Smaller tiles
-    take less memory and see less of the picture. bypass: False restores every picture with the model; by default the
-    path `auto` lets those pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
+    of the whole picture and matched in tone to a guide, the whole picture reduced to the bundle's largest size and
+    restored in one run more. bypass: False restores every picture with the model; by default the path `auto` lets those
+    pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
@@ -240,7 +240,14 @@ class Restorer:
 
         if max(images.shape[2:]) <= self._sizes[2]:
             return restore(images), shares
-        return restore_tiles(images, self._sizes[2], restore, matched=bool(shares.min() < PASSED)), shares
+        guide = self._guide_size(*images.shape[2:]) if shares.min() < PASSED else None
+        return restore_tiles(images, self._sizes[2], restore, guide), shares
+
+    def _guide_size(self, *sides: int) -> tuple[int, ...]:
+        """The size of the guide for an image that is restored in tiles: at most the bundle's largest, not a tile's."""
+        multiple, _, tile = self._sizes
+        largest = self.bundle.manifest.profile.size[2]
+        return tuple(side if side <= tile else min(side, largest) // multiple * multiple for side in sides)
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
         """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""

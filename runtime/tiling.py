@@ -1,8 +1,8 @@
 """Tiling of images that are larger than a bundle takes: overlapping tiles of one size, matched in tone and blended.
 
 A network that normalizes over its whole input (GroupNorm, attention) restores each tile in a tone of its own. A *guide*
-removes these differences: the whole image, reduced to the shape of one tile and restored like a tile. `match_tone` maps
-the tone of each tile to that of the guide before the tiles are blended.
+removes these differences: the whole image, reduced to a size that fits and restored in one run. `match_tone` maps the
+tone of each tile to that of the guide before the tiles are blended.
 """
 
 from __future__ import annotations
@@ -81,24 +81,25 @@ def restore_tiles(
     images: np.ndarray,
     tile: int,
     restore: Callable[[np.ndarray], np.ndarray],
-    matched: bool = True,
+    guide_size: tuple[int, int] | None,
 ) -> np.ndarray:
     """Restore images of one size that are larger than a tile, without steps in tone where tiles meet.
 
-    The guide has the shape of a tile, whatever the aspect ratio of the images: a backend prepares for one shape, takes
-    no more memory than for a tile, and every pixel of the guide is used. It costs one run more than the tiles.
+    The larger the guide, the nearer its own tone is to that of the whole image: zero padding has a larger share in what
+    a network normalizes over in a small one. Its aspect ratio may differ from the images'. It costs one more run.
 
     Args:
         images: float32 [B, C, H, W] in [-1, 1], at least one side longer than `tile`.
         tile: side of the tiles in pixels.
-        restore: restores [B, C, h, w], h and w at most `tile`; the same shape out. Every call has the same shape.
-        matched: whether tiles take their tone from the guide. An image that passes the model has its own tone.
+        restore: restores [B, C, h, w], of the guide's size or of a tile's; the same shape out.
+        guide_size: height and width of the guide in pixels, at most those of the images; None where tiles keep their
+            own tone, as those of an image that passes the model do.
 
     Returns:
         float32 [B, C, H, W].
     """
     height, width = images.shape[2:]
-    guide = restore(reduce_image(images, min(height, tile), min(width, tile))) if matched else None
+    guide = None if guide_size is None else restore(reduce_image(images, *guide_size))
     restored = np.zeros_like(images)
     for rows, columns, weights in tiles(height, width, tile):
         part = restore(np.ascontiguousarray(images[:, :, rows, columns]))
