@@ -91,7 +91,8 @@ def degraded(task: Task, name: str, truth: np.ndarray, seed: int) -> np.ndarray:
     if task is not GRADIENT:
         return spoil(task, name, truth, seed)[0]
     depth = np.broadcast_to(np.linspace(0, 1.3, truth.shape[1], dtype=np.float32), truth.shape[:2])
-    image, _ = haze(truth.astype(np.float32) / 255, rng_for(name, "haze", seed), beta=1.5, airlight=0.9, depth=depth)
+    clean = truth.astype(np.float32) / np.float32(255)
+    image, _ = haze(clean, rng_for(name, "haze", seed), beta=1.5, airlight=0.9, depth=depth)
     return np.rint(image * 255).astype(np.uint8)
 
 
@@ -147,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
         results = {tile: np.asarray(restorer.restore(image, condition)) for tile, restorer in restorers.items()}
         whole = results.pop(None)
         for tile, tiled in results.items():
-            if max(truth.shape[:2]) <= tile:
+            if tile is None or max(truth.shape[:2]) <= tile:
                 continue
             steps, cost = border_steps(tiled, whole, tile), psnr(whole, truth) - psnr(tiled, truth)
             step = float(steps.max()) if len(steps) else None

@@ -107,7 +107,7 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
     if graph == GATE:
         assert model.gate is not None
         inputs = {"crops": torch.rand(batch, crops, 3, size, size) * 2 - 1}
-        inputs["condition"] = torch.randn(batch, model.mfm.h_space.channels)
+        inputs["condition"] = torch.randn(batch, cast(int, model.mfm.h_space.channels))
         axes = {name: {0: "batch"} for name in inputs}
         return GraphPlan(model.gate, inputs, axes, ("share", "gains"), multiple)
     if graph == "encoder":
@@ -130,7 +130,10 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
         axes[f"skip_{i}"] = picture if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
     if model.postprocess is None:
         return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",), multiple)
-    decisions = {"share": torch.rand(batch, 1), "gains": torch.randn(batch, model.postprocess.filters.out_channels)}
+    decisions = {
+        "share": torch.rand(batch, 1),
+        "gains": torch.randn(batch, cast(nn.Conv2d, model.postprocess.filters).out_channels),
+    }
     inputs = {**inputs, "degraded": image, **decisions}
     axes = {**axes, "degraded": picture, **{name: {0: "batch"} for name in decisions}}
     return GraphPlan(_PostprocessedDecoder(model.decoder, model.postprocess), inputs, axes, ("image",), multiple)

@@ -243,11 +243,15 @@ class Restorer:
         guide = self._guide_size(*images.shape[2:]) if shares.min() < PASSED else None
         return restore_tiles(images, self._sizes[2], restore, guide), shares
 
-    def _guide_size(self, *sides: int) -> tuple[int, ...]:
+    def _guide_size(self, height: int, width: int) -> tuple[int, int]:
         """The size of the guide for an image that is restored in tiles: at most the bundle's largest, not a tile's."""
         multiple, _, tile = self._sizes
         largest = self.bundle.manifest.profile.size[2]
-        return tuple(side if side <= tile else min(side, largest) // multiple * multiple for side in sides)
+
+        def reduced(side: int) -> int:
+            return side if side <= tile else min(side, largest) // multiple * multiple
+
+        return reduced(height), reduced(width)
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
         """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""

@@ -69,14 +69,16 @@ def soften(image: Array, capture: Capture, size: tuple[int, int] | None = None) 
 
     size: (height, width) in px of the result; by default that of the image times `capture.scale`.
     """
-    height, width = size or tuple(max(1, round(side * capture.scale)) for side in image.shape[:2])
-    return np.clip(gaussian_blur(resize(image, (height, width), capture.kernel), capture.blur), 0, 1)
+    height, width = image.shape[:2]
+    size = size or (max(1, round(height * capture.scale)), max(1, round(width * capture.scale)))
+    return np.clip(gaussian_blur(resize(image, size, capture.kernel), capture.blur), 0, 1)
 
 
 def record(image: Array, capture: Capture, rng: np.random.Generator) -> Array:
     """Lay sensor noise and JPEG over an image, float32 [H, W, 3] in 0 to 1; the result lies on uint8 levels k/255."""
     if capture.noise:
-        image = image + np.float32(capture.noise / 255) * rng.standard_normal(image.shape, dtype=np.float32)
+        noise = rng.standard_normal(image.shape, dtype=np.float32)
+        image = image + (np.float32(capture.noise / 255) * noise).astype(np.float32)
     pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     if capture.quality is not None:
         pixels = jpeg(pixels, capture.quality, capture.subsampled)
@@ -88,7 +90,7 @@ def resize(image: Array, size: tuple[int, int], kernel: Image.Resampling) -> Arr
     if image.shape[:2] == size:
         return image
     planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
-    resized = [np.asarray(plane.resize(size[::-1], kernel), np.float32) for plane in planes]
+    resized = [np.asarray(plane.resize((size[1], size[0]), kernel), np.float32) for plane in planes]
     return np.stack(resized, axis=-1)
 
 
@@ -102,7 +104,8 @@ def gaussian_blur(image: Array, sigma: float) -> Array:
     for axis, length in enumerate(image.shape[:2]):
         padded = np.pad(image, [(reach, reach) if each == axis else (0, 0) for each in range(3)], mode="reflect")
         shifted = (np.take(padded, range(i, i + length), axis) for i in range(len(taps)))
-        image = np.sum([tap * part for tap, part in zip(taps, shifted, strict=True)], axis=0, dtype=np.float32)
+        weighted = [tap * part for tap, part in zip(taps, shifted, strict=True)]
+        image = np.asarray(np.sum(weighted, axis=0, dtype=np.float32))
     return image
 
 
