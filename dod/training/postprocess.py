@@ -102,7 +102,7 @@ def measure(pairs: Samples, model: DOD, count: int, workers: int = 0) -> Moments
 @torch.no_grad()
 def look(pairs: Samples, model: DOD, count: int, workers: int = 0, precision: str = "fp32") -> Seen:
     """What the gate sees of the first `count` images of a data set. precision: "fp32", or "bf16" of the MFM."""
-    loader = DataLoader(_Looked(pairs, model), 16, sampler=range(count), num_workers=workers)
+    loader = DataLoader(_Looked(pairs, model), 4, sampler=range(count), num_workers=workers)
     passing = torch.tensor([name in (*_passing(model), CLEAN) for name in pairs.names])
     batches = []
     for spectrum, histogram, crops, kinds, error in tqdm(loader, "gate", unit="batch", disable=None):
