@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, overload
@@ -15,10 +15,10 @@ from PIL import Image
 from .backends import Options, open_backend
 from .bundle import Bundle
 from .errors import PictureError, UsageError, unknown
-from .geometry import crops, pad, with_margins
+from .geometry import MARGIN, crops, pad, reflect_indices, with_margins
 from .image import Picture, Source, read
 from .pipeline import Decisions, Observer, Pipeline
-from .tiling import check_tile, restore_tiles
+from .tiling import check_tile, reduce_image, restore_tiles
 
 __all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
 
@@ -240,18 +240,32 @@ class Restorer:
 
         if max(images.shape[2:]) <= self._sizes[2]:
             return restore(images), shares
-        guide = self._guide_size(*images.shape[2:]) if shares.min() < PASSED else None
+        guide = self._guide(images, restore) if shares.min() < PASSED else None
         return restore_tiles(images, self._sizes[2], restore, guide), shares
 
-    def _guide_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size of the guide for an image that is restored in tiles: at most the bundle's largest, not a tile's."""
-        multiple, _, tile = self._sizes
+    def _guide(self, images: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Images that are larger than a tile, restored in one run of at most the bundle's largest size.
+
+        An axis that the bundle takes whole is laid out as it is without tiles, so that the guide's tone is that of the
+        image restored whole. A longer one is reduced.
+        """
+        multiple, least, tile = self._sizes
         largest = self.bundle.manifest.profile.size[2]
-
-        def reduced(side: int) -> int:
-            return side if side <= tile else min(side, largest) // multiple * multiple
-
-        return reduced(height), reduced(width)
+        whole, size = images, list(images.shape[2:])
+        moved = []
+        for axis, side in enumerate(size):
+            length = side - 2 * MARGIN
+            if side > tile and length <= largest:
+                size[axis] = with_margins(length, multiple, least, largest)
+                before = (size[axis] - length) // 2 - MARGIN
+                whole = np.take(whole, reflect_indices(side, size[axis], before), axis + 2)
+                moved.append((axis + 2, reflect_indices(size[axis], side, -before)))
+            elif side > tile:
+                size[axis] = largest // multiple * multiple
+        guide = restore(np.ascontiguousarray(reduce_image(whole, *size)))
+        for axis, indices in moved:
+            guide = np.take(guide, indices, axis)
+        return guide
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
         """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""

@@ -81,25 +81,24 @@ def restore_tiles(
     images: np.ndarray,
     tile: int,
     restore: Callable[[np.ndarray], np.ndarray],
-    guide_size: tuple[int, int] | None,
+    guide: np.ndarray | None,
 ) -> np.ndarray:
     """Restore images of one size that are larger than a tile, without steps in tone where tiles meet.
 
     The larger the guide, the nearer its own tone is to that of the whole image: zero padding has a larger share in what
-    a network normalizes over in a small one. Its aspect ratio may differ from the images'. It costs one more run.
+    a network normalizes over in a small one. Its aspect ratio may differ from the images'.
 
     Args:
         images: float32 [B, C, H, W] in [-1, 1], at least one side longer than `tile`.
         tile: side of the tiles in pixels.
-        restore: restores [B, C, h, w], of the guide's size or of a tile's; the same shape out.
-        guide_size: height and width of the guide in pixels, at most those of the images; None where tiles keep their
-            own tone, as those of an image that passes the model do.
+        restore: restores [B, C, h, w] of a tile's size; the same shape out.
+        guide: float32 [B, C, h, w], the whole images restored, at their own size or a smaller one; None where tiles
+            keep their own tone, as those of an image that passes the model do.
 
     Returns:
         float32 [B, C, H, W].
     """
     height, width = images.shape[2:]
-    guide = None if guide_size is None else restore(reduce_image(images, *guide_size))
     restored = np.zeros_like(images)
     for rows, columns, weights in tiles(height, width, tile):
         part = restore(np.ascontiguousarray(images[:, :, rows, columns]))

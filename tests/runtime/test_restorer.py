@@ -226,6 +226,29 @@ def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatc
         assert not np.array_equal(whole.restore(picture, "haze"), expected)
 
 
+@pytest.mark.parametrize("size", [(128, 96), (101, 128), (30, 128), (97, 97)])
+def test_the_guide_of_tiles_is_the_image_restored_whole_where_the_bundle_takes_it(
+    size: tuple[int, int], toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    seen: list[np.ndarray] = []
+    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile=64) as tiled:
+        for each in (whole, tiled):
+            run = each._backend.run
+            monkeypatch.setattr(
+                each._backend,
+                "run",
+                lambda name, inputs, *rest, run=run: (
+                    seen.append(inputs["image"]) if name == "encoder" else None,
+                    run(name, inputs, *rest),
+                )[1],
+            )
+            each.restore(picture, "haze")
+    one, guide, *tiles = seen
+    assert guide.shape == one.shape and {tile.shape[2:] for tile in tiles} <= {(64, 64)}
+    np.testing.assert_array_equal(guide, one)
+
+
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A toy with a gate that lets bright images pass, and a condition `noise` on which all of them do."""
