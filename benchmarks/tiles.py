@@ -2,12 +2,14 @@
 
 `python benchmarks/tiles.py --bundle build/mini` degrades photographs, crops them to what the bundle takes whole, and
 prints for each degradation and tile size the PSNR of the tiled result against the whole one, what tiles cost in PSNR
-against the clean photograph, and the largest step in tone across the borders of tiles.
+against the clean photograph, and the largest step in tone across the borders of tiles. With `--time N` it measures how
+much time the guide and the matching of tones add instead.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from runtime.bundle import Bundle
 from runtime.console import Parser, progress, run_command, table
 from runtime.errors import UsageError
 from runtime.restorer import Restorer
-from runtime.tiling import tile_starts
+from runtime.tiling import restore_tiles, tile_starts
 
 BUNDLE = Path("build/mini")
 SIZE = (1024, 640)
@@ -96,6 +98,36 @@ def degraded(task: Task, name: str, truth: np.ndarray, seed: int) -> np.ndarray:
     return np.rint(image * 255).astype(np.uint8)
 
 
+def added_time(restorer: Restorer, image: np.ndarray, tile: int, runs: int) -> float:
+    """Measure the time that the guide and the matching of tones add to tiles.
+
+    Tiles with and without them are restored in turns, `runs` times after one run each that does not count.
+
+    Args:
+        restorer: opened with `tile`.
+        image: uint8 [H, W, 3], larger than a tile.
+        tile: side of the tiles in pixels.
+        runs: number of measured runs, at least 1.
+
+    Returns:
+        The ratio of the medians, minus 1.
+    """
+    prepared = restorer.prepare(image, "haze")
+    images = prepared.image[None]
+    decisions = restorer.decide(1, None if prepared.crops is None else prepared.crops[None], "haze")
+
+    def restore(part: np.ndarray) -> np.ndarray:
+        return restorer.run_components(part, None, "haze", decisions=decisions)
+
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(runs + 1):
+        for guided, measured in seconds.items():
+            start = time.perf_counter()
+            restore_tiles(images, tile, restore, restorer.guide(images, restore) if guided else None)
+            measured.append(time.perf_counter() - start)
+    return float(np.median(seconds[True][1:]) / np.median(seconds[False][1:])) - 1
+
+
 def parser() -> Parser:
     """Return the command's arguments."""
     made = Parser(prog="python benchmarks/tiles.py", description=(__doc__ or "").split("\n")[0])
@@ -116,6 +148,9 @@ def parser() -> Parser:
         help="condition path, or matching: the one of each degradation (default: %(default)s)",
     )
     made.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
+    made.add_argument(
+        "--time", type=int, metavar="N", help="measure the time that the guide adds in N runs, on the path haze"
+    )
     made.add_argument("--backend", default="auto", help="backend of the runtime (default: %(default)s)")
     made.add_argument("--threads", type=int, help="number of CPU threads (default: all cores)")
     return made
@@ -126,10 +161,18 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     width, height = arguments.size
     bundle = Bundle.open(arguments.bundle)
-    if max(arguments.size) > bundle.manifest.profile.size[2]:
+    if arguments.time is None and max(arguments.size) > bundle.manifest.profile.size[2]:
         raise UsageError(
             f"--size {width} {height}: this bundle restores at most {bundle.manifest.profile.size[2]} whole"
         )
+    if arguments.time is not None:
+        pixels = next(iter(photographs(arguments.photographs, 1).values()))
+        image = np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width])
+        for tile in arguments.tile_size:
+            with Restorer(bundle, arguments.backend, threads=arguments.threads, tile=tile) as restorer:
+                added = added_time(restorer, image, tile, arguments.time)
+            print(f"{image.shape[1]} x {image.shape[0]} in tiles of {tile}: the guide adds {added:.1%} of time")
+        return 0
     tasks = [GRADIENT, *(task for task in TASKS if task.name not in ("noise-15", "noise-50"))]
     work = [
         (task, name, np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width]))

@@ -240,10 +240,10 @@ class Restorer:
 
         if max(images.shape[2:]) <= self._sizes[2]:
             return restore(images), shares
-        guide = self._guide(images, restore) if shares.min() < PASSED else None
+        guide = self.guide(images, restore) if shares.min() < PASSED else None
         return restore_tiles(images, self._sizes[2], restore, guide), shares
 
-    def _guide(self, images: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def guide(self, images: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """Images that are larger than a tile, restored in one run of at most the bundle's largest size.
 
         An axis that the bundle takes whole is laid out as it is without tiles, so that the guide's tone is that of the

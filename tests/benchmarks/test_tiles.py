@@ -46,3 +46,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [line[:3] for line in lines if line[:1] == ["low-light"]] == [["low-light", "64", "1"]]  # 128 px is whole
     with pytest.raises(UsageError, match="--size 256 96: .* at most 128"):
         main([*common, "--size", "256", "96"])
+    assert main([*common, "--size", "128", "96", "--tile-size", "64", "--time", "1"]) == 0
+    assert "in tiles of 64: the guide adds" in capsys.readouterr().out
