@@ -130,8 +130,8 @@ def add_source(command: ArgumentParser) -> None:
 
 def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Preset:
     """The preset, with the conditions of --setting where it is given. keys: overrides, see `load_preset`."""
-    preset = load_preset(arguments.preset, keys)
-    return preset if arguments.setting is None else replace(preset, conditions=SETTINGS[arguments.setting])
+    preset, setting = load_preset(arguments.preset, keys), getattr(arguments, "setting", None)
+    return preset if setting is None else replace(preset, conditions=SETTINGS[setting])
 
 
 def samples_from(
