@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 import torch
@@ -37,13 +37,13 @@ from dod import clora
 from dod.checkpoint import load_model
 from dod.errors import DODError
 from dod.model import DOD, OneStepUNet
+from dod_runtime.bundle.merge import new_arrays
+from dod_runtime.bundle.safetensors import write_tensors
+from dod_runtime.console import Parser, run_command, table
+from dod_runtime.errors import UsageError, unknown
 from export import costs, graphs, plans
 from export.errors import ExportError
 from export.simplify import simplify
-from runtime.console import Parser, run_command, table
-from runtime.errors import UsageError, unknown
-from runtime.merge import new_arrays
-from runtime.tensors import write_tensors
 
 PLAIN = "unet_plain"
 NAMES = (*plans.GRAPHS, PLAIN)
@@ -199,7 +199,7 @@ def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
     each run."""
     import openvino
 
-    from runtime.backends import branches, winograd
+    from dod_runtime.backends.openvino import branches, winograd
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     core = openvino.Core()

@@ -21,16 +21,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from dod.data.pictures import centre_crop
+from dod_runtime.backends import open_backend
+from dod_runtime.backends.base import Options
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.safetensors import read_tensors, write_tensors
+from dod_runtime.bundle.schema import GATE, REDUCED, Manifest
+from dod_runtime.image.geometry import crops, pad, padded_size
+from dod_runtime.image.read import read
+from dod_runtime.pipeline import path_of
 from export.errors import ParityError
 from export.memory import give_back
 from export.parity import Figure, figure
-from runtime.backends import Options, open_backend
-from runtime.bundle import Bundle
-from runtime.geometry import crops, pad, padded_size
-from runtime.image import read
-from runtime.manifest import GATE, REDUCED, Manifest
-from runtime.pipeline import path_of
-from runtime.tensors import read_tensors, write_tensors
 
 FIRST = ("mfm", "encoder")
 """What takes the picture itself, in the chain as alone."""
@@ -42,7 +43,7 @@ class Computer(Protocol):
     """What runs components by name: a backend of the runtime, or a model in PyTorch."""
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
-        """See `runtime.backends.Backend.run`."""
+        """See `dod_runtime.backends.base.Backend.run`."""
         ...
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dod.config import Preset
 from dod.model import DOD
-from runtime.bundle import MANIFEST
-from runtime.errors import UsageError
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_MODULES = [

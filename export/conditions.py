@@ -16,11 +16,11 @@ from torch import nn
 
 from dod import clora
 from dod.model import DOD
+from dod_runtime.bundle.merge import merge
+from dod_runtime.bundle.safetensors import read_tensors, write_tensors
+from dod_runtime.bundle.schema import MergeEntry
+from dod_runtime.errors import UsageError, unknown
 from export.simplify import attentions
-from runtime.errors import UsageError, unknown
-from runtime.manifest import MergeEntry
-from runtime.merge import merge
-from runtime.tensors import read_tensors, write_tensors
 
 CALIBRATE = "python -m dod.training.stages calibrate"
 """The command that gives a checkpoint its prototypes."""

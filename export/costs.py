@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from dod.model import DOD
+from dod_runtime.console import table
 from export import plans
-from runtime.console import table
 
 SIDE = 512
 """Pixels of the square picture that is counted, one of it."""

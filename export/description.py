@@ -7,6 +7,7 @@ from typing import Any
 
 import dod
 from dod.model import DOD
+from dod_runtime.bundle.schema import SCHEMA
 from export import plans
 from export.artefacts import Entry
 from export.checks import Options
@@ -14,7 +15,6 @@ from export.conditions import merge_entries
 from export.interface import Component, engine_list, version
 from export.parity import Figure, passed_gates
 from export.targets import TARGETS
-from runtime.manifest import SCHEMA
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy")
 

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dod.model import DOD
+from dod_runtime.bundle.safetensors import read_tensors
+from dod_runtime.bundle.schema import REFITTED, MergeEntry
+from dod_runtime.console import progress
 from export import conditions
 from export.artefacts import Entry, Workshop, hash_sources
 from export.checks import ROOT, Options
@@ -15,14 +18,11 @@ from export.engines import BUILDER, EngineJob, build_engines
 from export.interface import Component, engine_list, library_version, profile
 from export.plans import GRAPHS
 from export.targets import TARGETS, Target, gpu_here
-from runtime.console import progress
-from runtime.manifest import REFITTED, MergeEntry
-from runtime.tensors import read_tensors
 
 SOURCES = [
     BUILDER,
     ROOT / "export" / "conditions.py",
-    *(ROOT / "runtime" / f"{name}.py" for name in ("merge", "tensors")),
+    *(ROOT / "runtime" / "dod_runtime" / "bundle" / f"{name}.py" for name in ("merge", "safetensors")),
 ]
 """What configures the builder, and merges what it builds."""
 BUILDERS_MEMORY = 8 << 30

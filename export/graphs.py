@@ -25,13 +25,13 @@ from torch.func import functional_call
 
 from dod import clora
 from dod.model import DOD
+from dod_runtime.bundle.safetensors import ALIGNMENT, tensor_spans, write_tensors
 from export import branches
 from export.errors import GraphError
 from export.norms import split_sums
 from export.plans import GraphPlan, graphs_of, plan, skeleton
 from export.simplify import attentions
 from export.tidy import tidy
-from runtime.tensors import ALIGNMENT, tensor_spans, write_tensors
 
 OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dod.model import DOD
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.console import progress
 from export import report
 from export.artefacts import Workshop, hash_sources, package_sources
 from export.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
@@ -17,13 +19,11 @@ from export.checks import ROOT, hash_samples
 from export.interface import version
 from export.parity import GATES, Figure
 from export.proof import proof_count, prove
-from runtime.bundle import Bundle
-from runtime.console import progress
 
 COMPUTING = "parity", "chain", "proof", "precision", "parity_step", "simplify_step", "ranges"
 SOURCES = [
     *(ROOT / "export" / f"{name}.py" for name in COMPUTING),
-    *package_sources(ROOT / "runtime"),
+    *package_sources(ROOT / "runtime" / "dod_runtime"),
 ]
 """What computes the figures, the runtime among it."""
 

@@ -12,6 +12,10 @@ import torch
 
 from dod.checkpoint import load_model, preset_of, read_metadata
 from dod.model import DOD, sized_model
+from dod_runtime.backends.openvino.backend import reduced_precisions
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import Manifest
+from dod_runtime.console import progress
 from export import (
     calibration,
     conditions,
@@ -47,10 +51,6 @@ from export.precision import check_islands, half_copy
 from export.replacement import Identity, check_replacement
 from export.targets import TARGETS
 from export.tracing import TraceJob, trace_all
-from runtime.backends.openvino import reduced_precisions
-from runtime.bundle import Bundle
-from runtime.console import progress
-from runtime.manifest import Manifest
 
 SLOWEST = ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm", "gate")
 """The graphs in the order in which they are traced: the slowest first."""

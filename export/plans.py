@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dod import clora
 from dod.model import DOD, OneStepUNet
+from dod_runtime.bundle.schema import GATE
 from export.simplify import simplify_merged
-from runtime.manifest import GATE
 
 GRAPHS = {
     "mfm": "mfm",

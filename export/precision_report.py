@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dod_runtime.console import table
 from export.calibration import EXACT
 from export.precision import COMPONENTS
 from export.ranges import ERROR_SAMPLES, LARGEST, NORMAL, SHARE_SAMPLES, SIDE, SUBNORMAL
-from runtime.console import table
 
 Record = Mapping[str, Any]
 WORST = 15

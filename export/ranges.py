@@ -17,11 +17,11 @@ from torch import Tensor
 from dod.data.degradations import degrade, rng_for
 from dod.data.pictures import centre_crop
 from dod.model import DOD
+from dod_runtime.image.geometry import crops, pad, padded_size
+from dod_runtime.image.read import read
 from export.parity import psnr_db, snr_db
 from export.precision import COMPONENTS, SummedInFloat32
 from export.probe import Operation, Probe, positions
-from runtime.geometry import crops, pad, padded_size
-from runtime.image import read
 
 LARGEST = 65504.0
 NORMAL = 2.0**-14

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dod_runtime.console import table
 from export import costs, precision_report, precision_step
 from export.artefacts import Workshop
 from export.conditions import without_prototypes
 from export.parity import GATES, Figure, unchecked
-from runtime.console import table
 
 HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "budget", "")
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from dod_runtime.backends.gpu import Gpu, find_gpu
+from dod_runtime.errors import BackendError, unknown
 from export.errors import TargetError
-from runtime.backends.gpu import Gpu, find_gpu
-from runtime.errors import BackendError, unknown
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """The compute capabilities that TensorRT-RTX 1.7 knows."""

@@ -24,7 +24,7 @@ from dod.evaluation.contact_sheet import Entry, contact_sheet
 from dod.evaluation.metrics import core_values, psnr, ssim
 from dod.evaluation.restoration import restore_picture
 from dod.evaluation.scores import Score, mean
-from runtime.geometry import pad
+from dod_runtime.image.geometry import pad
 
 ROOT = Path(__file__).parents[2]
 

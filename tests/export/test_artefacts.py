@@ -17,12 +17,12 @@ from types import ModuleType
 
 import pytest
 
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.errors import UsageError
+from dod_runtime.permissions import current_umask
 from export import artefacts, engine_step, parity_step, precision_step, simplify_step
 from export.artefacts import Entry, Workshop, hash_sources, key_of, package_sources
 from export.checks import MODEL_MODULES, ROOT
-from runtime.bundle import MANIFEST
-from runtime.errors import UsageError
-from runtime.permissions import current_umask
 
 INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
@@ -286,7 +286,7 @@ def test_what_an_installation_leaves_is_no_source(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT / "runtime", runtime, ignore=ignored)
     before = package_sources(runtime)
-    assert {"bundle.py", "backends/openvino.py"} <= {path.relative_to(runtime).as_posix() for path in before}
+    assert {"dod_runtime/bundle/bundle.py", "dod_runtime/backends/onnxruntime.py"} <= {path.relative_to(runtime).as_posix() for path in before}
     for leftover in ("build/lib/dod_runtime", "build/lib/dod_runtime/backends", "dist", "dod_runtime.egg-info"):
         (runtime / leftover).mkdir(parents=True)
         (runtime / leftover / "__init__.py" if "lib" in leftover else runtime / leftover / "setup.py").touch()

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from dod import clora
+from dod_runtime.bundle.safetensors import write_tensors
 from export import branches, graphs
 from export.graphs import OPSETS, trace_planned
 from export.plans import GraphPlan, skeleton
-from runtime.tensors import write_tensors
 from tests.dod.small_model import normal, snr_db
 
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -11,12 +11,12 @@ import pytest
 from dod.config import load_preset
 from dod.errors import DODError
 from dod.model import sized_model
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.console import run_command
 from export import targets
 from export.build_engines import TARGET_NAMES, choose_targets, main, parser
 from export.checks import check_room
 from export.errors import ExportError
-from runtime.bundle import MANIFEST
-from runtime.console import run_command
 from tests.conftest import NO_GPU, SIZES
 
 

@@ -14,6 +14,10 @@ from safetensors.numpy import load_file
 
 from dod import clora
 from dod.model import DOD, OneStepUNet
+from dod_runtime.bundle.safetensors import tensor_spans
+from dod_runtime.bundle.schema import MergeEntry
+from dod_runtime.errors import UsageError
+from dod_runtime.permissions import current_umask
 from export.conditions import (
     chosen_conditions,
     engine_conditions,
@@ -24,10 +28,6 @@ from export.conditions import (
 )
 from export.graphs import write_weights
 from export.simplify import fold_upsampling, simplify_merged
-from runtime.errors import UsageError
-from runtime.manifest import MergeEntry
-from runtime.permissions import current_umask
-from runtime.tensors import tensor_spans
 
 
 def test_chosen_conditions(model: DOD) -> None:

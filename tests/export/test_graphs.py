@@ -18,13 +18,13 @@ from onnxscript import optimizer
 from torch import nn
 
 from dod.model import DOD
+from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
 from export import graphs
 from export.errors import GraphError
 from export.graphs import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
 from export.plans import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
 from export.precision import half_copy
 from export.tidy import tidy
-from runtime.tensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
 from tests.dod.small_model import image, normal, randomise, snr_db, tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")

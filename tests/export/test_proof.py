@@ -19,6 +19,8 @@ import torch
 from PIL import Image
 
 from dod.model import DOD
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
 from export import proof, simplify_step
 from export.artefacts import Workshop
 from export.chain import (
@@ -41,8 +43,6 @@ from export.errors import ParityError
 from export.parity import Figure
 from export.precision import default_islands, half_copy
 from export.proof import TorchChain, proof_count, prove
-from runtime.bundle import Bundle
-from runtime.manifest import Component, Crops, Manifest, Precision, Profile, TensorSpec
 from tests.dod.small_model import image, randomise, smaller
 
 Change = Callable[[DOD], torch.Tensor]

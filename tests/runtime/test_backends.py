@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.backends import BACKENDS, Options, choose_precision, open_backend, survey
-from runtime.backends.gpu import Gpu, find_gpu
-from runtime.bundle import Bundle
-from runtime.errors import BackendError, UsageError
+from dod_runtime.backends import BACKENDS, open_backend, survey
+from dod_runtime.backends.base import Options, choose_precision
+from dod_runtime.backends.gpu import Gpu, find_gpu
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.errors import BackendError, UsageError
 from tests.runtime.toy_bundle import write_toy_bundle
 
 

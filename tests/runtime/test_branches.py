@@ -10,8 +10,8 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from runtime.backends.branches import join
-from runtime.merge import new_arrays
+from dod_runtime.backends.openvino.branches import join
+from dod_runtime.bundle.merge import new_arrays
 
 INPUTS, OUTPUTS, RANK = 6, 20, 3
 RNG = np.random.default_rng(0)

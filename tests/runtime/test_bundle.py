@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from runtime import bundle as bundle_module
-from runtime.bundle import Bundle, hash_file, write_bundle
-from runtime.errors import BundleError, UsageError
-from runtime.manifest import COMPONENTS, SCHEMA
+from dod_runtime.bundle import bundle as bundle_module
+from dod_runtime.bundle.bundle import Bundle, hash_file, write_bundle
+from dod_runtime.bundle.schema import COMPONENTS, SCHEMA
+from dod_runtime.errors import BundleError, UsageError
 from tests.runtime.toy_bundle import FILTERS, toy_modulation, toy_prototype, toy_weights, write_toy_bundle
 
 

@@ -1,4 +1,4 @@
-"""`python -m runtime` as a user runs it: real processes, real files."""
+"""`python -m dod_runtime` as a user runs it: real processes, real files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.bundle import Bundle
+from dod_runtime.bundle.bundle import Bundle
 from tests.runtime.toy_bundle import write_toy_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def command(*arguments: object, bundle: Path | None = None) -> list[str]:
     extra = ["--bundle", str(bundle)] if bundle else []
-    return [sys.executable, "-m", "runtime", *map(str, arguments), *extra]
+    return [sys.executable, "-m", "dod_runtime", *map(str, arguments), *extra]
 
 
 def run(*arguments: object, bundle: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import PictureError
-from runtime.geometry import MARGIN, crop_indices, crops, pad, padded_size, reflect_indices, with_margins
+from dod_runtime.errors import PictureError
+from dod_runtime.image.geometry import MARGIN, crop_indices, crops, pad, padded_size, reflect_indices, with_margins
 
 lengths = st.integers(1, 200)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from runtime.errors import PictureError, PictureWarning
-from runtime.image import read
+from dod_runtime.errors import PictureError, PictureWarning
+from dod_runtime.image.read import read
 
 ORIENTATION = 0x0112
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.backends import mapped
-from runtime.backends.mapped import laid_out, own_map, shed, shedding
-from runtime.errors import BackendError
-from runtime.tensors import ALIGNMENT
+from dod_runtime.backends import mapped
+from dod_runtime.backends.mapped import laid_out, own_map, shed, shedding
+from dod_runtime.bundle.safetensors import ALIGNMENT
+from dod_runtime.errors import BackendError
 
 SIZE = 32 << 20
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from runtime.errors import BundleError
-from runtime.manifest import MergeEntry
-from runtime.merge import BLOCK, merge, merge_layer
+from dod_runtime.bundle.merge import BLOCK, merge, merge_layer
+from dod_runtime.bundle.schema import MergeEntry
+from dod_runtime.errors import BundleError
 
 
 def convolve(x: np.ndarray, weight: np.ndarray, stride: int = 1) -> np.ndarray:

@@ -13,11 +13,12 @@ import onnx
 import psutil
 import pytest
 
-from runtime.backends import Options, kept_sessions, mapped, sessions
-from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.bundle import Bundle
-from runtime.errors import BackendError, BundleError, UsageError
-from runtime.restorer import Restorer
+from dod_runtime.backends import mapped, sessions
+from dod_runtime.backends.base import Options, kept_sessions
+from dod_runtime.backends.onnxruntime import OnnxRuntime
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.errors import BackendError, BundleError, UsageError
+from dod_runtime.restorer import Restorer
 from tests.runtime.toy_bundle import toy_modulation, toy_weights, write_toy_bundle
 
 
@@ -96,7 +97,7 @@ def test_a_model_of_gigabytes_gives_the_same_and_leaves_no_maps(
     expected = [opened(toy, precision).run(*call)["latent_restored"] for call in calls]
     gc.collect()
     before = len(mapped._own)
-    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
     sparing = opened(toy, precision)
     with ThreadPoolExecutor(4) as pool:
         first, second = (list(pool.map(lambda call: sparing.run(*call)["latent_restored"], calls)) for _ in range(2))
@@ -110,7 +111,7 @@ def test_a_model_of_gigabytes_gives_the_same_and_leaves_no_maps(
 
 
 def test_what_is_lent_must_be_in_the_graph(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
     monkeypatch.setattr(toy, "merged", lambda *_: {"conv.lora_A.weight": np.zeros(1, np.float32)})
     with pytest.raises(BundleError, match=r"the graph unet_merged holds no initializer 'conv\.lora_A\.weight'"):
         opened(toy).run("unet_merged", {}, "haze")
@@ -120,8 +121,8 @@ def test_no_room_for_merged_weights_is_not_blamed_on_the_bundle(toy: Bundle, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
-    monkeypatch.setattr("runtime.backends.mapped.os.posix_fallocate", full)
+    monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr("dod_runtime.backends.mapped.os.posix_fallocate", full)
     with pytest.raises(BackendError, match=r"No space left on device; set TMPDIR"):
         opened(toy).run("unet_merged", {}, "haze")
 
@@ -203,7 +204,7 @@ def test_merge_entries_must_name_external_initializers(copy: Path) -> None:
 
 
 def test_graph_that_is_none(tmp_path: Path, copy: Path) -> None:
-    from runtime.bundle import write_bundle
+    from dod_runtime.bundle.bundle import write_bundle
 
     data = json.loads((copy / "bundle.json").read_text())
     (copy / "onnx/fp32/encoder.onnx").write_bytes(b"no graph")

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Restorer
-from runtime.backends import Options, open_backend
-from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.backends.openvino import OpenVINO, reduced_precisions, why_not
-from runtime.bundle import Bundle, write_bundle
-from runtime.errors import BackendError, BundleError, UsageError
+from dod_runtime import Restorer
+from dod_runtime.backends import open_backend
+from dod_runtime.backends.base import Options
+from dod_runtime.backends.onnxruntime import OnnxRuntime
+from dod_runtime.backends.openvino.backend import OpenVINO, reduced_precisions, why_not
+from dod_runtime.bundle.bundle import Bundle, write_bundle
+from dod_runtime.errors import BackendError, BundleError, UsageError
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 GATE = {
@@ -158,7 +159,7 @@ def test_the_image_sized_are_compiled_for_each_size(ov_toy: Bundle) -> None:
 
 @pytest.mark.parametrize("condition", ["auto", "haze"])
 def test_a_model_of_gigabytes_gives_the_same(condition: str, ov_toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+    monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
     with Restorer(ov_toy, "openvino", threads=1) as sparing:
         crops = np.random.default_rng(1).uniform(-1, 1, (1, 4, 3, 16, 16)).astype(np.float32)
         found = [sparing.run_components(picture(), crops, condition) for _ in range(2)]
@@ -260,8 +261,8 @@ def test_graph_that_is_none(tmp_path: Path, ov_copy: Path) -> None:
 def test_without_the_library_the_command_is_named(ov_toy: Bundle) -> None:
     code = (
         "import sys; sys.modules['openvino'] = None\n"
-        "from runtime import Restorer\n"
-        "from runtime.errors import BackendError\n"
+        "from dod_runtime import Restorer\n"
+        "from dod_runtime.errors import BackendError\n"
         f"print(Restorer({str(ov_toy.folder)!r}).backend)\n"
         f"try: Restorer({str(ov_toy.folder)!r}, 'openvino')\n"
         "except BackendError as error: print(error)"

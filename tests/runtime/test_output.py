@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from runtime.errors import PictureError
-from runtime.image import read
-from runtime.output import check_writable, save
+from dod_runtime.errors import PictureError
+from dod_runtime.image.read import read
+from dod_runtime.image.write import check_writable, save
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 

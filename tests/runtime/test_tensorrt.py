@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import Restorer
-from runtime.backends import Options, why_not
-from runtime.backends.device_memory import DeviceMemory, DeviceTensor, KeptByShape, call, load_cudart
-from runtime.backends.gpu import Gpu, find_gpu
-from runtime.backends.onnxruntime import OnnxRuntime
-from runtime.backends.tensorrt import (
+from dod_runtime import Restorer
+from dod_runtime.backends import why_not
+from dod_runtime.backends.base import Options
+from dod_runtime.backends.gpu import Gpu, find_gpu
+from dod_runtime.backends.onnxruntime import OnnxRuntime
+from dod_runtime.backends.tensorrt.backend import (
     _conditions,
     _validity_reason,
     diagnosis,
@@ -23,10 +23,11 @@ from runtime.backends.tensorrt import (
     refit_reason,
     version_reason,
 )
-from runtime.backends.tensorrt_engine import cache_folder, logger_of, shape_reason
-from runtime.bundle import Bundle
-from runtime.errors import BackendError, BundleError
-from runtime.manifest import REFITTED, Target
+from dod_runtime.backends.tensorrt.device_memory import DeviceMemory, DeviceTensor, KeptByShape, call, load_cudart
+from dod_runtime.backends.tensorrt.engine import cache_folder, logger_of, shape_reason
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import REFITTED, Target
+from dod_runtime.errors import BackendError, BundleError
 from tests.runtime.test_backends import without_gpu
 from tests.runtime.toy_bundle import write_toy_bundle
 from tests.runtime.toy_engines import with_engines

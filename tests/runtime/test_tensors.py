@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from runtime.errors import BundleError
-from runtime.tensors import ALIGNMENT, DTYPES, read_tensors, tensor_spans, write_tensors
+from dod_runtime.bundle.safetensors import ALIGNMENT, DTYPES, read_tensors, tensor_spans, write_tensors
+from dod_runtime.errors import BundleError
 
 
 def written(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.errors import UsageError
-from runtime.tiling import (
+from dod_runtime.errors import UsageError
+from dod_runtime.image.tiling import (
     DISCARDED,
     OVERLAP,
     blend_weights,

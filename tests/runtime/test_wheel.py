@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.bundle import Bundle
+from dod_runtime.bundle.bundle import Bundle
 
 RUNTIME = Path(__file__).parents[2] / "runtime"
 PROBE = """
 import sys
 import dod_runtime
 from dod_runtime import Restorer
-assert not [name for name in ("torch", "onnxruntime", "tensorrt_rtx", "runtime") if name in sys.modules], sys.modules
+assert not [name for name in ("torch", "onnxruntime", "tensorrt_rtx") if name in sys.modules], sys.modules
 with Restorer(sys.argv[1]) as restorer:
     restorer.restore(sys.argv[2]).save(sys.argv[3])
     print(restorer.backend)
-assert "torch" not in sys.modules and "runtime" not in sys.modules
+assert "torch" not in sys.modules
 """
 
 
@@ -49,7 +49,7 @@ def test_the_wheel_holds_dod_runtime_alone(wheel: Path) -> None:
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dod_runtime"}
     modules = {path.relative_to(RUNTIME).as_posix() for path in RUNTIME.rglob("*.py") if "build" not in path.parts}
-    assert {f"dod_runtime/{name}" for name in modules} <= set(names)
+    assert modules <= set(names)
     assert {"dod_runtime/py.typed"} <= set(names) and any(name.endswith("LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in metadata and "torch" not in metadata.replace("no torch", "")
     for extra in ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"):

@@ -10,9 +10,9 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from runtime.backends import winograd
-from runtime.backends.winograd import A_T, B_T, G, extra_inputs, rewrite
-from runtime.merge import Places, new_arrays
+from dod_runtime.backends.openvino import winograd
+from dod_runtime.backends.openvino.winograd import A_T, B_T, G, extra_inputs, rewrite
+from dod_runtime.bundle.merge import Places, new_arrays
 
 CORE = openvino.Core()
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from .errors import PictureError
-from .image import KEPT_INFO
+from ..errors import PictureError
+from .read import KEPT_INFO
 
 __all__ = ["check_writable", "format_of", "save"]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .errors import UsageError
+from ..errors import UsageError
 
 __all__ = ["blend_weights", "check_tile", "match_tone", "reduce_image", "restore_tiles", "tile_starts", "tiles"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
-from .errors import BundleError
+from ..errors import BundleError
 
 __all__ = ["Node", "wrong"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError, UsageError
+from ...errors import BackendError, UsageError
 from .device_memory import DeviceMemory, DeviceTensor
 
 __all__ = ["Engine", "cache_folder", "logger_of", "shape_reason"]

@@ -1,6 +1,6 @@
 """Restores photographs with a bundle made by `export/build_engines.py`. Needs numpy, pillow and one backend.
 
-    from runtime import Restorer
+    from dod_runtime import Restorer
 
     with Restorer("build/mini") as restorer:
         restorer.restore("street.jpg").save("restored.png")
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import BackendError, BundleError, DODRuntimeError, PictureError, PictureWarning, UsageError
 
 if TYPE_CHECKING:
-    from .bundle import Bundle
+    from .bundle.bundle import Bundle
     from .restorer import Restoration, Restorer
 
 __version__ = "0.1.0"
@@ -32,7 +32,7 @@ __all__ = [
     "UsageError",
 ]
 
-_LAZY = {"Bundle": ".bundle", "Restoration": ".restorer", "Restorer": ".restorer"}
+_LAZY = {"Bundle": ".bundle.bundle", "Restoration": ".restorer", "Restorer": ".restorer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from openvino import opset13 as ops
 
-from ..merge import Places
+from ...bundle.merge import Places
 
 __all__ = ["join"]
 

@@ -10,8 +10,8 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from .errors import BundleError
-from .manifest import MergeEntry
+from ..errors import BundleError
+from .schema import MergeEntry
 
 __all__ = ["Kinds", "Places", "merge", "merge_layer", "new_arrays", "side_by_side"]
 

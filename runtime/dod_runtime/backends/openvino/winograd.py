@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-from ..merge import Places
+from ...bundle.merge import Places
 
 __all__ = ["extra_inputs", "rewrite"]
 

@@ -1,4 +1,4 @@
-"""python -m runtime INPUT OUTPUT --bundle build/mini: restores a file to a file, or a folder to a folder."""
+"""python -m dod_runtime INPUT OUTPUT --bundle build/mini: restores a file to a file, or a folder to a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from .backends import BACKENDS
 from .console import Parser, progress, run_command
 from .errors import BackendError, PictureError, UsageError
-from .output import check_writable, format_of, save
+from .image.write import check_writable, format_of, save
 from .restorer import Restoration, Restorer
 
 NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EROFS
@@ -22,8 +22,7 @@ NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 
 def parser() -> Parser:
     """The arguments of the command."""
-    name = (__package__ or "runtime").partition(".")[0]
-    made = Parser(prog=f"python -m {name}", description="Restores photographs with a bundle.")
+    made = Parser(prog="python -m dod_runtime", description="Restores photographs with a bundle.")
     made.add_argument("input", type=Path, help="a picture, or a folder of pictures (its subfolders too)")
     made.add_argument("output", type=Path, help="the picture to write, or the folder (same names)")
     made.add_argument("--bundle", type=Path, default=Path("build/mini"), help="the bundle (default: %(default)s)")

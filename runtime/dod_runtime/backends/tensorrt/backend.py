@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import BackendError, unknown
-from ..manifest import REFITTED, Manifest, Target
-from . import Options, Shapes, choose_precision, kept_sessions
+from ...bundle.bundle import Bundle
+from ...bundle.schema import REFITTED, Manifest, Target
+from ...errors import BackendError, unknown
+from ..base import Options, Shapes, choose_precision, kept_sessions
+from ..gpu import Gpu, find_gpu
 from .device_memory import DeviceMemory, DeviceTensor, call, load_cudart
-from .gpu import Gpu, find_gpu
-from .tensorrt_engine import Engine, logger_of
+from .engine import Engine, logger_of
 
 __all__ = ["TensorRT", "open_backend", "why_not"]
 

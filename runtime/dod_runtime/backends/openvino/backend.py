@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import BackendError, BundleError, DODRuntimeError
-from ..manifest import REDUCED
-from . import Options, Shapes, choose_precision
-from .mapped import laid_out
-from .sessions import Sessions
+from ...bundle.bundle import Bundle
+from ...bundle.schema import REDUCED
+from ...errors import BackendError, BundleError, DODRuntimeError
+from ..base import Options, Shapes, choose_precision
+from ..mapped import laid_out
+from ..sessions import Sessions
 
 __all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
 

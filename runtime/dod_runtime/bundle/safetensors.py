@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import BundleError
+from ..errors import BundleError
 
 __all__ = ["ALIGNMENT", "Span", "memory_map", "read_tensors", "tensor_spans", "write_tensors"]
 

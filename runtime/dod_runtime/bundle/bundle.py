@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, unknown
-from .manifest import FileRecord, Manifest, Precision
+from ..errors import BundleError, unknown
+from ..permissions import apply_umask, current_umask
 from .merge import Places, merge, new_arrays
-from .permissions import apply_umask, current_umask
-from .tensors import read_tensors
+from .safetensors import read_tensors
+from .schema import FileRecord, Manifest, Precision
 
 __all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
 

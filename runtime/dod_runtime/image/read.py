@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .errors import PictureError, PictureWarning
+from ..errors import PictureError, PictureWarning
 
 __all__ = ["Picture", "Source", "read"]
 

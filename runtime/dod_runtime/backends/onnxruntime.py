@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.safetensors import read_tensors
 from ..errors import BackendError, BundleError, DODRuntimeError
-from ..tensors import read_tensors
-from . import Options, Shapes, choose_precision
+from .base import Options, Shapes, choose_precision
 from .gpu import find_gpu
 from .mapped import own_map
 from .sessions import Sessions

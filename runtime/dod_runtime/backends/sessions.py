@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
+from ..bundle.merge import side_by_side
+from ..bundle.schema import Precision
 from ..errors import unknown
-from ..manifest import Precision
-from ..merge import side_by_side
-from . import Shapes, kept_sessions
+from .base import Shapes, kept_sessions
 from .mapped import laid_out, shedding
 
 __all__ = ["Sessions"]

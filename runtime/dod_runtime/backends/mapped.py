@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.merge import Kinds
+from ..bundle.safetensors import ALIGNMENT
 from ..errors import BackendError
-from ..merge import Kinds
-from ..tensors import ALIGNMENT
 
 __all__ = ["laid_out", "own_map", "shed", "shedding"]
 

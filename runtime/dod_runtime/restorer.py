@@ -12,13 +12,14 @@ from typing import Any, Literal, TypeAlias, overload
 import numpy as np
 from PIL import Image
 
-from .backends import Options, open_backend
-from .bundle import Bundle
+from .backends import open_backend
+from .backends.base import Options
+from .bundle.bundle import Bundle
 from .errors import PictureError, UsageError, unknown
-from .geometry import MARGIN, crops, pad, reflect_indices, with_margins
-from .image import Picture, Source, read
+from .image.geometry import MARGIN, crops, pad, reflect_indices, with_margins
+from .image.read import Picture, Source, read
+from .image.tiling import check_tile, reduce_image, restore_tiles
 from .pipeline import Decisions, Observer, Pipeline
-from .tiling import check_tile, reduce_image, restore_tiles
 
 __all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
+from ..errors import BundleError
 from .checked import Node, wrong
-from .errors import BundleError
 
 __all__ = [
     "COMPONENTS",

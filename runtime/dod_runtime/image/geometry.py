@@ -6,7 +6,7 @@ from math import isqrt
 
 import numpy as np
 
-from .errors import PictureError
+from ..errors import PictureError
 
 __all__ = ["MARGIN", "crop_indices", "crops", "pad", "padded_size", "reflect_indices", "with_margins"]
 

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .backends import Backend
-from .bundle import Bundle
+from .backends.base import Backend
+from .bundle.bundle import Bundle
+from .bundle.schema import GATE
 from .errors import UsageError
-from .manifest import GATE
 
 __all__ = ["DYNAMIC", "MERGED", "Decisions", "Observer", "Pipeline", "path_of"]
 

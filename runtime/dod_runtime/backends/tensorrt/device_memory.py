@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from ..errors import BackendError
+from ...errors import BackendError
 
 __all__ = ["DeviceMemory", "DeviceTensor", "KeptByShape", "OutOfMemory", "call", "load_cudart"]
 
