@@ -18,9 +18,9 @@ from dod.model import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.errors import BundleError
 from dod_runtime.restorer import Observer
-from export.checks import hash_model
-from export.conditions import modulation_of
-from export.precision import half_copy
+from export.graphs.conditions import modulation_of
+from export.graphs.fp16 import half_copy
+from export.preflight import hash_model
 
 __all__ = ["TorchModel", "load_reference", "modulations_of", "strict_float32"]
 

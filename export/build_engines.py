@@ -19,8 +19,8 @@ if __package__ in (None, ""):  # run as a script: imports start at the checkout'
 from dod.errors import DODError
 from dod_runtime.console import Parser, run_command
 from dod_runtime.errors import UsageError, unknown
+from export.engines.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
 from export.errors import ExportError
-from export.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from export.targets import why_no_gpu
+from export.engines.targets import why_no_gpu
 
 NO_GPU = why_no_gpu()
 ROOT = Path(__file__).parents[1]

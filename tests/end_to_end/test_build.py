@@ -21,7 +21,7 @@ from dod.checkpoint import load_model, save_checkpoint
 from dod_runtime import Bundle, Restorer
 from dod_runtime.backends.openvino.backend import reduced_precisions
 from dod_runtime.errors import BackendError
-from export.parity import GATES
+from export.parity.compare import GATES
 from tests.conftest import CONDITIONS, ROOT, SIZES, build_engines
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 

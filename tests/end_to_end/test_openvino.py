@@ -11,7 +11,7 @@ import pytest
 from dod_runtime import Restorer
 from dod_runtime.backends.openvino import branches, winograd
 from dod_runtime.bundle.merge import Places
-from export.parity import psnr_db, snr_db
+from export.parity.compare import psnr_db, snr_db
 
 
 @pytest.mark.parametrize("condition", ["auto", "noise"])

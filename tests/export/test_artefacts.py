@@ -20,9 +20,13 @@ import pytest
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.errors import UsageError
 from dod_runtime.permissions import current_umask
-from export import artefacts, engine_step, parity_step, precision_step, simplify_step
-from export.artefacts import Entry, Workshop, hash_sources, key_of, package_sources
-from export.checks import MODEL_MODULES, ROOT
+from export import cache
+from export.cache import Entry, Workshop, hash_sources, key_of, package_sources
+from export.preflight import MODEL_MODULES, ROOT
+from export.steps import engines as engine_step
+from export.steps import parity as parity_step
+from export.steps import precision as precision_step
+from export.steps import simplify as simplify_step
 
 INPUTS = {"base": "abc", "size": (256, 512), "settings": {"step": {"timestep": 999}}}
 NAME = "onnx/fp32/mfm.onnx"
@@ -99,8 +103,8 @@ def test_a_damaged_file_is_made_again(out: Path, damage: str | None) -> None:
 def test_what_was_not_touched_since_is_not_read_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle_of_before(out)
     read: list[Path] = []
-    single = artefacts.hash_file
-    monkeypatch.setattr(artefacts, "hash_file", lambda path: read.append(path) or single(path))
+    single = cache.hash_file
+    monkeypatch.setattr(cache, "hash_file", lambda path: read.append(path) or single(path))
     with Workshop(out) as shop:
         hash_ahead(shop)
         assert not make(shop) and not read
@@ -255,7 +259,7 @@ def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPa
         written.update(manifest=manifest, files=files, destination=destination, hashes=hashes)
         return "the bundle"
 
-    monkeypatch.setattr("export.artefacts.write_bundle", write_bundle)
+    monkeypatch.setattr("export.cache.write_bundle", write_bundle)
     assert shop.finish({"name": "mini"}) == "the bundle"
     assert written["destination"] == out and written["files"] == ["onnx", "onnx/fp32", NAME]
     key = key_of(json.loads(json.dumps(INPUTS)))
@@ -286,7 +290,9 @@ def test_what_an_installation_leaves_is_no_source(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT / "runtime", runtime, ignore=ignored)
     before = package_sources(runtime)
-    assert {"dod_runtime/bundle/bundle.py", "dod_runtime/backends/onnxruntime.py"} <= {path.relative_to(runtime).as_posix() for path in before}
+    assert {"dod_runtime/bundle/bundle.py", "dod_runtime/backends/onnxruntime.py"} <= {
+        path.relative_to(runtime).as_posix() for path in before
+    }
     for leftover in ("build/lib/dod_runtime", "build/lib/dod_runtime/backends", "dist", "dod_runtime.egg-info"):
         (runtime / leftover).mkdir(parents=True)
         (runtime / leftover / "__init__.py" if "lib" in leftover else runtime / leftover / "setup.py").touch()
@@ -303,7 +309,7 @@ def test_what_is_hashed_for_a_step_is_source_of_the_checkout(step: ModuleType) -
 
 
 def test_graphs_are_stale_when_any_module_of_the_model_changes() -> None:
-    """The list in export/checks.py is what loading a model really imports, in a process of its own."""
+    """The list in export/preflight.py is what loading a model really imports, in a process of its own."""
     code = (
         "import sys, dod.checkpoint; print([n.partition('.')[2] for n in sys.modules if n.partition('.')[0] == 'dod'])"
     )

@@ -12,9 +12,9 @@ from torch import nn
 
 from dod import clora
 from dod_runtime.bundle.safetensors import write_tensors
-from export import branches, graphs
-from export.graphs import OPSETS, trace_planned
-from export.plans import GraphPlan, skeleton
+from export.graphs import lora_op, trace
+from export.graphs.components import GraphPlan, skeleton
+from export.graphs.trace import OPSETS, trace_planned
 from tests.dod.small_model import normal, snr_db
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -43,18 +43,18 @@ def test_a_joined_layer_becomes_the_nodes_of_its_branches(tmp_path: Path, monkey
         clora.factors(layer)[1].data = normal(*clora.factors(layer)[1].shape, seed=i)
     layers.get_submodule("hooked.base_layer").register_forward_hook(lambda *_: None)
     inputs = {"x": normal(2, 3, 32, 48, seed=8), "modulation": normal(2, 4, 2, 2, seed=9)}
-    stored = {name: value.detach().numpy() for name, value in graphs.named_weights(layers).items()}
+    stored = {name: value.detach().numpy() for name, value in trace.named_weights(layers).items()}
     specs = {name: (value.dtype, value.shape) for name, value in stored.items()}
     write_tensors(tmp_path / "layers.safetensors", specs, stored.values())
     axes = {"x": {0: "batch", 2: "height", 3: "width"}, "modulation": {0: "batch"}}
     empty = {name: value.to("meta") for name, value in inputs.items()}
-    join, nodes = branches.join, {}
+    join, nodes = lora_op.join, {}
     for joined in (True, False):
         planned = GraphPlan(skeleton(layers), empty, axes, ("y",), 16)
-        monkeypatch.setattr(branches, "join", join if joined else lambda module: None)
+        monkeypatch.setattr(lora_op, "join", join if joined else lambda module: None)
         trace_planned(planned, "layers", tmp_path / "layers.onnx", tmp_path / "layers.safetensors", OPSETS["fp32"])
         assert type(planned.module.get_submodule("last")) is (
-            branches.JOINED[clora.CLoRALinear] if joined else clora.CLoRALinear
+            lora_op.JOINED[clora.CLoRALinear] if joined else clora.CLoRALinear
         )
         assert type(planned.module.get_submodule("hooked")) is clora.CLoRALinear
         nodes[joined] = Counter(node.op_type for node in onnx.load(tmp_path / "layers.onnx").graph.node)

@@ -13,10 +13,10 @@ from dod.errors import DODError
 from dod.model import sized_model
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.console import run_command
-from export import targets
 from export.build_engines import TARGET_NAMES, choose_targets, main, parser
-from export.checks import check_room
+from export.engines import targets
 from export.errors import ExportError
+from export.preflight import check_room
 from tests.conftest import NO_GPU, SIZES
 
 
@@ -181,7 +181,7 @@ def test_a_disk_without_room(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("export.checks.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("export.preflight.shutil.disk_usage", lambda _: usage)
     errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
     assert "no room on the disk: the build needs about" in errors and str(tmp_path / "x") in errors
 
@@ -190,7 +190,7 @@ def test_what_is_there_already_counts_as_room(tmp_path: Path, monkeypatch: pytes
     """So that an interrupted build goes on, and a bundle gets one more condition, on a disk that they have filled."""
     out, model = tmp_path / "bundle", sized_model(load_preset("tiny"))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    monkeypatch.setattr("export.checks.shutil.disk_usage", lambda _: type("Usage", (), {"free": parameters}))
+    monkeypatch.setattr("export.preflight.shutil.disk_usage", lambda _: type("Usage", (), {"free": parameters}))
     with pytest.raises(OSError, match="no room on the disk"):
         check_room(out, model, 1, 0)
     held = tmp_path / "bundle.partial" / "files" / "onnx" / "unet.safetensors"
@@ -208,7 +208,7 @@ def test_a_machine_without_memory(
 ) -> None:
     monkeypatch.setattr("export.pipeline.load_model", lambda *_: pytest.fail("nothing is loaded before"))
     memory = type("Memory", (), {"available": 900_000_000})
-    monkeypatch.setattr("export.checks.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("export.preflight.psutil.virtual_memory", lambda: memory)
     errors = refused(capsys, tmp_path / "x", str(tiny_checkpoint), "--targets", "onnxruntime")
     assert "not enough memory: the build needs about 1.5 GB, 0.9 GB are free" in errors
 

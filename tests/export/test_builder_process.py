@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import helper
 
-from export import engines
-from export.engines import EngineBuild, EngineJob, build_engine, build_engines
+from export.engines import build as engines
+from export.engines.build import EngineBuild, EngineJob, build_engine, build_engines
+from export.engines.targets import TENSORRT_RTX
 from export.errors import EngineError, TargetError
-from export.targets import TENSORRT_RTX
 from tests.export.small_graphs import PROFILE, THREE_GPUS, build_rtx, store_outside, tiny_graph
 
 pytest.importorskip("tensorrt_rtx")
@@ -156,9 +156,9 @@ def test_the_child_ends_with_its_parent(
     report = f"pathlib.Path({str(tmp_path)!r}, 'pid').write_text(str(os.getpid()))"
     slow = fake_builder(tmp_path / "slow.py", monkeypatch, f"{follow}\n{report}\ntime.sleep(60)")
     command = (
-        "import pathlib; from export import engines; from export.targets import TENSORRT_RTX;"
-        f"engines.BUILDER = pathlib.Path({str(slow)!r});"
-        f"engines.build_engine({str(graph)!r}, {str(tmp_path / 'out' / 'b.engine')!r},"
+        "import pathlib; from export.engines import build; from export.engines.targets import TENSORRT_RTX;"
+        f"build.BUILDER = pathlib.Path({str(slow)!r});"
+        f"build.build_engine({str(graph)!r}, {str(tmp_path / 'out' / 'b.engine')!r},"
         f"target=TENSORRT_RTX, profile={PROFILE!r}, compute_capabilities=['8.9'])"
     )
     with subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stderr=subprocess.DEVNULL) as parent:

@@ -9,8 +9,8 @@ import pytest
 
 from dod.model import DOD
 from dod_runtime.bundle.bundle import Bundle
-from export.chain import Sample, condition_of, paths_of
-from export.parity import unchecked
+from export.parity.chain import Sample, condition_of, paths_of
+from export.parity.compare import unchecked
 from tests.dod.small_model import image
 from tests.export.test_proof import Substitute, bundle, figures_of, substitute
 

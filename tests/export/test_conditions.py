@@ -18,7 +18,7 @@ from dod_runtime.bundle.safetensors import tensor_spans
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError
 from dod_runtime.permissions import current_umask
-from export.conditions import (
+from export.graphs.conditions import (
     chosen_conditions,
     engine_conditions,
     merge_entries,
@@ -26,8 +26,8 @@ from export.conditions import (
     write_condition,
     write_merged_graph,
 )
-from export.graphs import write_weights
-from export.simplify import fold_upsampling, simplify_merged
+from export.graphs.simplify import fold_upsampling, simplify_merged
+from export.graphs.trace import write_weights
 
 
 def test_chosen_conditions(model: DOD) -> None:

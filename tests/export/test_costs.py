@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dod.model import DOD
-from export import plans
-from export.costs import Cost, cost, costs, rows, section
-from export.simplify import simplify
+from export.graphs import components
+from export.graphs.costs import Cost, cost, costs, rows, section
+from export.graphs.simplify import simplify
 from tests.dod.small_model import tiny
 
 
@@ -27,7 +27,9 @@ class Small(nn.Module):
 
 
 def test_by_hand() -> None:
-    planned = plans.GraphPlan(Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1)
+    planned = components.GraphPlan(
+        Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1
+    )
     pixels = 2 * 8 * 6
     moved = (3 * pixels + 3 * 5 * 9 + 5 + 5 * pixels) + 3 * 5 * pixels
     assert cost(planned) == Cost(2, 3 * 5 * 9 + 5, pixels * 3 * 5 * 9, 4 * moved)
@@ -35,12 +37,12 @@ def test_by_hand() -> None:
 
 def test_what_is_saved() -> None:
     model = DOD.from_preset(tiny())
-    before = costs(plans.skeleton(model), folded=False)
+    before = costs(components.skeleton(model), folded=False)
     other = copy.deepcopy(model)
     simplify(other)
-    after = costs(plans.skeleton(other))
-    assert before.keys() == after.keys() == plans.graphs_of(model).keys()
-    for name in plans.graphs_of(model):
+    after = costs(components.skeleton(other))
+    assert before.keys() == after.keys() == components.graphs_of(model).keys()
+    for name in components.graphs_of(model):
         assert after[name].operators < before[name].operators, name
         doubled = name in ("unet_dynamic", "unet_merged", "decoder")
         assert after[name].multiply_adds < before[name].multiply_adds or not doubled

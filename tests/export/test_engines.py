@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.engines import EngineJob, TensorInfo, build_engine, build_engines
+from export.engines.build import EngineJob, TensorInfo, build_engine, build_engines
+from export.engines.targets import TENSORRT, TENSORRT_RTX, Target, why_no_gpu
 from export.errors import TargetError
-from export.targets import TENSORRT, TENSORRT_RTX, Target, why_no_gpu
 from tests.export.small_graphs import PROFILE, THREE_GPUS, build_rtx, store_outside
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
@@ -89,7 +89,7 @@ def test_as_a_script_of_export_from_anywhere(graph: Path, tmp_path: Path) -> Non
     (tmp_path / "block.onnx").write_bytes(graph.read_bytes())
     command = (
         f"import sys; sys.path[:0] = [{str(ROOT / 'export')!r}, {str(ROOT)!r}];"
-        "from export.engines import build_engine; from export.targets import TENSORRT_RTX;"
+        "from export.engines.build import build_engine; from export.engines.targets import TENSORRT_RTX;"
         f"build_engine('block.onnx', 'block.engine', target=TENSORRT_RTX, profile={PROFILE!r},"
         "compute_capabilities=['8.9'])"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from export.errors import ParityError
-from export.parity import check, figure, passed_gates
+from export.parity.compare import check, figure, passed_gates
 from export.report import parity_table
 from tests.export.test_parity import of_psnr, of_snr
 

@@ -19,12 +19,12 @@ from torch import nn
 
 from dod.model import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
-from export import graphs
 from export.errors import GraphError
-from export.graphs import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
-from export.plans import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
-from export.precision import half_copy
-from export.tidy import tidy
+from export.graphs import trace as graphs
+from export.graphs.components import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
+from export.graphs.fp16 import half_copy
+from export.graphs.optimize import tidy
+from export.graphs.trace import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
 from tests.dod.small_model import image, normal, randomise, snr_db, tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")

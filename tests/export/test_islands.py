@@ -13,15 +13,16 @@ from PIL import Image
 
 from dod import clora
 from dod.model import DOD
-from export import calibration, islands
-from export.calibration import calibrate, check, degradations, quantised, sums_in_float32
 from export.errors import ParityError
-from export.islands import candidates
-from export.precision import half_copy, within
-from export.precision_report import draw, section
-from export.probe import Probe
-from export.ranges import Range, Reference, load_picture, measure_ranges, restore
-from export.simplify import fold_upsampling
+from export.graphs.fp16 import half_copy, within
+from export.graphs.simplify import fold_upsampling
+from export.precision import record as calibration
+from export.precision import search
+from export.precision.probe import Probe
+from export.precision.ranges import Range, Reference, load_picture, measure_ranges, restore
+from export.precision.record import calibrate, check, degradations, quantised, sums_in_float32
+from export.precision.report import draw, section
+from export.precision.search import candidates
 from tests.dod.small_model import image, normal, snr_db
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 
@@ -109,7 +110,7 @@ def test_a_budget_out_of_reach_of_half_takes_islands(
     model: DOD, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = calibrate(model, paths, (), quiet)["trials"][0]["psnr_db"]
-    monkeypatch.setattr(islands, "BUDGET", none + 1 - islands.MARGIN)
+    monkeypatch.setattr(search, "BUDGET", none + 1 - search.MARGIN)
     record = calibrate(model, paths, None, quiet)
     assert record["islands"] and record["trials"][-1]["psnr_db"] > none
     assert len(record["islands"]) < len(candidates(model)) / 2

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from export.parity import BUDGETS, figure, psnr_db, snr_db
+from export.parity.compare import BUDGETS, figure, psnr_db, snr_db
 
 
 def test_snr_and_psnr_by_hand() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.precision import SummedInFloat32, default_islands, half_copy
+from export.graphs.fp16 import SummedInFloat32, default_islands, half_copy
 from tests.dod.small_model import image, normal, snr_db
 
 

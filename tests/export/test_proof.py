@@ -21,9 +21,11 @@ from PIL import Image
 from dod.model import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
-from export import proof, simplify_step
-from export.artefacts import Workshop
-from export.chain import (
+from export.cache import Workshop
+from export.errors import ParityError
+from export.graphs.fp16 import default_islands, half_copy
+from export.parity import proof
+from export.parity.chain import (
     Proof,
     Run,
     Sample,
@@ -39,10 +41,9 @@ from export.chain import (
     sample_pixels,
     subjects,
 )
-from export.errors import ParityError
-from export.parity import Figure
-from export.precision import default_islands, half_copy
-from export.proof import TorchChain, proof_count, prove
+from export.parity.compare import Figure
+from export.parity.proof import TorchChain, proof_count, prove
+from export.steps import simplify as simplify_step
 from tests.dod.small_model import image, randomise, smaller
 
 Change = Callable[[DOD], torch.Tensor]

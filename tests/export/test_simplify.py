@@ -12,10 +12,10 @@ from torch import nn
 from dod import clora
 from dod.adm import ADMEncoder
 from dod.model import DOD, OneStepUNet
-from export import simplify
-from export.costs import costs
-from export.parity import snr_db
-from export.plans import neutral_modulation, skeleton
+from export.graphs import simplify
+from export.graphs.components import neutral_modulation, skeleton
+from export.graphs.costs import costs
+from export.parity.compare import snr_db
 from tests.dod.small_model import image, randomise, tiny
 
 EXACT = 110.0

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import helper
 
+from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_half, why_no_gpu, why_not
 from export.errors import TargetError
-from export.targets import CAPABILITIES, TENSORRT_RTX, Target, is_half, why_no_gpu, why_not
 from tests.export.small_graphs import build_rtx, tiny_graph
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.errors import GraphError
-from export.tracing import TraceJob, trace_all
+from export.graphs.workers import TraceJob, trace_all
 
 
 class Ended:

@@ -10,8 +10,8 @@ from onnx import external_data_helper, numpy_helper
 
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import REFITTED
-from export.engines import EngineJob, build_engines
-from export.targets import TARGETS
+from export.engines.build import EngineJob, build_engines
+from export.engines.targets import TARGETS
 from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
 
 

@@ -26,12 +26,12 @@ from torch.func import functional_call
 from dod import clora
 from dod.model import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, tensor_spans, write_tensors
-from export import branches
 from export.errors import GraphError
-from export.norms import split_sums
-from export.plans import GraphPlan, graphs_of, plan, skeleton
-from export.simplify import attentions
-from export.tidy import tidy
+from export.graphs import lora_op
+from export.graphs.components import GraphPlan, graphs_of, plan, skeleton
+from export.graphs.group_norm import split_sums
+from export.graphs.optimize import tidy
+from export.graphs.simplify import attentions
 
 OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
@@ -99,7 +99,7 @@ def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path
     `PICTURES` where its normalisations are to be split."""
     if opset < GROUP_NORMALIZATION:
         split_sums(planned.module, several=graph in PICTURES)
-    branches.join(planned.module)
+    lora_op.join(planned.module)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
     # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
@@ -138,7 +138,7 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 dynamo=True,
-                custom_translation_table=branches.TRANSLATIONS,
+                custom_translation_table=lora_op.TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )

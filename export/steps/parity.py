@@ -13,14 +13,22 @@ from dod.model import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import progress
 from export import report
-from export.artefacts import Workshop, hash_sources, package_sources
-from export.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
-from export.checks import ROOT, hash_samples
+from export.cache import Workshop, hash_sources, package_sources
 from export.interface import version
-from export.parity import GATES, Figure
-from export.proof import proof_count, prove
+from export.parity.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
+from export.parity.compare import GATES, Figure
+from export.parity.proof import proof_count, prove
+from export.preflight import ROOT, hash_samples
 
-COMPUTING = "parity", "chain", "proof", "precision", "parity_step", "simplify_step", "ranges"
+COMPUTING = (
+    "graphs/fp16",
+    "parity/chain",
+    "parity/compare",
+    "parity/proof",
+    "precision/ranges",
+    "steps/parity",
+    "steps/simplify",
+)
 SOURCES = [
     *(ROOT / "export" / f"{name}.py" for name in COMPUTING),
     *package_sources(ROOT / "runtime" / "dod_runtime"),

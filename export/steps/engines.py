@@ -11,17 +11,17 @@ from dod.model import DOD
 from dod_runtime.bundle.safetensors import read_tensors
 from dod_runtime.bundle.schema import REFITTED, MergeEntry
 from dod_runtime.console import progress
-from export import conditions
-from export.artefacts import Entry, Workshop, hash_sources
-from export.checks import ROOT, Options
-from export.engines import BUILDER, EngineJob, build_engines
+from export.cache import Entry, Workshop, hash_sources
+from export.engines.build import BUILDER, EngineJob, build_engines
+from export.engines.targets import TARGETS, Target, gpu_here
+from export.graphs import conditions
+from export.graphs.components import GRAPHS
 from export.interface import Component, engine_list, library_version, profile
-from export.plans import GRAPHS
-from export.targets import TARGETS, Target, gpu_here
+from export.preflight import ROOT, Options
 
 SOURCES = [
     BUILDER,
-    ROOT / "export" / "conditions.py",
+    ROOT / "export" / "graphs" / "conditions.py",
     *(ROOT / "runtime" / "dod_runtime" / "bundle" / f"{name}.py" for name in ("merge", "safetensors")),
 ]
 """What configures the builder, and merges what it builds."""

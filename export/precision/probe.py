@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dod.model import DOD
-from export.precision import COMPONENTS
+from export.graphs.fp16 import COMPONENTS
 
 MOVES = {
     *("__getitem__", "cat", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "float", "interpolate"),

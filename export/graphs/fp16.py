@@ -25,7 +25,7 @@ UNCALLED = ("encoder.encoder", "decoder.decoder")
 
 def default_islands(model: DOD) -> tuple[str, ...]:
     """M and the end of each residual stream (an error in eps grows 14.6 times in the closed form): a set that asks for
-    no measurement. A build measures its own, see `export.islands`."""
+    no measurement. A build measures its own, see `export.precision.search`."""
     last = len(model.unet.unet.up_blocks) - 1
     return (
         "mfm.network",

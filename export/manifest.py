@@ -8,13 +8,13 @@ from typing import Any
 import dod
 from dod.model import DOD
 from dod_runtime.bundle.schema import SCHEMA
-from export import plans
-from export.artefacts import Entry
-from export.checks import Options
-from export.conditions import merge_entries
+from export.cache import Entry
+from export.engines.targets import TARGETS
+from export.graphs.components import graphs_of
+from export.graphs.conditions import merge_entries
 from export.interface import Component, engine_list, version
-from export.parity import Figure, passed_gates
-from export.targets import TARGETS
+from export.parity.compare import Figure, passed_gates
+from export.preflight import Options
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy")
 
@@ -35,8 +35,8 @@ def describe(
     for precision in options.precisions:
         folder = f"onnx/{precision}"
         precisions[precision] = {
-            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in plans.graphs_of(model)},
-            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in plans.graphs_of(model).items()},
+            "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs_of(model)},
+            "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs_of(model).items()},
             "fp32_islands": list(islands) if precision == "fp16" else [],
         }
     return {

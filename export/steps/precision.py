@@ -11,14 +11,17 @@ from functools import partial
 import torch
 
 from dod.model import DOD
-from export import precision_report
-from export.artefacts import Workshop, hash_sources
-from export.calibration import Record, calibrate, degradations
-from export.checks import ROOT, Options, sample_paths
+from export.cache import Workshop, hash_sources
+from export.precision.record import Record, calibrate, degradations
+from export.precision.report import PLOT, draw
+from export.preflight import ROOT, Options, sample_paths
 
-RECORD, PLOT = "report/precision.json", "report/precision.png"
+RECORD = "report/precision.json"
 UNMEASURED = "to be measured"
-SOURCES = [ROOT / "export" / f"{name}.py" for name in ("probe", "ranges", "islands", "calibration", "parity")]
+SOURCES = [
+    *(ROOT / "export" / "precision" / f"{name}.py" for name in ("probe", "ranges", "search", "record")),
+    ROOT / "export" / "parity" / "compare.py",
+]
 DEGRADING = [ROOT / "dod" / "data" / f"{name}.py" for name in ("degradations", "kernels")]
 
 
@@ -52,11 +55,11 @@ def measured(
     record = json.loads(shop.path(RECORD).read_text()) if fresh or not explaining else None
     drawn = {
         "record": shop.used[RECORD].sha256 if record else UNMEASURED,
-        "sources": hash_sources([ROOT / "export" / "precision_report.py"]),
+        "sources": hash_sources([ROOT / "export" / "precision" / "report.py"]),
     }
     if not shop.fresh(PLOT, drawn) and not explaining:
         assert record is not None
-        shop.make(PLOT, drawn, partial(precision_report.draw, record))
+        shop.make(PLOT, drawn, partial(draw, record))
     return record
 
 

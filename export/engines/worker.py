@@ -1,4 +1,4 @@
-"""Builds one engine. Not a module to import: a program that `export.engines` starts for each engine.
+"""Builds one engine. Not a module to import: a program that `export.engines.build` starts for each engine.
 
 A failed build poisons the later ones of its process, and the native builder can take its process down, so each engine
 has its own. The request is a JSON object in the first argument, the reply one on stdout; all else is said on stderr.

@@ -31,7 +31,7 @@ from dod_runtime.image.read import read
 from dod_runtime.pipeline import path_of
 from export.errors import ParityError
 from export.memory import give_back
-from export.parity import Figure, figure
+from export.parity.compare import Figure, figure
 
 FIRST = ("mfm", "encoder")
 """What takes the picture itself, in the chain as alone."""

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dod.data.degradations import DEGRADATIONS
 from dod.model import DOD
-from export.chain import condition_of
 from export.errors import ParityError
-from export.islands import BUDGET, MARGIN, Choice, Search, alone
-from export.precision import converted_copy, half_copy, within
-from export.ranges import (
+from export.graphs.fp16 import converted_copy, half_copy, within
+from export.parity.chain import condition_of
+from export.precision.ranges import (
     LARGEST,
     SAFETY,
     Comparison,
@@ -32,6 +31,7 @@ from export.ranges import (
     restore,
     worst,
 )
+from export.precision.search import BUDGET, MARGIN, Choice, Search, alone
 
 EXACT = 200.0
 """dB that stands for "nothing differs" in the record, for JSON has no infinity; None stands for "not finite"."""

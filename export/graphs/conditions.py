@@ -20,7 +20,7 @@ from dod_runtime.bundle.merge import merge
 from dod_runtime.bundle.safetensors import read_tensors, write_tensors
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError, unknown
-from export.simplify import attentions
+from export.graphs.simplify import attentions
 
 CALIBRATE = "python -m dod.training.stages calibrate"
 """The command that gives a checkpoint its prototypes."""

@@ -21,10 +21,10 @@ from dod.adm import AttentionBlock, ResBlock
 from dod.detail import DetailEnhancement
 from dod.model import DOD
 from dod.modulation import ModulationNetwork
-from export.parity import BUDGETS
-from export.precision import COMPONENTS, cast_to, ends, half_copy, within
-from export.probe import Operation
-from export.ranges import SAFETY, Comparison, Judged, Range, Reference, compare, judged, restore, worst
+from export.graphs.fp16 import COMPONENTS, cast_to, ends, half_copy, within
+from export.parity.compare import BUDGETS
+from export.precision.probe import Operation
+from export.precision.ranges import SAFETY, Comparison, Judged, Range, Reference, compare, judged, restore, worst
 
 BUDGET = BUDGETS["chain", "half"][1]
 MARGIN = 3.0

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from dod.model import DOD
-from export import costs, report
-from export.artefacts import Workshop, hash_sources
-from export.chain import FIRST, Values
-from export.checks import ROOT
-from export.parity import Figure, figure
-from export.plans import skeleton
-from export.ranges import Outcome, Picture, load_picture, restore
-from export.simplify import simplify
+from export import report
+from export.cache import Workshop, hash_sources
+from export.graphs import costs
+from export.graphs.components import skeleton
+from export.graphs.simplify import simplify
+from export.parity.chain import FIRST, Values
+from export.parity.compare import Figure, figure
+from export.precision.ranges import Outcome, Picture, load_picture, restore
+from export.preflight import ROOT
 
 RECORD = "report/costs.json"
-SOURCES = [ROOT / "export" / f"{name}.py" for name in ("costs", "simplify_step")]
+SOURCES = [ROOT / "export" / f"{name}.py" for name in ("graphs/costs", "steps/simplify")]
 
 
 def measured(

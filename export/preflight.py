@@ -37,13 +37,13 @@ MODEL_MODULES = [
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [
     *(ROOT / "dod" / f"{name}.py" for name in MODEL_MODULES),
-    ROOT / "export" / "branches.py",
-    ROOT / "export" / "graphs.py",
-    ROOT / "export" / "norms.py",
-    ROOT / "export" / "plans.py",
-    ROOT / "export" / "precision.py",
-    ROOT / "export" / "simplify.py",
-    ROOT / "export" / "tidy.py",
+    ROOT / "export" / "graphs" / "components.py",
+    ROOT / "export" / "graphs" / "fp16.py",
+    ROOT / "export" / "graphs" / "group_norm.py",
+    ROOT / "export" / "graphs" / "lora_op.py",
+    ROOT / "export" / "graphs" / "optimize.py",
+    ROOT / "export" / "graphs" / "simplify.py",
+    ROOT / "export" / "graphs" / "trace.py",
 ]
 OVERHEAD = 1_500_000_000
 """Bytes that a build takes beside weights: libraries, two tracing processes, a picture's activations."""

@@ -16,7 +16,7 @@ import torch
 
 from dod.model import DOD
 from export.errors import GraphError
-from export.graphs import trace
+from export.graphs.trace import trace
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from export.engines.targets import Target, gpu_here, validate_build
 from export.errors import EngineError, ExportError
-from export.targets import Target, gpu_here, validate_build
 
 Shape = tuple[int, ...]
 Profile = Mapping[str, tuple[Shape, Shape, Shape]]
 """For each input its smallest, usual (the builder optimises for it) and largest shape."""
 
-BUILDER = Path(__file__).with_name("builder_process.py")
+BUILDER = Path(__file__).with_name("worker.py")
 POLL_SECONDS = 0.05
 TIMEOUT_SECONDS = 3600.0  # out of memory, the native builder has been seen to wait for itself for ever
 LOG_LINES = 4

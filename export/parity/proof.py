@@ -15,11 +15,11 @@ from dod import clora
 from dod.model import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import GATE
-from export.chain import Proof, Run, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
-from export.conditions import modulation_of
+from export.graphs.conditions import modulation_of
+from export.graphs.fp16 import SummedInFloat32, half_copy
 from export.memory import give_back
-from export.parity import Figure, figure, snr_db
-from export.precision import SummedInFloat32, half_copy
+from export.parity.chain import Proof, Run, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
+from export.parity.compare import Figure, figure, snr_db
 
 
 class TorchChain:

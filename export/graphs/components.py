@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dod import clora
 from dod.model import DOD, OneStepUNet
 from dod_runtime.bundle.schema import GATE
-from export.simplify import simplify_merged
+from export.graphs.simplify import simplify_merged
 
 GRAPHS = {
     "mfm": "mfm",

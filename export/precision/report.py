@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from dod_runtime.console import table
-from export.calibration import EXACT
-from export.precision import COMPONENTS
-from export.ranges import ERROR_SAMPLES, LARGEST, NORMAL, SHARE_SAMPLES, SIDE, SUBNORMAL
+from export.graphs.fp16 import COMPONENTS
+from export.precision.ranges import ERROR_SAMPLES, LARGEST, NORMAL, SHARE_SAMPLES, SIDE, SUBNORMAL
+from export.precision.record import EXACT
 
 Record = Mapping[str, Any]
+PLOT = "report/precision.png"
 WORST = 15
 COLOURS = {"mfm": "#8a63b8", "encoder": "#2f7fbf", "unet": "#c9772b", "decoder": "#3f9a5a"}
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dod.model import DOD
 from dod_runtime.console import table
-from export import plans
+from export.graphs import components
 
 SIDE = 512
 """Pixels of the square picture that is counted, one of it."""
@@ -35,11 +35,13 @@ class Cost:
 def costs(skeleton: DOD, folded: bool = True) -> dict[str, Cost]:
     """The cost of each graph for a picture of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
     otherwise the merged UNet as merging leaves it."""
-    return {name: cost(plans.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in plans.graphs_of(skeleton)}
+    return {
+        name: cost(components.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in components.graphs_of(skeleton)
+    }
 
 
 @torch.no_grad()
-def cost(planned: plans.GraphPlan) -> Cost:
+def cost(planned: components.GraphPlan) -> Cost:
     """Count one call of a graph."""
     seen, flops = _Seen(), FlopCounterMode(display=False)
     with flops, seen:

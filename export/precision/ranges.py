@@ -19,9 +19,9 @@ from dod.data.pictures import centre_crop
 from dod.model import DOD
 from dod_runtime.image.geometry import crops, pad, padded_size
 from dod_runtime.image.read import read
-from export.parity import psnr_db, snr_db
-from export.precision import COMPONENTS, SummedInFloat32
-from export.probe import Operation, Probe, positions
+from export.graphs.fp16 import COMPONENTS, SummedInFloat32
+from export.parity.compare import psnr_db, snr_db
+from export.precision.probe import Operation, Probe, positions
 
 LARGEST = 65504.0
 NORMAL = 2.0**-14
