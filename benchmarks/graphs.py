@@ -33,10 +33,10 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.machine import facts, summary
 from benchmarks.timing import Turns, measure, percentiles
-from dod import clora
 from dod.checkpoint import load_model
 from dod.errors import DODError
-from dod.model import DOD, OneStepUNet
+from dod.model import clora
+from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.merge import new_arrays
 from dod_runtime.bundle.safetensors import write_tensors
 from dod_runtime.console import Parser, run_command, table

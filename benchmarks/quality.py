@@ -1,7 +1,8 @@
 """Quality: clean photographs are degraded, restored with a bundle, and compared with what they were.
 
 `python benchmarks/quality.py --bundle build/mini` prints a table for each task and writes the pictures, a contact sheet
-and the figures as JSON. `python -m dod.evaluate build/quality/output build/quality/truth` gives the same figures again.
+and the figures as JSON. `python -m dod.evaluation.evaluate build/quality/output build/quality/truth` gives the same
+figures again.
 """
 
 from __future__ import annotations

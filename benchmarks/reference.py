@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dod import clora
 from dod.checkpoint import load_model
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.errors import BundleError
 from dod_runtime.restorer import Observer

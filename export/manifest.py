@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dod
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.schema import SCHEMA
 from export.cache import Entry
 from export.engines.targets import TARGETS

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dod.checkpoint import load_model, preset_of, read_metadata
-from dod.model import DOD, sized_model
+from dod.model.dod import DOD, sized_model
 from dod_runtime.backends.openvino.backend import reduced_precisions
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import Manifest

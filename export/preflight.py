@@ -15,24 +15,25 @@ import psutil
 from torch import Tensor
 
 from dod.config import Preset
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_MODULES = [
     "__init__",
-    "adm",
-    "base",
     "checkpoint",
-    "clora",
     "config",
-    "detail",
     "errors",
-    "model",
-    "modulation",
-    "postprocess",
     "tensors",
+    "model/__init__",
+    "model/adm",
+    "model/base",
+    "model/clora",
+    "model/detail",
+    "model/dod",
+    "model/modulation",
+    "model/postprocess",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""
 MODEL_SOURCES = [

@@ -44,7 +44,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from dod.checkpoint import save_checkpoint
-    from dod.model import DOD
+    from dod.model.dod import DOD
     from tests.dod.small_model import randomise, tiny
 
     model = randomise(DOD.from_preset(tiny()), strength=0.02)

@@ -9,8 +9,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from dod import clora
-from dod.model import DOD, OneStepUNet
+from dod.model import clora
+from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.schema import GATE
 from export.graphs.simplify import simplify_merged
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dod import clora
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from dod_runtime.bundle.merge import merge
 from dod_runtime.bundle.safetensors import read_tensors, write_tensors
 from dod_runtime.bundle.schema import MergeEntry

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.console import table
 from export.graphs import components
 

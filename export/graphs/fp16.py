@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.errors import GraphError
 
 COMPONENTS = ("mfm", "encoder", "unet", "decoder")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dod.clora import ADAPTER, CLoRAConv2d, CLoRALinear, factors
+from dod.model.clora import ADAPTER, CLoRAConv2d, CLoRALinear, factors
 
 op: Any = onnxscript.opset20
 _LIBRARY = torch.library.Library("dod", "DEF")

@@ -15,11 +15,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from dod import clora
-from dod.adm import ADMEncoder, ResBlock
-from dod.detail import SCALE, DenseBlock, DetailEnhancement
-from dod.model import DOD, Encoder, OneStepUNet
-from dod.modulation import DiffusersHSpace
+from dod.model import clora
+from dod.model.adm import ADMEncoder, ResBlock
+from dod.model.detail import SCALE, DenseBlock, DetailEnhancement
+from dod.model.dod import DOD, Encoder, OneStepUNet
+from dod.model.modulation import DiffusersHSpace
 
 __all__ = [
     "attentions",

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dod import clora
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, tensor_spans, write_tensors
 from export.errors import GraphError
 from export.graphs import lora_op

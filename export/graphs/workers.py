@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.errors import GraphError
 from export.graphs.trace import trace
 

@@ -11,8 +11,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from dod import clora
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import GATE
 from export.graphs.conditions import modulation_of

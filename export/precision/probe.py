@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.graphs.fp16 import COMPONENTS
 
 MOVES = {

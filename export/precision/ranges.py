@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dod.data.degradations import degrade, rng_for
 from dod.data.pictures import centre_crop
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.image.geometry import crops, pad, padded_size
 from dod_runtime.image.read import read
 from export.graphs.fp16 import COMPONENTS, SummedInFloat32

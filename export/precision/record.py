@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dod.data.degradations import DEGRADATIONS
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.errors import ParityError
 from export.graphs.fp16 import converted_copy, half_copy, within
 from export.parity.chain import condition_of

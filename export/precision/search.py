@@ -17,10 +17,10 @@ from diffusers.models.upsampling import Upsample2D
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from dod.adm import AttentionBlock, ResBlock
-from dod.detail import DetailEnhancement
-from dod.model import DOD
-from dod.modulation import ModulationNetwork
+from dod.model.adm import AttentionBlock, ResBlock
+from dod.model.detail import DetailEnhancement
+from dod.model.dod import DOD
+from dod.model.modulation import ModulationNetwork
 from export.graphs.fp16 import COMPONENTS, cast_to, ends, half_copy, within
 from export.parity.compare import BUDGETS
 from export.precision.probe import Operation

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import read_tensors
 from dod_runtime.bundle.schema import REFITTED, MergeEntry
 from dod_runtime.console import progress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import progress
 from export import report

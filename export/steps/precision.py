@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.cache import Workshop, hash_sources
 from export.precision.record import Record, calibrate, degradations
 from export.precision.report import PLOT, draw

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export import report
 from export.cache import Workshop, hash_sources
 from export.graphs import costs

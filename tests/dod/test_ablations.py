@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from dod.errors import run_command
+from dod.evaluation import ablations
+from dod.evaluation.ablations import PLAIN, ROWS, Variant, as_markdown
 from dod.evaluation.metrics import CORE, psnr
 from dod.evaluation.restoration import restore_picture
-from dod.training import ablations, objectives
-from dod.training.ablations import PLAIN, ROWS, Variant, as_markdown
+from dod.training import objectives
 from tests.dod.data.small_tree import make_tree, save
 
 

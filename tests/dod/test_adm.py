@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dod import base
-from dod.adm import ADMEncoder
 from dod.errors import CheckpointError
+from dod.model import base
+from dod.model.adm import ADMEncoder
 from tests.dod.small_model import image, normal, snr_db
 
 SMALL = partial(

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dod.base import identity, load_base, load_prompt, new_ddpm, new_unet, new_vae
 from dod.config import BaseConfig, Preset, load_preset
 from dod.errors import CheckpointError
+from dod.model.base import identity, load_base, load_prompt, new_ddpm, new_unet, new_vae
 from tests.dod.small_model import SMALLER, normal
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from dod import clora
-from dod.base import load_base, new_unet
 from dod.config import UNET_TARGETS
-from dod.model import DOD, Encoder, OneStepUNet
+from dod.model import clora
+from dod.model.base import load_base, new_unet
+from dod.model.dod import DOD, Encoder, OneStepUNet
 from tests.dod.small_model import image, normal, snr_db
 
 Array = NDArray[np.float64]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dod import clora
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from tests.dod.small_model import image, normal, randomise, smaller, snr_db, tiny
 
 

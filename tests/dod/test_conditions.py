@@ -1,4 +1,4 @@
-"""The confusion table against numpy by hand, and `python -m dod.conditions` on real folders with a real small model."""
+"""The confusion table against numpy by hand, and `dod.evaluation.conditions` on real folders with a small model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from dod.checkpoint import save_checkpoint
-from dod.conditions import condition_of, degraded_pictures, main, synthetic_pictures
 from dod.data.degradations import DEGRADATIONS, noise, rng_for
 from dod.errors import ConfigError, DataError, run_command
+from dod.evaluation.conditions import condition_of, degraded_pictures, main, synthetic_pictures
 from dod.evaluation.confusion import Confusion, Named, confusion, report
 from dod.evaluation.tsne import COLOURS, draw, embed
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod.prototypes import standardise, statistics_of
 from tests.dod.small_model import randomise, tiny
 
@@ -56,7 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> P
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a user starts it."""
-    command = [sys.executable, "-m", "dod.conditions", *map(str, arguments)]
+    command = [sys.executable, "-m", "dod.evaluation.conditions", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

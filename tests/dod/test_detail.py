@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import FloatTensor, Tensor
 
-from dod.base import load_base, new_vae
 from dod.config import DetailConfig, load_preset
-from dod.detail import RRDB, Decoder, DetailEnhancement
-from dod.model import DOD, Encoder
+from dod.model.base import load_base, new_vae
+from dod.model.detail import RRDB, Decoder, DetailEnhancement
+from dod.model.dod import DOD, Encoder
 from tests.dod.small_model import image, normal, snr_db, tiny
 
 

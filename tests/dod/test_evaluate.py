@@ -1,4 +1,4 @@
-"""Metrics against scikit-image and by hand, and `python -m dod.evaluate` on real folders."""
+"""Metrics against scikit-image and by hand, and `python -m dod.evaluation.evaluate` on real folders."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from dod.checkpoint import load_model
 from dod.data.pictures import crop_to_multiple, match
 from dod.errors import DataError, run_command
-from dod.evaluate import evaluate, find_scenes, main
 from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.evaluate import evaluate, find_scenes, main
 from dod.evaluation.metrics import core_values, psnr, ssim
 from dod.evaluation.restoration import restore_picture
 from dod.evaluation.scores import Score, mean
@@ -42,7 +42,7 @@ def save(folder: Path, **pictures: np.ndarray) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dod.evaluate", *map(str, arguments)]
+    command = [sys.executable, "-m", "dod.evaluation.evaluate", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 

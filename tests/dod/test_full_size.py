@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dod import base
-from dod.adm import ADMEncoder
 from dod.checkpoint import load_model
 from dod.config import load_preset
 from dod.errors import CheckpointError, run_command
-from dod.full_size.__main__ import main
-from dod.full_size.base_parts import write_adm
-from dod.full_size.layouts import ADM_FILE, WEIGHTS, adm_decoder
-from dod.full_size.plan import Variant, check_plan, required_bytes, variants, write_preset
-from dod.full_size.scaling import BRANCH, deviations, fit, rescale, standardise
+from dod.model import base
+from dod.model.adm import ADMEncoder
+from dod.random_weights.__main__ import main
+from dod.random_weights.base_parts import write_adm
+from dod.random_weights.layouts import ADM_FILE, WEIGHTS, adm_decoder
+from dod.random_weights.plan import Variant, check_plan, required_bytes, variants, write_preset
+from dod.random_weights.scaling import BRANCH, deviations, fit, rescale, standardise
 from tests.dod.small_model import image, normal, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ OPTIONS = ("--preset", "tiny", "--crop", "64", "--pictures", "3", "--samples", "
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("full") / "tiny"
-    command = [sys.executable, "-m", "dod.full_size", str(out), *OPTIONS, "--dtype", "float16"]
+    command = [sys.executable, "-m", "dod.random_weights", str(out), *OPTIONS, "--dtype", "float16"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return out, done.stdout

@@ -13,12 +13,12 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dod.adm import ADMEncoder
-from dod.base import load_base, load_part, new_ddpm, new_unet, new_vae
 from dod.checkpoint import load_model
 from dod.config import load_preset
 from dod.errors import CheckpointError
-from dod.full_size.layouts import PUBLISHED, WEIGHTS, adm_decoder, configuration, old_names
+from dod.model.adm import ADMEncoder
+from dod.model.base import load_base, load_part, new_ddpm, new_unet, new_vae
+from dod.random_weights.layouts import PUBLISHED, WEIGHTS, adm_decoder, configuration, old_names
 from tests.dod.small_model import normal, tiny
 
 LAYOUTS = Path(__file__).parent / "layouts"

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dod.base import new_vae
 from dod.config import VAEConfig, load_preset
-from dod.model import alpha_bar
-from dod.training import linear_start
+from dod.model.base import new_vae
+from dod.model.dod import alpha_bar
+from dod.training import init
 from tests.dod.small_model import image
 
 
@@ -22,7 +22,7 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
     vae: Any = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
     norm, block = vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1]
     before = block.resnets[-1].conv2.bias.detach().clone()
-    linear_start.let_tone_through(norm, block)
+    init.let_tone_through(norm, block)
     constants = block.resnets[-1].conv2.bias.detach() - before
     dark = torch.randn(1, 16, 32, 32) / 2
     bright = dark + torch.randn(1, 16, 1, 1)
@@ -35,7 +35,7 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
 def test_a_new_autoencoder_averages() -> None:
     """Before any training: its latents are the colours' means, and its pictures have the tone of what they show."""
     torch.manual_seed(0)
-    vae: Any = linear_start.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    vae: Any = init.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
     picture = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
     means = torch.nn.functional.avg_pool2d(picture, 8)
@@ -55,7 +55,7 @@ def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
         "mini",
         {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]},
     )
-    unet = linear_start.new_latent_unet(preset).eval()
+    unet = init.new_latent_unet(preset).eval()
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(2, 4, 16, 24, generator=generator) / 2 + torch.tensor([0.5, -0.5, 1, 0])[:, None, None]
     with torch.no_grad():

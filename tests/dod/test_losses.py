@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from dod import losses
 from dod.errors import CheckpointError, ConfigError
-from dod.losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
+from dod.training import losses
+from dod.training.losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
 from tests.dod.small_model import image, normal
 
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}

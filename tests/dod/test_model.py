@@ -9,12 +9,12 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import FloatTensor, Tensor, nn
 
-from dod import clora
 from dod.__main__ import main, parameters
-from dod.base import load_base
 from dod.config import StepConfig
 from dod.errors import ConfigError
-from dod.model import DOD, alpha_bar, one_step
+from dod.model import clora
+from dod.model.base import load_base
+from dod.model.dod import DOD, alpha_bar, one_step
 from tests.dod.small_model import image, normal, randomise, snr_db, tiny
 
 SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dod.base import new_ddpm
 from dod.errors import CheckpointError
-from dod.model import DOD
-from dod.modulation import MFM, DiffusersHSpace, ModulationNetwork, crop_indices, native_crops
+from dod.model.base import new_ddpm
+from dod.model.dod import DOD
+from dod.model.modulation import MFM, DiffusersHSpace, ModulationNetwork, crop_indices, native_crops
 from tests.dod.small_model import image, normal, snr_db, tiny
 
 

@@ -77,7 +77,15 @@ MISSING = why_no_pyiqa()
 
 
 def run(where: Path, *metrics: str, extra: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dod.evaluate", where / "outputs", where / "truths", "--json", where / "f.json"]
+    command = [
+        sys.executable,
+        "-m",
+        "dod.evaluation.evaluate",
+        where / "outputs",
+        where / "truths",
+        "--json",
+        where / "f.json",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*([str(extra)] if extra else []), str(ROOT)])}
     arguments = [*map(str, command), "--device", "cpu", "--metrics", *metrics]
     return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dod.checkpoint import load_checkpoint, save_checkpoint
 from dod.config import PostprocessConfig
 from dod.errors import CheckpointError, ConfigError
-from dod.model import DOD
-from dod.postprocess import FLOOR, HOP, LEVELS, SHARE_FLOOR, STRIDE, Gate, Postprocess, frequencies
+from dod.model.dod import DOD
+from dod.model.postprocess import FLOOR, HOP, LEVELS, SHARE_FLOOR, STRIDE, Gate, Postprocess, frequencies
 from tests.dod.small_model import image, normal, snr_db, tiny
 
 SMALL = PostprocessConfig(filters=3, taps=5, window=9, width=8)

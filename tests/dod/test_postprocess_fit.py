@@ -14,8 +14,8 @@ from torch import Tensor
 from dod.checkpoint import load_model, read_metadata
 from dod.data.dataset import PhotographCrops
 from dod.errors import CheckpointError, run_command
-from dod.training import postprocess
-from dod.training.moments import Moments, moments_of, turned_orders, without_mean
+from dod.extras import postprocess
+from dod.extras.moments import Moments, moments_of, turned_orders, without_mean
 from tests.dod.small_fits import POSTPROCESS, change, photographed
 from tests.dod.small_model import image, normal, snr_db
 

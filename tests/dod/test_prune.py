@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from dod.checkpoint import copy_trained, load_model, read_metadata, save_checkpoint
 from dod.data.dataset import PhotographCrops
-from dod.detail import RRDB
 from dod.errors import CheckpointError, ConfigError, run_command
-from dod.model import DOD
-from dod.training import prune
+from dod.extras import prune
+from dod.model.detail import RRDB
+from dod.model.dod import DOD
 from tests.dod.small_fits import SAMPLES, change, photographed
 from tests.dod.small_model import normal, randomise, snr_db, tiny
 

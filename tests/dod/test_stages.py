@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dod.clora import adapted_layers, factors
 from dod.errors import ConfigError, TrainingError
-from dod.model import DOD
+from dod.model.clora import adapted_layers, factors
+from dod.model.dod import DOD
 from dod.training import loop, stages
 from dod.training.objectives import Adaptation, Detail
 from tests.dod.small_model import image, normal, smaller

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dod.base import new_vae
 from dod.checkpoint import save_checkpoint
 from dod.errors import CheckpointError
-from dod.model import DOD
+from dod.model.base import new_vae
+from dod.model.dod import DOD
 from dod.tensors import write_safetensors
 from dod.training import pretrain
 from dod.training.loop import train

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dod.data.dataset import PhotographCrops
 from dod.errors import CheckpointError, ConfigError, DataError, TrainingError
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod.training import loop
 from dod.training.loop import batches, train
 from dod.training.objectives import Adaptation

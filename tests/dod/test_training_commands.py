@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dod.base import load_base
 from dod.checkpoint import METADATA, load_model
 from dod.config import load_preset
 from dod.errors import ConfigError, run_command
-from dod.training import linear_start, pretrain, stages
+from dod.model.base import load_base
+from dod.training import init, pretrain, stages
 from tests.dod.data.small_tree import make_tree
 from tests.dod.small_training import arguments, command, contents
 
@@ -117,7 +117,7 @@ def test_stage_2_may_train_the_decoder_of_a_base_of_ones_own(folder: Path, capsy
     anew = ("--decoder", "new", "--learning-rate", "1e-6", "--overwrite")
     assert command(stages.main, "2", folder, *anew) == 0
     bias = load_file(file)["decoder.conv_norm_out.bias"].float()
-    new: Any = linear_start.new_autoencoder(checkpoint.preset.base.vae)
+    new: Any = init.new_autoencoder(checkpoint.preset.base.vae)
     assert torch.allclose(bias, new.decoder.conv_norm_out.bias, atol=0.01), "it starts from nothing"
     assert command(stages.main, "calibrate", folder) == 0
     assert load_model(folder).prototypes

@@ -14,7 +14,8 @@ import yaml
 from dod.checkpoint import METADATA, WEIGHTS, load_model, read_metadata
 from dod.config import load_preset, preset_file, shipped_presets
 from dod.errors import ConfigError, run_command
-from dod.training import output, postprocess, pretrain, prune, stages
+from dod.extras import postprocess, prune
+from dod.training import output, pretrain, stages
 from dod.training.output import check_output, open_output, state_folder, training_preset
 from tests.dod.small_training import contents
 

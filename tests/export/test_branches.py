@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from dod import clora
+from dod.model import clora
 from dod_runtime.bundle.safetensors import write_tensors
 from export.graphs import lora_op, trace
 from export.graphs.components import GraphPlan, skeleton

@@ -10,7 +10,7 @@ import pytest
 
 from dod.config import load_preset
 from dod.errors import DODError
-from dod.model import sized_model
+from dod.model.dod import sized_model
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.console import run_command
 from export.build_engines import TARGET_NAMES, choose_targets, main, parser

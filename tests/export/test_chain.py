@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from export.parity.chain import Sample, condition_of, paths_of
 from export.parity.compare import unchecked

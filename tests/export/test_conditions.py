@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from dod import clora
-from dod.model import DOD, OneStepUNet
+from dod.model import clora
+from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.safetensors import tensor_spans
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError

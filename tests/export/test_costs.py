@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.graphs import components
 from export.graphs.costs import Cost, cost, costs, rows, section
 from export.graphs.simplify import simplify

@@ -17,7 +17,7 @@ from onnx import TensorProto
 from onnxscript import optimizer
 from torch import nn
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
 from export.errors import GraphError
 from export.graphs import trace as graphs

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dod import clora
-from dod.model import DOD
+from dod.model import clora
+from dod.model.dod import DOD
 from export.errors import ParityError
 from export.graphs.fp16 import half_copy, within
 from export.graphs.simplify import fold_upsampling

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from export.errors import GraphError
 from export.graphs.fp16 import SummedInFloat32, default_islands, half_copy
 from tests.dod.small_model import image, normal, snr_db

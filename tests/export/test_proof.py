@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
 from export.cache import Workshop

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from dod import clora
-from dod.adm import ADMEncoder
-from dod.model import DOD, OneStepUNet
+from dod.model import clora
+from dod.model.adm import ADMEncoder
+from dod.model.dod import DOD, OneStepUNet
 from export.graphs import simplify
 from export.graphs.components import neutral_modulation, skeleton
 from export.graphs.costs import costs

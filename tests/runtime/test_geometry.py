@@ -86,7 +86,7 @@ def test_crops_are_pixels_of_the_picture(height: int, width: int, grid: int) -> 
 
 def test_training_takes_the_same_crops() -> None:
     pytest.importorskip("torch")
-    from dod import modulation
+    from dod.model import modulation
 
     for length in (1, 2, 5, 15, 16, 17, 40, 101):
         for per_axis in (1, 2, 3):

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import Preset, StepConfig
 from . import base, clora
-from .config import Preset, StepConfig
 from .detail import Decoder
 from .modulation import MFM, ModulationNetwork, native_crops
 from .postprocess import Gate, Postprocess
@@ -194,7 +194,7 @@ class DOD(nn.Module):
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
 
     def postprocess_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that `dod.training.postprocess` fits, by checkpoint name: none without post-processing."""
+        """The parameters that `dod.extras.postprocess` fits, by checkpoint name: none without post-processing."""
         parts = {"gate": self.gate, "postprocess": self.postprocess}
         return {f"{k}.{name}": p for k, part in parts.items() if part for name, p in part.named_parameters()}
 

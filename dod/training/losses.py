@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import CheckpointError, ConfigError
-from .tensors import read_state
+from ..errors import CheckpointError, ConfigError
+from ..tensors import read_state
 
 __all__ = ["VGG", "distribution_matching", "multiscale", "noised", "predicted_x0", "reconstruction", "structural"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .. import clora
 from ..checkpoint import save_checkpoint
 from ..config import Preset
-from ..detail import DetailEnhancement
-from ..model import DOD
+from ..model import clora
+from ..model.detail import DetailEnhancement
+from ..model.dod import DOD
 from ..training.stages import calibrate
 from .report import say
 

@@ -17,11 +17,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..config import BaseConfig, DDPMConfig, Preset, UNetConfig, VAEConfig
+from ..errors import CheckpointError
+from ..tensors import fingerprint, read_safetensors, read_state
 from .adm import ADMEncoder
-from .config import BaseConfig, DDPMConfig, Preset, UNetConfig, VAEConfig
-from .errors import CheckpointError
 from .modulation import DiffusersHSpace
-from .tensors import fingerprint, read_safetensors, read_state
 
 PROMPT_FILE = "prompt.safetensors"
 NAMED = 3  # so many missing weights stand in an error

@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..adm import ADMEncoder
-from ..base import PROMPT_FILE, new_ddpm, new_unet, new_vae, random_prompt
 from ..config import Preset
-from ..model import alpha_bar
-from ..modulation import DiffusersHSpace
+from ..model.adm import ADMEncoder
+from ..model.base import PROMPT_FILE, new_ddpm, new_unet, new_vae, random_prompt
+from ..model.dod import alpha_bar
+from ..model.modulation import DiffusersHSpace
 from ..tensors import write_safetensors
 from .layouts import ADM_FILE, PUBLISHED, WEIGHTS, adm_decoder, configuration, old_names
 from .report import say

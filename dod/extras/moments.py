@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.kernels import random_kernel
 from ..errors import ConfigError
-from ..postprocess import frequencies
+from ..model.postprocess import frequencies
 
 __all__ = ["Moments", "inverse_filters", "moments_of", "turned_orders", "without_mean"]
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import PostprocessConfig
+from ..config import PostprocessConfig
 
 __all__ = ["Gate", "Postprocess", "frequencies"]
 

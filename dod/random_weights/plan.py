@@ -13,11 +13,11 @@ import torch
 import yaml
 from torch import nn
 
-from ..adm import ADMEncoder
-from ..base import new_ddpm, new_unet, new_vae
 from ..config import Preset, preset_file
 from ..errors import CheckpointError
-from ..model import DOD
+from ..model.adm import ADMEncoder
+from ..model.base import new_ddpm, new_unet, new_vae
+from ..model.dod import DOD
 from .layouts import ADM_FILE, adm_decoder
 
 PLACES = {"sd": "base", "ddpm": "ddpm", "adm": "adm"}
@@ -85,7 +85,7 @@ def write_preset(source: str, variant: Variant, checkpoint: bool) -> None:
     values.pop("checkpoint", None)
     if checkpoint:
         values["checkpoint"] = "dod"
-    head = "# Written by python -m dod.full_size: random weights for work at full size.\n"
+    head = "# Written by python -m dod.random_weights: random weights for work at full size.\n"
     (variant.folder / "preset.yaml").write_text(head + yaml.safe_dump(values, sort_keys=False))
 
 

@@ -1,7 +1,7 @@
 """A base, a DDPM and a DOD checkpoint at the paper's scale in the published layouts, with random weights.
 
-    python -m dod.full_size build/sd21                      # SD 2.1-base, a 256 px DDPM, a DOD checkpoint on them
-    python -m dod.full_size build/sd21 --parts adm dod      # then the same on OpenAI's ADM, in build/sd21/adm
+    python -m dod.random_weights build/sd21                      # SD 2.1-base, a 256 px DDPM, a DOD checkpoint on them
+    python -m dod.random_weights build/sd21 --parts adm dod      # then the same on OpenAI's ADM, in build/sd21/adm
     python export/build_engines.py build/sd21
 
 For work at full size where no published weights are at hand: export, engines, memory, latency, precision. The layers
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     description = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m dod.full_size", description=description)
+    parser = argparse.ArgumentParser(prog="python -m dod.random_weights", description=description)
     add = parser.add_argument
     add("out", type=Path, help="folder to write; it then serves as a preset")
     add("--parts", nargs="+", choices=PARTS, default=["sd", "ddpm", "dod"], help="default: sd ddpm dod")

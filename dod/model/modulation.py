@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 
 def crop_indices(length: int, per_axis: int, size: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
-"""The metrics of restored pictures and the tables of them: `python -m dod.evaluate OUTPUTS TRUTHS`.
+"""The metrics of restored pictures and the tables of them: `python -m dod.evaluation.evaluate OUTPUTS TRUTHS`.
 
-    python -m dod.evaluate OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png    # the outputs of any method
-    python -m dod.evaluate DEGRADED TRUTHS --checkpoint mini --save OUTPUTS      # restored here first, with PyTorch
-    python -m dod.evaluate OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq    # through pyiqa: extra eval-iqa
+    python -m dod.evaluation.evaluate OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png  # the outputs of any method
+    python -m dod.evaluation.evaluate DEGRADED TRUTHS --checkpoint mini --save OUTPUTS    # restored here first
+    python -m dod.evaluation.evaluate OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq  # pyiqa: extra eval-iqa
 
 The folders hold pictures of the same names, in the same subfolders; extensions may differ. First-level subfolders are
 tasks, and the last line is the mean of their means. What each metric is exactly stands in the JSON.
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dod.evaluate", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
+        prog="python -m dod.evaluation.evaluate", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
     )
     parser.add_argument("folder", type=Path, help="restored pictures; with --checkpoint, what it restores first")
     parser.add_argument("truths", type=Path, help="clean pictures, with the same names")

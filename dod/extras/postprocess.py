@@ -1,6 +1,6 @@
 """Fit the post-processing, gate and sharpening filters, to how images are degraded, after both stages.
 
-    python -m dod.training.postprocess --photographs photographs/train --preset mini --soft 0.6 --misty 0.3
+    python -m dod.extras.postprocess --photographs photographs/train --preset mini --soft 0.6 --misty 0.3
 
 Each sample is seen once and the UNet never runs: the kernel is fitted by the second moments of blurred and clean pairs,
 the gate's share by a classifier on the spectrum, the histogram and the condition c. The command continues from the
@@ -23,14 +23,14 @@ from tqdm import tqdm
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.dataset import CLEAN
 from ..errors import ConfigError, run_command
-from ..model import DOD
-from ..modulation import native_crops
-from ..postprocess import Gate, Postprocess
-from .arguments import Samples, add_output, add_source, samples_from
-from .loop import say
+from ..model.dod import DOD
+from ..model.modulation import native_crops
+from ..model.postprocess import Gate, Postprocess
+from ..training.arguments import Samples, add_output, add_source, samples_from
+from ..training.loop import say
+from ..training.output import open_output, part_path, training_preset, was_fitted
+from ..training.state import Schedule
 from .moments import LEAST, Moments, inverse_filters, moments_of, turned_orders, without_mean
-from .output import open_output, part_path, training_preset, was_fitted
-from .state import Schedule
 
 HELD_BACK = 20
 """Every so many samples one is kept from the fit, to be tried afterwards."""
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m dod.training.postprocess", description="Fit the post-processing.")
+    parser = ArgumentParser(prog="python -m dod.extras.postprocess", description="Fit the post-processing.")
     add_source(parser)
     add_output(parser)
     add = parser.add_argument

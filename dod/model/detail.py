@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from .config import DetailConfig
+from ..config import DetailConfig
 
 SCALE = 0.2
 """What the residuals of a dense block and of an RRDB are scaled by."""

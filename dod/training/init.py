@@ -15,9 +15,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from ..base import new_unet, new_vae
 from ..config import Preset, VAEConfig
-from ..model import alpha_bar
+from ..model.base import new_unet, new_vae
+from ..model.dod import alpha_bar
 
 TONE = 8.0
 """What `let_tone_through` makes the deviation of the features that a last normalisation divides by."""

@@ -1,8 +1,8 @@
 """The paper's ablations (Tables 4, 5 and 6) at a small equal budget, beside what the paper reports, and one of our own:
 detail modules half as wide as the decoder (`detail.narrow`).
 
-    python -m dod.training.ablations --photographs photographs/train --held-out photographs/held_out
-    python -m dod.training.ablations --data DATA --setting rain-haze-noise --test sets/input sets/truth ...
+    python -m dod.evaluation.ablations --photographs photographs/train --held-out photographs/held_out
+    python -m dod.evaluation.ablations --data DATA --setting rain-haze-noise --test sets/input sets/truth ...
 
 Each variant trains both stages from the same base, seed and samples; a figure is the mean of the tasks' means, over the
 held-out photographs with each of the preset's degradations, or over the folders of a test set. At such a budget a
@@ -29,16 +29,16 @@ from ..data.dataset import load_photographs
 from ..data.degradations import degrade, rng_for
 from ..data.pictures import centre_crop
 from ..errors import ConfigError, DataError, run_command
-from ..evaluate import evaluate, find_scenes
-from ..evaluation.metrics import Metric
-from ..evaluation.restoration import restore_picture
-from ..evaluation.scorer import Scorer, find_metrics
-from ..evaluation.scores import table
-from ..model import DOD
-from .arguments import add_source, preset_from, samples_from
-from .loop import PRECISIONS
-from .stages import CLEAN_FRACTION, stage_1, stage_2
-from .state import Schedule
+from ..model.dod import DOD
+from ..training.arguments import add_source, preset_from, samples_from
+from ..training.loop import PRECISIONS
+from ..training.stages import CLEAN_FRACTION, stage_1, stage_2
+from ..training.state import Schedule
+from .evaluate import evaluate, find_scenes
+from .metrics import Metric
+from .restoration import restore_picture
+from .scorer import Scorer, find_metrics
+from .scores import table
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dod.training.ablations", description=(__doc__ or "").split("\n")[0]
+        prog="python -m dod.evaluation.ablations", description=(__doc__ or "").split("\n")[0]
     )
     add_source(parser)
     judged = parser.add_mutually_exclusive_group(required=True)
     judged.add_argument("--held-out", type=Path, help="folder of clean photographs, degraded here, to measure on")
     judged.add_argument(
-        "--test", type=Path, nargs=2, metavar=("INPUT", "TRUTH"), help="folders to measure on, as `dod.evaluate` takes"
+        "--test",
+        type=Path,
+        nargs=2,
+        metavar=("INPUT", "TRUTH"),
+        help="folders to measure on, as `dod.evaluation.evaluate` takes",
     )
     parser.add_argument("--preset", default="mini", help="whose base is adapted; default %(default)s")
     parser.add_argument("--steps", type=int, nargs=2, default=(300, 300), metavar=("ONE", "TWO"), help="of each stage")
@@ -196,7 +200,7 @@ def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
 
 
 def _on_a_test_set(arguments: argparse.Namespace) -> Measure:
-    """All pictures of the folders, as `python -m dod.evaluate` measures them. Raises DataError."""
+    """All pictures of the folders, as `python -m dod.evaluation.evaluate` measures them. Raises DataError."""
     scenes = find_scenes(*arguments.test, restored=False)
 
     def measure(model: DOD) -> Values:

@@ -1,7 +1,7 @@
 """The paper's Fig. 5 for any model: enlarged crops with and without detail enhancement.
 
-`python -m dod.detail_figure PHOTOGRAPHS --out detail.png` degrades each photograph, restores it twice, and shows the
-same most detailed window of all four: degraded, restored without DEM, with DEM, clean.
+`python -m dod.evaluation.detail_figure PHOTOGRAPHS --out detail.png` degrades each photograph, restores it twice, and
+shows the same most detailed window of all four: degraded, restored without DEM, with DEM, clean.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from .checkpoint import load_model
-from .data.dataset import load_photographs, to_tensor
-from .data.degradations import degrade, rng_for
-from .data.pictures import centre_crop
-from .errors import ConfigError, DataError, run_command
-from .evaluation.contact_sheet import Entry, contact_sheet
-from .evaluation.metrics import psnr
-from .model import DOD
+from ..checkpoint import load_model
+from ..data.dataset import load_photographs, to_tensor
+from ..data.degradations import degrade, rng_for
+from ..data.pictures import centre_crop
+from ..errors import ConfigError, DataError, run_command
+from ..model.dod import DOD
+from .contact_sheet import Entry, contact_sheet
+from .metrics import psnr
 
 Picture = NDArray[np.uint8]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dod.detail_figure", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dod.evaluation.detail_figure", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("photographs", type=Path, help="folder of clean photographs")
     parser.add_argument("--model", default="mini", help="preset or checkpoint; default %(default)s")
     parser.add_argument("--size", type=int, default=384, help="of the restored pictures, in px; default %(default)s")

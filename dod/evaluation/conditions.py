@@ -1,8 +1,8 @@
 """How well the condition c tells degradations apart: a confusion table and the paper's Fig. 3.
 
-    python -m dod.conditions photographs/held_out
-    python -m dod.conditions photographs/held_out --model build/mine --degradations haze rain noise=15 noise=25 noise=50
-    python -m dod.conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
+    python -m dod.evaluation.conditions photographs/held_out
+    python -m dod.evaluation.conditions photographs/held_out --model build/mine --degradations haze noise=15 noise=50
+    python -m dod.evaluation.conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
 
 Clean photographs are degraded here; those of `--degraded` already are. Each picture goes to the nearest prototype, by
 cosine distance on c standardised with the calibration statistics that the checkpoint keeps. The table (its rows are
@@ -24,15 +24,15 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .checkpoint import load_model
-from .data.dataset import CLEAN, to_tensor
-from .data.degradations import DEGRADATIONS, degrade, rng_for
-from .data.pictures import centre_crop, pictures, read_rgb
-from .errors import CheckpointError, ConfigError, DataError, run_command
-from .evaluation.confusion import Named, as_json, confusion, report
-from .evaluation.tsne import draw, embed, require_libraries
-from .model import DOD
-from .prototypes import nearest, standardise, statistics_of
+from ..checkpoint import load_model
+from ..data.dataset import CLEAN, to_tensor
+from ..data.degradations import DEGRADATIONS, degrade, rng_for
+from ..data.pictures import centre_crop, pictures, read_rgb
+from ..errors import CheckpointError, ConfigError, DataError, run_command
+from ..model.dod import DOD
+from ..prototypes import nearest, standardise, statistics_of
+from .confusion import Named, as_json, confusion, report
+from .tsne import draw, embed, require_libraries
 
 __all__ = ["Labelled", "condition_of", "degraded_pictures", "synthetic_pictures"]
 
@@ -119,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dod.conditions", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m dod.evaluation.conditions", description=(__doc__ or "").split("\n")[0]
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("photographs", type=Path, nargs="?", help="folder of clean photographs, degraded here")
     source.add_argument("--degraded", type=Path, metavar="FOLDER", help="one subfolder of pictures per degradation")

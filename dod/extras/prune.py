@@ -1,6 +1,6 @@
 """Detail modules of fewer dense blocks, from a trained model's: what they cost is nearly all that a decoder costs.
 
-    python -m dod.training.prune --photographs photographs/train --preset mini
+    python -m dod.extras.prune --photographs photographs/train --preset mini
 
 Set `detail.dense` in the preset to how many are to be left in each RRDB. The first ones stay; the last convolution of
 the last that stays is fitted, by least squares over samples, to what all of them added. It replaces the checkpoint that
@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint import UNSTATED, copy_trained, load_checkpoint, read_metadata, save_checkpoint
-from ..detail import RRDB, SCALE, DenseBlock
 from ..errors import ConfigError, run_command
-from ..model import DOD
-from .arguments import Samples, add_output, add_source, samples_from
-from .loop import say
-from .output import open_output, part_path, training_preset
-from .state import Schedule
+from ..model.detail import RRDB, SCALE, DenseBlock
+from ..model.dod import DOD
+from ..training.arguments import Samples, add_output, add_source, samples_from
+from ..training.loop import say
+from ..training.output import open_output, part_path, training_preset
+from ..training.state import Schedule
 
 ROWS = 32
 """Of a picture's features so many rows at a time are unfolded."""
@@ -98,7 +98,7 @@ def prune(whole: DOD, pruned: DOD, pairs: Samples, count: int, workers: int = 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dod.training.prune", description="Take dense blocks from detail modules.")
+    parser = ArgumentParser(prog="python -m dod.extras.prune", description="Take dense blocks from detail modules.")
     add_source(parser)
     add_output(parser)
     add = parser.add_argument
