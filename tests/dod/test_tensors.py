@@ -21,7 +21,7 @@ from dod.training import pretrain
 from dod.training.loop import train
 from tests.dod.small_model import smaller
 from tests.dod.small_training import QUICK, Pairs
-from tests.dod.test_training import Denoise, toy
+from tests.dod.training.test_loop import Denoise, toy
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)

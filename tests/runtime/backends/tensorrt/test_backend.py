@@ -28,7 +28,7 @@ from dod_runtime.backends.tensorrt.engine import cache_folder, logger_of, shape_
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import REFITTED, Target
 from dod_runtime.errors import BackendError, BundleError
-from tests.runtime.test_backends import without_gpu
+from tests.runtime.backends.test_backends import without_gpu
 from tests.runtime.toy_bundle import write_toy_bundle
 from tests.runtime.toy_engines import with_engines
 

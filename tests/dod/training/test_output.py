@@ -19,7 +19,7 @@ from dod.training import output, pretrain, stages
 from dod.training.output import check_output, open_output, state_folder, training_preset
 from tests.dod.small_training import contents
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def asked(preset: Path | str, out: Path | None = None, overwrite: bool = False) -> Namespace:

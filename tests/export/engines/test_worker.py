@@ -22,7 +22,7 @@ from tests.export.small_graphs import PROFILE, THREE_GPUS, build_rtx, store_outs
 
 pytest.importorskip("tensorrt_rtx")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(

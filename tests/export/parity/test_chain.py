@@ -12,7 +12,7 @@ from dod_runtime.bundle.bundle import Bundle
 from export.parity.chain import Sample, condition_of, paths_of
 from export.parity.compare import unchecked
 from tests.dod.small_model import image
-from tests.export.test_proof import Substitute, bundle, figures_of, substitute
+from tests.export.parity.test_proof import Substitute, bundle, figures_of, substitute
 
 __all__ = ["substitute"]  # a fixture
 

@@ -26,7 +26,7 @@ from dod.evaluation.restoration import restore_picture
 from dod.evaluation.scores import Score, mean
 from dod_runtime.image.geometry import pad
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def noisy(seed: int, shape: tuple[int, ...] = (20, 30, 3)) -> np.ndarray:

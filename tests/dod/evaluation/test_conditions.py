@@ -22,7 +22,7 @@ from dod.model.dod import DOD
 from dod.prototypes import standardise, statistics_of
 from tests.dod.small_model import randomise, tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLES = ROOT / "docs" / "samples" / "clean"
 SIZE = 96
 

@@ -26,7 +26,7 @@ from dod.random_weights.plan import Variant, check_plan, required_bytes, variant
 from dod.random_weights.scaling import BRANCH, deviations, fit, rescale, standardise
 from tests.dod.small_model import image, normal, tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = {"model_channels": 32, "multipliers": (1, 2), "res_blocks": 1, "attention_factors": (2,), "head_channels": 16}
 
 

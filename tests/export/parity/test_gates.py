@@ -7,7 +7,7 @@ import pytest
 from export.errors import ParityError
 from export.parity.compare import check, figure, passed_gates
 from export.report import parity_table
-from tests.export.test_parity import of_psnr, of_snr
+from tests.export.parity.test_compare import of_psnr, of_snr
 
 
 def test_a_gate_decides_and_fails_no_build() -> None:

@@ -21,7 +21,7 @@ from dod.errors import DataError
 from dod.evaluation.metrics import Metric, psnr
 from dod.evaluation.perceptual import PERCEPTUAL, open_metric
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 PACKAGE = """
 import sys

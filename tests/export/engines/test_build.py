@@ -16,7 +16,7 @@ from tests.export.small_graphs import PROFILE, THREE_GPUS, build_rtx, store_outs
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_one_engine_for_three_gpus(graph: Path, tmp_path: Path) -> None:
