@@ -36,7 +36,7 @@ from dod_runtime.console import Parser, run_command, table
 from dod_runtime.errors import BackendError, UsageError, unknown
 from export.memory import MemoryMeter
 
-ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 JSON = Path("build/memory.json")
 PERIOD_SECONDS = 0.2
 PROGRAM = """
@@ -127,7 +127,7 @@ def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int
     start, moments = time.perf_counter(), []
     with (
         tempfile.TemporaryFile("w+") as told,
-        psutil.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True) as process,
+        psutil.Popen([*map(str, command)], cwd=RUNTIME, stdout=subprocess.PIPE, stderr=told, text=True) as process,
         MemoryMeter(process, PERIOD_SECONDS) if sampled else nullcontext() as meter,
     ):
         for _ in process.stdout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +19,11 @@ ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "docs" / "samples"
 SIZES = ("--min", "64", "--opt", "128", "--max", "256")
 CONDITIONS = ("noise", "haze")
+
+# Programs that tests start import this checkout, wherever dod_runtime was installed from.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "runtime"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C
 # would then wait for programs that never hear it.

@@ -32,7 +32,7 @@ ENGINES = {"mfm", "encoder", "decoder", "unet_dynamic", *(f"unet_{name}" for nam
 
 def restore(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dod_runtime", *map(str, arguments)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    environment = {"PYTHONPATH": str(ROOT / "runtime"), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300, env=environment)
 
 

@@ -61,9 +61,10 @@ def test_restores_in_an_environment_without_torch(wheel: Path, toy: Bundle, phot
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     Image.fromarray(photo).save(tmp_path / "in.png")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # the wheel, not the checkout
 
     def run(*arguments: object) -> str:
-        done = subprocess.run([python, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([python, *map(str, arguments)], cwd=tmp_path, env=clean, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
