@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import UsageError
+from dod_runtime.errors import UsageError
 
 __all__ = ["METHODS", "Method", "classical"]
 

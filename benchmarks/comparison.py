@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.reference import TorchModel, strict_float32
 from benchmarks.runners import Job, Runner
 from benchmarks.timing import Series, Turns, measure, percentiles
-from export.parity import BUDGETS, psnr_db, snr_db
-from runtime.restorer import Restorer
+from dod_runtime.restorer import Restorer
+from export.parity.compare import BUDGETS, psnr_db, snr_db
 
 __all__ = ["Row", "compare", "with_speed_ups"]
 

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 import torch
@@ -33,20 +33,20 @@ from diffusers import UNet2DConditionModel
 
 from benchmarks.machine import facts, summary
 from benchmarks.timing import Turns, measure, percentiles
-from dod import clora
 from dod.checkpoint import load_model
 from dod.errors import DODError
-from dod.model import DOD, OneStepUNet
-from export import costs, graphs, plans
+from dod.model import clora
+from dod.model.dod import DOD, OneStepUNet
+from dod_runtime.bundle.merge import new_arrays
+from dod_runtime.bundle.safetensors import write_tensors
+from dod_runtime.console import Parser, run_command, table
+from dod_runtime.errors import UsageError, unknown
 from export.errors import ExportError
-from export.simplify import simplify
-from runtime.console import Parser, run_command, table
-from runtime.errors import UsageError, unknown
-from runtime.merge import new_arrays
-from runtime.tensors import write_tensors
+from export.graphs import components, costs, trace
+from export.graphs.simplify import simplify
 
 PLAIN = "unet_plain"
-NAMES = (*plans.GRAPHS, PLAIN)
+NAMES = (*components.GRAPHS, PLAIN)
 BACKENDS = ("torch", "onnxruntime", "openvino")
 JSON = Path("build/graphs.json")
 TURNS = Turns(seconds=60, warmup=1, least=5)
@@ -117,7 +117,7 @@ def collect(
     model: DOD, arguments: Namespace, scratch: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Opening]]:
     """The counts, for JSON, and what is to be timed, by (graph, state, backend). The model is simplified on the way."""
-    before = costs.costs(plans.skeleton(model), folded=False)
+    before = costs.costs(components.skeleton(model), folded=False)
     runs: dict[tuple[str, str, str], Opening] = {}
     states = ("after",) if arguments.after else ("before", "after")
     for state in ("before", "after"):
@@ -125,19 +125,19 @@ def collect(
             runs |= prepare(plain(model, arguments.size), PLAIN, "before", arguments, scratch)
         if state == "after":
             simplify(model)
-        there = plans.graphs_of(model) if state in states else ()
+        there = components.graphs_of(model) if state in states else ()
         for name in [name for name in arguments.graphs if name in there]:
-            planned = plans.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
+            planned = components.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
             runs |= prepare(planned, name, state, arguments, scratch)
-    return costs.rows(before, costs.costs(plans.skeleton(model))), runs
+    return costs.rows(before, costs.costs(components.skeleton(model))), runs
 
 
-def plain(model: DOD, size: int) -> plans.GraphPlan:
+def plain(model: DOD, size: int) -> components.GraphPlan:
     """Stable Diffusion's UNet as it is published, in one step: no LoRA, no bias more, the embedding computed."""
     unet = OneStepUNet(
         cast(UNet2DConditionModel, clora.base_copy(model.unet.unet)), model.unet.prompt, model.preset.step
     )
-    planned = plans.plan(plans.skeleton(model), "unet_merged")
+    planned = components.plan(components.skeleton(model), "unet_merged")
     side = size // model.preset.vae_factor
     return replace(
         planned, module=unet, inputs={"latent": torch.randn(1, planned.inputs["latent"].shape[1], side, side)}
@@ -145,7 +145,7 @@ def plain(model: DOD, size: int) -> plans.GraphPlan:
 
 
 def prepare(
-    planned: plans.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
+    planned: components.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
 ) -> dict[tuple[str, str, str], Opening]:
     """One graph for each backend that was asked for."""
     found: dict[tuple[str, str, str], Opening] = {}
@@ -164,16 +164,18 @@ def prepare(
     return found
 
 
-def write(planned: plans.GraphPlan, name: str, path: Path) -> None:
+def write(planned: components.GraphPlan, name: str, path: Path) -> None:
     """Trace a graph with its weights beside it, as an export does."""
-    weights = graphs.named_weights(planned.module)
+    weights = trace.named_weights(planned.module)
     shapes = {key: (np.dtype(np.float32), tuple(value.shape)) for key, value in weights.items()}
     stored = path.with_suffix(".safetensors")
     write_tensors(stored, shapes, (value.detach().numpy() for value in weights.values()))
     with torch.device("meta"):
         inputs = {key: torch.empty_like(value, device="meta") for key, value in planned.inputs.items()}
-    empty = replace(planned, module=plans.skeleton(planned.module), inputs=inputs, axes={key: {} for key in inputs})
-    graphs.trace_planned(empty, name, path, stored, graphs.OPSETS["fp32"])
+    empty = replace(
+        planned, module=components.skeleton(planned.module), inputs=inputs, axes={key: {} for key in inputs}
+    )
+    trace.trace_planned(empty, name, path, stored, trace.OPSETS["fp32"])
 
 
 def torch_run(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Run:
@@ -199,7 +201,7 @@ def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
     each run."""
     import openvino
 
-    from runtime.backends import branches, winograd
+    from dod_runtime.backends.openvino import branches, winograd
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     core = openvino.Core()

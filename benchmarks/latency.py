@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
@@ -26,14 +26,15 @@ from benchmarks.photographs import square
 from benchmarks.runners import Job
 from benchmarks.timing import Turns
 from dod.errors import DODError
+from dod_runtime.backends import ON_CPU, check_precision, survey
+from dod_runtime.backends.base import Options, kept_sessions
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import REFITTED
+from dod_runtime.console import Parser, run_command
+from dod_runtime.errors import BackendError, UsageError, unknown
+from dod_runtime.image.geometry import padded_size
+from dod_runtime.restorer import Restorer
 from export.errors import ExportError
-from runtime.backends import ON_CPU, Options, check_precision, kept_sessions, survey
-from runtime.bundle import Bundle
-from runtime.console import Parser, run_command
-from runtime.errors import BackendError, UsageError, unknown
-from runtime.geometry import padded_size
-from runtime.manifest import REFITTED
-from runtime.restorer import Restorer
 
 if TYPE_CHECKING:
     from benchmarks.comparison import Row

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.machine import summary
 from benchmarks.runners import PARTS
-from runtime.bundle import Bundle
-from runtime.console import table
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.console import table
 
 if TYPE_CHECKING:
     from benchmarks.comparison import Row

@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from runtime.backends.gpu import find_gpu
-from runtime.errors import BackendError
+from dod_runtime.backends.gpu import find_gpu
+from dod_runtime.errors import BackendError
 
 __all__ = ["facts", "summary"]
 

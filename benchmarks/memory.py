@@ -1,7 +1,7 @@
 """Memory of the runtime's process, and the seconds until a path is open, on every backend of the CPU.
 
 `python benchmarks/memory.py --bundle build/mini` starts a process of its own for each path and backend, which opens the
-path (`Restorer.warm_up`) and then restores pictures as `python -m runtime` does, from file to file; sampled is what
+path (`Restorer.warm_up`) and then restores pictures as `python -m dod_runtime` does, from file to file; sampled is what
 it holds, its own memory and its share of what it maps (PSS). Looking through its maps slows it down, so the seconds
 until a path is open are those of a second process, which is left alone. They begin with the process: imports, hashing,
 reading, merging and compiling what the path needs, of files that the system has in its cache.
@@ -21,8 +21,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import psutil
 from PIL import Image
@@ -30,18 +30,18 @@ from PIL import Image
 from benchmarks.latency import BUNDLE, PICTURE, chosen_paths, chosen_sizes
 from benchmarks.machine import facts, summary
 from benchmarks.photographs import square
+from dod_runtime.backends import ON_CPU, survey
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.console import Parser, run_command, table
+from dod_runtime.errors import BackendError, UsageError, unknown
 from export.memory import MemoryMeter
-from runtime.backends import ON_CPU, survey
-from runtime.bundle import Bundle
-from runtime.console import Parser, run_command, table
-from runtime.errors import BackendError, UsageError, unknown
 
-ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 JSON = Path("build/memory.json")
 PERIOD_SECONDS = 0.2
 PROGRAM = """
 import sys
-from runtime import Restorer
+from dod_runtime import Restorer
 
 bundle, backend, path, size, *pictures = sys.argv[1:]
 with Restorer(bundle, backend) as restorer:
@@ -127,7 +127,7 @@ def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int
     start, moments = time.perf_counter(), []
     with (
         tempfile.TemporaryFile("w+") as told,
-        psutil.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=told, text=True) as process,
+        psutil.Popen([*map(str, command)], cwd=RUNTIME, stdout=subprocess.PIPE, stderr=told, text=True) as process,
         MemoryMeter(process, PERIOD_SECONDS) if sampled else nullcontext() as meter,
     ):
         for _ in process.stdout:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dod.data.pictures import pictures
-from runtime.errors import PictureError, UsageError
-from runtime.image import read
+from dod_runtime.errors import PictureError, UsageError
+from dod_runtime.image.read import read
 
 __all__ = ["OWN", "SCIKIT_IMAGE", "photographs", "square"]
 

@@ -1,7 +1,8 @@
 """Quality: clean photographs are degraded, restored with a bundle, and compared with what they were.
 
 `python benchmarks/quality.py --bundle build/mini` prints a table for each task and writes the pictures, a contact sheet
-and the figures as JSON. `python -m dod.evaluate build/quality/output build/quality/truth` gives the same figures again.
+and the figures as JSON. `python -m dod.evaluation.evaluate build/quality/output build/quality/truth` gives the same
+figures again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
@@ -24,9 +25,9 @@ from dod.data.pictures import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import core_values
 from dod.evaluation.scores import Score
-from runtime.console import Parser, progress, run_command
-from runtime.errors import BackendError, UsageError
-from runtime.restorer import Restorer
+from dod_runtime.console import Parser, progress, run_command
+from dod_runtime.errors import BackendError, UsageError
+from dod_runtime.restorer import Restorer
 
 BUNDLE = Path("build/mini")
 OUT = Path("build/quality")

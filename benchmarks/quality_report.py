@@ -16,7 +16,7 @@ from benchmarks.classical import METHODS
 from benchmarks.tasks import CEILING, TASKS, Result, Task
 from dod.evaluation.contact_sheet import Entry, contact_sheet
 from dod.evaluation.scores import Score, mean
-from runtime.console import table
+from dod_runtime.console import table
 
 __all__ = ["FIGURES", "SHEET", "print_tables", "write"]
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dod import clora
 from dod.checkpoint import load_model
-from dod.model import DOD
-from export.checks import hash_model
-from export.conditions import modulation_of
-from export.precision import half_copy
-from runtime.bundle import Bundle
-from runtime.errors import BundleError
-from runtime.restorer import Observer
+from dod.model import clora
+from dod.model.dod import DOD
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.errors import BundleError
+from dod_runtime.restorer import Observer
+from export.graphs.conditions import modulation_of
+from export.graphs.fp16 import half_copy
+from export.preflight import hash_model
 
 __all__ = ["TorchModel", "load_reference", "modulations_of", "strict_float32"]
 
@@ -85,7 +85,7 @@ class TorchModel:
     def run_components(
         self, images: np.ndarray, crops: np.ndarray | None, condition: str, observe: Observer | None = None
     ) -> np.ndarray:
-        """As `runtime.Restorer.run_components`: float32 [B, 3, H, W] in and out, crops where the path takes any."""
+        """As `dod_runtime.Restorer.run_components`: float32 [B, 3, H, W] in and out, crops where the path takes any."""
         modulation, encoder, unet = None, self._encoder, self._unets.get(condition)
         model, share = self._model, self._model.share(condition)
         if condition == "auto":

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.backends import ON_CPU
-from runtime.restorer import Observer, Restorer
+from dod_runtime.backends import ON_CPU
+from dod_runtime.restorer import Observer, Restorer
 
 __all__ = ["PARTS", "Job", "Runner"]
 
@@ -17,7 +17,7 @@ PARTS = ("mfm", "gate", "encoder", "unet", "decoder")
 
 
 class Model(Protocol):
-    """What a `runtime.Restorer` and a `TorchModel` have in common."""
+    """What a `dod_runtime.Restorer` and a `TorchModel` have in common."""
 
     @property
     def backend(self) -> str: ...

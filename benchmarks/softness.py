@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
@@ -28,9 +28,9 @@ from dod.data.kernels import defocus_kernel, motion_kernel
 from dod.data.pictures import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import psnr
-from runtime.console import Parser, progress, run_command, table
-from runtime.errors import UsageError
-from runtime.restorer import Restorer
+from dod_runtime.console import Parser, progress, run_command, table
+from dod_runtime.errors import UsageError
+from dod_runtime.restorer import Restorer
 
 BUNDLE, OUT = Path("build/mini"), Path("build/softness.json")
 SIZE = 384

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
@@ -24,11 +24,11 @@ from benchmarks.tasks import TASKS, Task, spoil
 from dod.data.degradations import haze, rng_for
 from dod.data.pictures import centre_crop
 from dod.errors import DODError
-from runtime.bundle import Bundle
-from runtime.console import Parser, progress, run_command, table
-from runtime.errors import UsageError
-from runtime.restorer import Restorer
-from runtime.tiling import restore_tiles, tile_starts
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.console import Parser, progress, run_command, table
+from dod_runtime.errors import UsageError
+from dod_runtime.image.tiling import restore_tiles, tile_starts
+from dod_runtime.restorer import Restorer
 
 BUNDLE = Path("build/mini")
 SIZE = (1024, 640)

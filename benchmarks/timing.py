@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.console import progress
+from dod_runtime.console import progress
 
 __all__ = ["Series", "Turns", "measure", "percentiles"]
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from .config import load_preset
 from .errors import run_command
-from .model import DOD, sized_model
+from .model.dod import DOD, sized_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:

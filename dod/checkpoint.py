@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import Preset, load_preset, shipped_presets
 from .errors import CheckpointError
-from .model import DOD
+from .model.dod import DOD
 from .tensors import read_safetensors, write_safetensors
 
 WEIGHTS, METADATA, FORMAT = "dod.safetensors", "dod.json", 1
@@ -36,10 +36,10 @@ FREE = "crops", "crop_size"
 UNSTATED = {"postprocess": None, "dense": 3}
 """The settings of older checkpoints, which do not state them."""
 POSTPROCESS = "gate.", "postprocess."
-"""The prefixes of what `python -m dod.training.postprocess` fits, after both stages."""
+"""The prefixes of what `python -m dod.extras.postprocess` fits, after both stages."""
 SUPERSEDED = "sharpening.", "bypass."
 """The prefixes of an older toolkit's post-processing, which decided for each tile; it has to be fitted again."""
-FIT = "python -m dod.training.postprocess"
+FIT = "python -m dod.extras.postprocess"
 
 
 def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> None:
@@ -91,7 +91,7 @@ def load_checkpoint(
             what = "another base model" if key == "base_sha256" else f"another {key}"
             fit = f", or fit it to this checkpoint: {FIT}" if key == "postprocess" and value else ""
             if key == "dense" and isinstance(stated, int) and stated > value:
-                fit = f", or prune it to {value}: python -m dod.training.prune"
+                fit = f", or prune it to {value}: python -m dod.extras.prune"
             raise CheckpointError(
                 f"{folder} was trained on {what}: it states {key} {_short(stated)}, this model has {_short(value)}; "
                 f"give the base or preset that it was trained with{fit}"

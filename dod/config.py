@@ -129,7 +129,7 @@ class StepConfig:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """Post-processing (`dod.postprocess`), which the paper does not have.
+    """Post-processing (`dod.model.postprocess`), which the paper does not have.
 
     filters: number of filters that the sharpening kernel is mixed from; taps: their side in px; window: side of the
     periodogram's windows in px, at most `mfm.crop_size`; width: of the gate's networks. passing: conditions whose
@@ -154,7 +154,7 @@ class PostprocessConfig:
 class DetailConfig:
     """Detail enhancement (equation (6)): RRDBs per module, their growth, by how much narrower than the decoder they
     are (1: the paper's; with 2 they cost two fifths of it), and dense blocks in each RRDB (3: ESRGAN's; fewer are made
-    of a trained model's by `dod.training.prune`)."""
+    of a trained model's by `dod.extras.prune`)."""
 
     enabled: bool = True
     blocks: int = 2

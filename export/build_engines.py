@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: the checkout's root, not this folder, is where imports start
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+    sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 from dod.errors import DODError
+from dod_runtime.console import Parser, run_command
+from dod_runtime.errors import UsageError, unknown
+from export.engines.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
 from export.errors import ExportError
-from export.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
-from runtime.console import Parser, run_command
-from runtime.errors import UsageError, unknown
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx
 
-from export.engines import Profile
-from export.targets import TARGETS
-from runtime.manifest import GATE, REFITTED, dimension
+from dod_runtime.bundle.schema import GATE, REFITTED, dimension
+from export.engines.build import Profile
+from export.engines.targets import TARGETS
 
 Component = dict[str, list[dict]]
 """One entry of the manifest's `components`: its `inputs` and `outputs`, each {name, dtype by precision, shape}."""

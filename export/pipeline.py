@@ -11,22 +11,24 @@ from pathlib import Path
 import torch
 
 from dod.checkpoint import load_model, preset_of, read_metadata
-from dod.model import DOD, sized_model
-from export import (
-    calibration,
-    conditions,
-    description,
-    engine_step,
-    graphs,
-    parity_step,
-    plans,
-    precision_step,
-    report,
-    simplify_step,
-)
-from export.artefacts import Entry, Workshop, hash_sources
-from export.chain import Values
-from export.checks import (
+from dod.model.dod import DOD, sized_model
+from dod_runtime.backends.openvino.backend import reduced_precisions
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import Manifest
+from dod_runtime.console import progress
+from export import report
+from export.cache import Entry, Workshop, hash_sources
+from export.engines.targets import TARGETS
+from export.graphs import components, conditions, trace
+from export.graphs.fp16 import check_islands, half_copy
+from export.graphs.workers import TraceJob, trace_all
+from export.interface import Component, read_components
+from export.manifest import describe, target
+from export.memory import MemoryMeter
+from export.parity.chain import Values
+from export.parity.compare import Figure, check
+from export.precision import record as precision_record
+from export.preflight import (
     MODEL_SOURCES,
     Options,
     check_exportable,
@@ -40,17 +42,11 @@ from export.checks import (
     sample_paths,
     settings_of,
 )
-from export.interface import Component, read_components
-from export.memory import MemoryMeter
-from export.parity import Figure, check
-from export.precision import check_islands, half_copy
 from export.replacement import Identity, check_replacement
-from export.targets import TARGETS
-from export.tracing import TraceJob, trace_all
-from runtime.backends.openvino import reduced_precisions
-from runtime.bundle import Bundle
-from runtime.console import progress
-from runtime.manifest import Manifest
+from export.steps import engines as engine_step
+from export.steps import parity as parity_step
+from export.steps import precision as precision_step
+from export.steps import simplify as simplify_step
 
 SLOWEST = ("unet_dynamic", "unet_merged", "decoder", "encoder", "mfm", "gate")
 """The graphs in the order in which they are traced: the slowest first."""
@@ -84,7 +80,7 @@ class Build:
         self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
         self._skeletons: dict[str, DOD] = {}
         self.islands: tuple[str, ...] = (precision_step.UNMEASURED,)
-        self.precision: calibration.Record | None = None
+        self.precision: precision_record.Record | None = None
         self.computed: Values = {}
         self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
@@ -145,7 +141,7 @@ class Build:
         """The structure of the simplified model in a precision, made where something is written or traced by it."""
         if precision not in self._skeletons:
             single = precision == "fp32"
-            made = plans.skeleton(self.model) if single else half_copy(self.skeleton("fp32"), self.islands)
+            made = components.skeleton(self.model) if single else half_copy(self.skeleton("fp32"), self.islands)
             self._skeletons[precision] = made
         return self._skeletons[precision]
 
@@ -160,27 +156,27 @@ class Build:
             if not self.explaining:
                 if not self.options.precisions:
                     self.shop.abandon()  # nothing of a bundle was asked for: there is nothing to go on from
-                calibration.check(self.precision, self.options.gate)
+                precision_record.check(self.precision, self.options.gate)
 
     def write_weights(self) -> None:
         """One safetensors file for each component and precision; both UNet graphs share theirs."""
         for precision in self.options.precisions:
-            for file in dict.fromkeys(plans.graphs_of(self.model).values()):
+            for file in dict.fromkeys(components.graphs_of(self.model).values()):
                 name = f"onnx/{precision}/{file}.safetensors"
                 if not self.shop.fresh(name, self._inputs(precision)) and not self.explaining:
-                    maker = partial(graphs.write_weights, self.model, self.skeleton(precision), file)
+                    maker = partial(trace.write_weights, self.model, self.skeleton(precision), file)
                     self._made(name, self.shop.make(name, self._inputs(precision), maker)[0])
 
     def trace_graphs(self) -> None:
         """Every graph of every precision, the slowest first, in worker processes."""
         jobs = []
-        for graph in sorted(plans.graphs_of(self.model), key=lambda name: SLOWEST.index(name)):
+        for graph in sorted(components.graphs_of(self.model), key=lambda name: SLOWEST.index(name)):
             for precision in self.options.precisions:
                 name = f"onnx/{precision}/{graph}.onnx"
                 if not self.shop.fresh(name, self._graph_inputs(precision)):
                     path = self.shop.path(name)
-                    weights = path.with_name(f"{plans.graphs_of(self.model)[graph]}.safetensors")
-                    opset = graphs.OPSETS[precision]
+                    weights = path.with_name(f"{components.graphs_of(self.model)[graph]}.safetensors")
+                    opset = trace.OPSETS[precision]
                     jobs.append(TraceJob(name, precision, graph, path.with_name(f".{graph}.tmp.onnx"), weights, opset))
         if jobs and not self.explaining:
             skeletons = {precision: self.skeleton(precision) for precision in {job.precision for job in jobs}}
@@ -215,7 +211,7 @@ class Build:
 
     def components(self) -> dict[str, Component]:
         """The manifest's `components`, read off the graphs."""
-        graphs = plans.graphs_of(self.model)
+        graphs = components.graphs_of(self.model)
         paths = {p: {g: self.shop.path(f"onnx/{p}/{g}.onnx") for g in graphs} for p in self.options.precisions}
         return read_components(paths)
 
@@ -230,7 +226,7 @@ class Build:
 
     def manifest(self, figures: Sequence[Figure], targets: Sequence[str]) -> dict:
         """`bundle.json` without its files."""
-        return description.describe(
+        return describe(
             self.model,
             self.options,
             self.checkpoint,
@@ -243,7 +239,7 @@ class Build:
 
     def _target(self, name: str, figures: Sequence[Figure]) -> dict:
         gated = self.model.gate is not None
-        return description.target(name, self.options, self.engine_conditions, self.shop.used, figures, gated)
+        return target(name, self.options, self.engine_conditions, self.shop.used, figures, gated)
 
     def _inputs(self, precision: str) -> dict[str, object]:
         islands = list(self.islands) if precision == "fp16" else []
@@ -257,7 +253,7 @@ class Build:
         }
 
     def _graph_inputs(self, precision: str) -> dict[str, object]:
-        return {**self._inputs(precision), "opset": graphs.OPSETS[precision], "torch": torch.__version__}
+        return {**self._inputs(precision), "opset": trace.OPSETS[precision], "torch": torch.__version__}
 
     def _made(self, name: str, entry: Entry) -> None:
         print(f"{name:<44} {entry.bytes / 1e6:8.2f} MB {entry.seconds:7.1f} s", flush=True)

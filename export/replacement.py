@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle import MANIFEST
-from runtime.errors import UsageError
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.errors import UsageError
 
 
 @dataclass(frozen=True)

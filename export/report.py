@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export import costs, precision_report, precision_step
-from export.artefacts import Workshop
-from export.conditions import without_prototypes
-from export.parity import GATES, Figure, unchecked
-from runtime.console import table
+from dod_runtime.console import table
+from export.cache import Workshop
+from export.graphs import costs
+from export.graphs.conditions import without_prototypes
+from export.parity.compare import GATES, Figure, unchecked
+from export.precision import report as precision_report
 
 HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "budget", "")
 
@@ -147,7 +148,7 @@ def write(
         f"One picture of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "
         "the operators read and write one by one in float32, weights included.",
         costs.section(json.loads(simplified.read_text())["graphs"]),
-        *(precision_report.section(precision, precision_step.PLOT) if precision else ()),
+        *(precision_report.section(precision, precision_report.PLOT) if precision else ()),
         "## Photographs",
         *(
             f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{p.name})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,13 +12,18 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from export.targets import why_no_gpu
+from export.engines.targets import why_no_gpu
 
 NO_GPU = why_no_gpu()
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "docs" / "samples"
 SIZES = ("--min", "64", "--opt", "128", "--max", "256")
 CONDITIONS = ("noise", "haze")
+
+# Programs that tests start import this checkout, wherever dod_runtime was installed from.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), str(ROOT / "runtime"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C
 # would then wait for programs that never hear it.
@@ -44,7 +50,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from dod.checkpoint import save_checkpoint
-    from dod.model import DOD
+    from dod.model.dod import DOD
     from tests.dod.small_model import randomise, tiny
 
     model = randomise(DOD.from_preset(tiny()), strength=0.02)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dod.model import DOD
-from dod.modulation import crop_indices
+from dod.model.dod import DOD
+from dod.model.modulation import crop_indices
 
 __all__ = ["restore_picture"]
 

@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import FloatTensor, Tensor, nn
 
-from .. import clora
 from ..config import StepConfig
 from ..errors import TrainingError
-from ..losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
-from ..model import DOD, alpha_bars
+from ..model import clora
+from ..model.dod import DOD, alpha_bars
 from .loop import Objective
+from .losses import VGG, distribution_matching, multiscale, noised, predicted_x0, reconstruction, structural
 
 KL_WEIGHT = 1e-6
 TONE_WEIGHT = 2.0
@@ -142,7 +142,7 @@ class Adaptation(Restoration):
     MSE(z0, the base encoder's latent of the clean picture), single latents, 4 x 4 means and whole means alike. The
     closed form multiplies an error in eps by 14.6; a base of short training starts so far off that the picture alone
     gives no useful gradient, the latent does. Where neither rec nor perceptual is wanted the decoder is not run.
-    relative: rec and latent count each picture's error relative to itself, see `dod.losses.reconstruction`.
+    relative: rec and latent count each picture's error relative to itself, see `dod.training.losses.reconstruction`.
 
     The real denoiser is the base UNet, the fake one the same with LoRA of its own, trained by L_diff on the restored
     latents, one step for each of the model's; both share the base's frozen weights with the model.
@@ -227,7 +227,7 @@ class Detail(Restoration):
     that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too, with the
     weight `plain`; with 0 it may rely on them. decoder_rate: how many times faster than the modules it learns.
 
-    relative: see `dod.losses.reconstruction`.
+    relative: see `dod.training.losses.reconstruction`.
     """
 
     def __init__(

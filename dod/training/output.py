@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from ..base import PROMPT_FILE
 from ..checkpoint import METADATA, WEIGHTS, read_metadata
 from ..config import PRESETS, Preset, preset_file
 from ..errors import ConfigError
+from ..model.base import PROMPT_FILE
 from .arguments import COPIES, STATES, preset_from
 from .loop import is_main_process, process, say
 from .state import WITHOUT_EFFECT

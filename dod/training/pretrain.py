@@ -23,12 +23,12 @@ import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
-from ..base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
 from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
+from ..model.base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
 from ..tensors import fingerprint, write_safetensors
 from .arguments import Samples, samples_from, schedule_from, training_parser
-from .linear_start import new_autoencoder, new_latent_unet
+from .init import new_autoencoder, new_latent_unet
 from .loop import cost, is_main_process, log_excerpt, say, train, training_record
 from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
 from .output import check_output, is_repeated, open_output, state_folder, training_preset

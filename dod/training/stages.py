@@ -30,13 +30,13 @@ from tqdm import tqdm
 from ..checkpoint import METADATA, copy_trained, load_checkpoint, read_metadata, save_checkpoint
 from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
-from ..losses import VGG
-from ..model import DOD
+from ..model.dod import DOD
 from ..prototypes import statistics_of
 from ..tensors import fingerprint
 from .arguments import samples_from, schedule_from, training_parser
-from .linear_start import new_autoencoder
+from .init import new_autoencoder
 from .loop import cost, is_main_process, log_excerpt, process, say, train, training_record
+from .losses import VGG
 from .objectives import Adaptation, Detail
 from .output import is_repeated, open_output, part_path, state_folder, training_preset
 from .pretrain import kept_of, publish, read_part, record_of, replace_folder, unless_failed
@@ -175,7 +175,7 @@ def stage_1(
     gradient_checkpointing: bool = False,
     tile: Sequence[int] = (),
 ) -> Log:
-    """Equation (11), see `Adaptation`. vgg: the weights of `dod.losses.VGG`; where none is given that term is off.
+    """Equation (11), see `Adaptation`. vgg: the weights of `losses.VGG`; where none is given that term is off.
 
     gradient_checkpointing: the UNet's activations are computed again in the backward pass, for less memory.
     """

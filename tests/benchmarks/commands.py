@@ -10,7 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from dod.errors import DODError
-from runtime.console import run_command
+from dod_runtime.console import run_command
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,11 +17,11 @@ from benchmarks.latency import SWITCHES, main, switched
 from benchmarks.reference import TorchModel, load_reference
 from benchmarks.runners import Job, Runner
 from dod.checkpoint import load_model, save_checkpoint
-from export.checks import hash_model
-from export.parity import psnr_db
-from runtime.bundle import Bundle
-from runtime.errors import BundleError
-from runtime.restorer import Restorer
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.errors import BundleError
+from dod_runtime.restorer import Restorer
+from export.parity.compare import psnr_db
+from export.preflight import hash_model
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 

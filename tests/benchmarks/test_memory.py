@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from benchmarks import memory
+from dod_runtime.errors import BackendError
 from export.memory import MemoryMeter
-from runtime.errors import BackendError
 from tests.benchmarks.commands import refused, run
 
 

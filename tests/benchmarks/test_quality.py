@@ -19,9 +19,9 @@ from benchmarks.quality import main
 from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
 from dod.data.pictures import centre_crop
-from dod.evaluate import evaluate, find_scenes
+from dod.evaluation.evaluate import evaluate, find_scenes
 from dod.evaluation.metrics import psnr
-from runtime.errors import UsageError
+from dod_runtime.errors import UsageError
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 

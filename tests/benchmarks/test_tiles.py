@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.tiles import border_steps, main
-from runtime.errors import UsageError
+from dod_runtime.errors import UsageError
 from tests.runtime.toy_bundle import write_toy_bundle
 
 

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from dod.config import Preset, load_preset
-from dod.model import DOD
+from dod.model.dod import DOD
 from tests.dod.small_model import SMALLER, randomise, tiny
 
 

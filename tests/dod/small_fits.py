@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from dod.checkpoint import load_model, save_checkpoint
-from dod.model import DOD
+from dod.model.dod import DOD
 
 SAMPLES = Path(__file__).parents[2] / "docs" / "samples" / "clean"
 POSTPROCESS = {"filters": 4, "taps": 9, "window": 15, "width": 32}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dod.config import Preset, load_preset
-from dod.model import DOD
+from dod.model.dod import DOD
 
 SMALLER = {
     "base.vae.block_out_channels": [8, 8],

@@ -14,7 +14,7 @@ from dod import checkpoint
 from dod.checkpoint import METADATA, WEIGHTS, load_checkpoint, load_model, preset_of, save_checkpoint
 from dod.config import load_preset
 from dod.errors import CheckpointError, ConfigError
-from dod.model import DOD
+from dod.model.dod import DOD
 from tests.dod.small_model import image, normal, randomise, tiny
 
 
@@ -89,7 +89,7 @@ def test_another_base_is_refused(folder: Path) -> None:
         ({"detail__enabled": False}, "another detail: it states detail True, this model has False"),
         (
             {"postprocess": {"taps": 5, "window": 9}},
-            r"another postprocess: it states postprocess None, .*python -m dod.training.postprocess",
+            r"another postprocess: it states postprocess None, .*python -m dod.extras.postprocess",
         ),
         ({"lora__unet_targets": ["to_q"]}, r"its \d+ conditional layers are not this model's \d+"),
         ({"detail__growth": 3}, "tensors missing, extra or of another shape, first detail.0.body.0"),

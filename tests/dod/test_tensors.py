@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dod.base import new_vae
 from dod.checkpoint import save_checkpoint
 from dod.errors import CheckpointError
-from dod.model import DOD
+from dod.model.base import new_vae
+from dod.model.dod import DOD
 from dod.tensors import write_safetensors
 from dod.training import pretrain
 from dod.training.loop import train
 from tests.dod.small_model import smaller
 from tests.dod.small_training import QUICK, Pairs
-from tests.dod.test_training import Denoise, toy
+from tests.dod.training.test_loop import Denoise, toy
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)

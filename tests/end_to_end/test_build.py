@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from dod.checkpoint import load_model, save_checkpoint
-from export.parity import GATES
-from runtime import Bundle, Restorer
-from runtime.backends.openvino import reduced_precisions
-from runtime.errors import BackendError
+from dod_runtime import Bundle, Restorer
+from dod_runtime.backends.openvino.backend import reduced_precisions
+from dod_runtime.errors import BackendError
+from export.parity.compare import GATES
 from tests.conftest import CONDITIONS, ROOT, SIZES, build_engines
 from tests.export.planted import BLOCK, LOUD, plant_overflow
 
@@ -31,8 +31,8 @@ ENGINES = {"mfm", "encoder", "decoder", "unet_dynamic", *(f"unet_{name}" for nam
 
 
 def restore(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runtime", *map(str, arguments)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-m", "dod_runtime", *map(str, arguments)]
+    environment = {"PYTHONPATH": str(ROOT / "runtime"), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300, env=environment)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from export.parity import psnr_db, snr_db
-from runtime import Restorer
-from runtime.backends import branches, winograd
-from runtime.merge import Places
+from dod_runtime import Restorer
+from dod_runtime.backends.openvino import branches, winograd
+from dod_runtime.bundle.merge import Places
+from export.parity.compare import psnr_db, snr_db
 
 
 @pytest.mark.parametrize("condition", ["auto", "noise"])
@@ -47,7 +47,7 @@ def test_winograd_restores_the_same(
     monkeypatch.setattr(winograd, "STRIP", 1 << 16)
     monkeypatch.setattr(winograd, "rewrite", rewrite)
     if large:
-        monkeypatch.setattr("runtime.backends.sessions.LARGE", 1)
+        monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
     with Restorer(tiny_bundle, "openvino") as restorer, Restorer(tiny_bundle, "onnxruntime_cpu") as other:
         prepared = restorer.prepare(photographs / "noise.png", condition)
         crops = None if prepared.crops is None else prepared.crops[None]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import Bundle
+from dod_runtime import Bundle
 from tests.conftest import SIZES, build_engines
 
 QUICK = ("--targets", "onnxruntime", "--precision", "fp32", *SIZES)

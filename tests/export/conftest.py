@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dod.model import DOD
+from dod.model.dod import DOD
 from tests.dod.small_model import normal, randomise, smaller
 from tests.export.small_graphs import export_block
 

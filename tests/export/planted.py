@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dod.model import DOD
+from dod.model.dod import DOD
 
 BLOCK = "decoder.detail.0.body.0.blocks.0"
 LOUD = f"{BLOCK}.convs.0"

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from export.engines import EngineRecord, build_engine
-from export.targets import TENSORRT_RTX
+from export.engines.build import EngineRecord, build_engine
+from export.engines.targets import TENSORRT_RTX
 
 PROFILE = {"image": ((1, 3, 32, 32), (1, 3, 64, 64), (4, 3, 128, 128))}
 THREE_GPUS = ("8.6", "8.9", "12.0")

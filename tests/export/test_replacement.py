@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.errors import UsageError
 from export.replacement import Identity, check_replacement
-from runtime.bundle import MANIFEST
-from runtime.errors import UsageError
 
 MODULATION = {"name": "modulation", "dtype": "float32", "shape": ["batch", 72, 2, 4]}
 STATED: dict[str, Any] = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export.parity import figure, unchecked
+from export.parity.compare import figure, unchecked
 from export.report import parity_table, read_figures, rows, unchecked_rows, write_comparison, write_figures
-from tests.export.test_parity import of_psnr
+from tests.export.parity.test_compare import of_psnr
 
 
 def test_figures_survive_the_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.bundle import Bundle
+from dod_runtime.bundle.bundle import Bundle
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from runtime.console import Parser, progress, run_command, table
-from runtime.errors import PictureError, unknown
+from dod_runtime.console import Parser, progress, run_command, table
+from dod_runtime.errors import PictureError, unknown
 
 
 def raising(error: BaseException):

@@ -12,8 +12,8 @@ PROBE = """
 import sys, time
 import numpy, PIL.Image
 start = time.perf_counter()
-import runtime
-from runtime import Bundle, Restorer
+import dod_runtime
+from dod_runtime import Bundle, Restorer
 print(time.perf_counter() - start, *[name for name in {forbidden!r} if name in sys.modules])
 """
 
@@ -34,8 +34,8 @@ def test_import_is_quick() -> None:
 
 
 def test_unknown_attribute() -> None:
-    import runtime
+    import dod_runtime
 
     with pytest.raises(AttributeError, match="Restorator"):
-        _ = runtime.Restorator  # type: ignore[attr-defined]
-    assert "Restorer" in dir(runtime)
+        _ = dod_runtime.Restorator  # type: ignore[attr-defined]
+    assert "Restorer" in dir(dod_runtime)

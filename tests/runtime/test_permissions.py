@@ -14,10 +14,10 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from runtime.backends.tensorrt_engine import Engine
-from runtime.bundle import MANIFEST, write_bundle
-from runtime.output import save
-from runtime.permissions import apply_umask, current_umask, follows_umask
+from dod_runtime.backends.tensorrt.engine import Engine
+from dod_runtime.bundle.bundle import MANIFEST, write_bundle
+from dod_runtime.image.write import save
+from dod_runtime.permissions import apply_umask, current_umask, follows_umask
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from runtime import Bundle, BundleError, PictureError, Restorer, UsageError
-from runtime.pipeline import path_of
+from dod_runtime import Bundle, BundleError, PictureError, Restorer, UsageError
+from dod_runtime.pipeline import path_of
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 
@@ -374,7 +374,7 @@ def test_a_thread_goes_on_restoring_when_the_main_one_has_ended(toy: Bundle) -> 
     code = f"""
 import threading
 import numpy as np
-from runtime import Restorer
+from dod_runtime import Restorer
 
 def restore():
     threading.main_thread().join()

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 from onnx import external_data_helper, numpy_helper
 
-from export.engines import EngineJob, build_engines
-from export.targets import TARGETS
-from runtime.bundle import Bundle
-from runtime.manifest import REFITTED
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import REFITTED
+from export.engines.build import EngineJob, build_engines
+from export.engines.targets import TARGETS
 from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
 
 

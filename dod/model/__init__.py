@@ -1,0 +1,1 @@
+"""The DOD model and its parts."""

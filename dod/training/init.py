@@ -1,0 +1,133 @@
+"""New networks that start as the linear maps nearest to their task, so that short training spends itself on the rest.
+
+A tenth of an hour of training does not teach a network of random weights that a picture's brightness is to be handed
+through: what is learnt last is what the eye sees first. Here pairs of channels (+x, -x) carry the colours, or a
+latent, from the first convolution to the last along the residual stream; every residual branch starts at zero. All
+other channels of the stream come in such pairs too, so that no normalisation finds a mean to take away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from ..config import Preset, VAEConfig
+from ..model.base import new_unet, new_vae
+from ..model.dod import alpha_bar
+
+TONE = 8.0
+"""What `let_tone_through` makes the deviation of the features that a last normalisation divides by."""
+COLOURS = 3
+QUIET = 0.1
+"""What is left of a last convolution's random weights for the channels that carry nothing yet."""
+LOG_VARIANCE = -8.0
+"""That of a new autoencoder's latents: a deviation of a hundredth of the colours' range."""
+
+
+@torch.no_grad()
+def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
+    """A `new_vae` that starts as averaging: the first three latents are the colours' means over the latent's square."""
+    vae = new_vae(config)
+    encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
+    count = _fitting(COLOURS, config.block_out_channels)
+    pairs, keep = _pairs(count), torch.eye(2 * count)
+    mean = torch.zeros(3, 3)
+    mean[:2, :2] = 1 / 4  # of the stride's square: diffusers pads on the right and below
+    _carry(encoder.conv_in, pairs)
+    _carry(decoder.conv_in, pairs)
+    down = [sampler.conv for block in encoder.down_blocks for sampler in block.downsamplers or ()]
+    up = [sampler.conv for block in decoder.up_blocks for sampler in block.upsamplers or ()]
+    blocks = (*encoder.down_blocks, *decoder.up_blocks)
+    shortcuts = [each.conv_shortcut for block in blocks for each in block.resnets if each.conv_shortcut is not None]
+    for conv in down:
+        _carry(conv, keep, mean)
+    for conv in (*up, *shortcuts):
+        _carry(conv, keep)
+    for conv in (encoder.conv_in, decoder.conv_in, *down, *up, *shortcuts):
+        _pair_up(conv)
+    _silence(vae)
+    let_tone_through(encoder.conv_norm_out, encoder.mid_block)
+    let_tone_through(decoder.conv_norm_out, decoder.up_blocks[-1])
+    moments, latents = encoder.conv_out, config.latent_channels
+    _carry(moments, pairs.T, quiet=QUIET)
+    moments.weight[latents:], moments.bias[latents:] = 0, LOG_VARIANCE
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        _carry(cast(nn.Conv2d, conv), torch.eye(cast(nn.Conv2d, conv).out_channels))
+    _carry(decoder.conv_out, pairs.T, quiet=QUIET)
+    return vae
+
+
+@torch.no_grad()
+def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
+    """A `new_unet` that starts as the best linear guess at the step's timestep for latents of deviation 1:
+    eps = sqrt(1 - alpha_bar) z, along the outermost skip connection."""
+    latents = preset.base.vae.latent_channels
+    unet = new_unet(preset.base.unet, latents)
+    count = _fitting(latents, preset.base.unet.block_out_channels[:1])
+    last = cast(Any, unet.up_blocks[-1])
+    _silence(unet)
+    _carry(unet.conv_in, _pairs(count))
+    shortcut = last.resnets[-1].conv_shortcut
+    _carry(shortcut, torch.eye(2 * count), first=shortcut.in_channels - unet.conv_in.out_channels)
+    _pair_up(unet.conv_in)
+    _pair_up(shortcut)
+    let_tone_through(unet.conv_norm_out, last)
+    gain = (1 - alpha_bar(preset.step)) ** 0.5
+    _carry(unet.conv_out, gain * _pairs(count).T, quiet=QUIET)
+    return unet
+
+
+@torch.no_grad()
+def let_tone_through(norm: Any, block: Any) -> None:
+    """Let a network's last normalisation start as nearly the identity. norm: GroupNorm; block: the one before it.
+
+    It takes from each group of channels the mean and the deviation over the whole picture, and there the residual
+    stream ends, which alone carries them: a picture's brightness, cast and contrast. Two channels of each group, of
+    opposite constants, outweigh what differs between pictures: divided is by nearly TONE for all. In a group of two
+    channels nothing else is left: `norm_num_groups` must be small.
+    """
+    room = norm.num_channels // norm.num_groups
+    constant = TONE * (room / 2) ** 0.5
+    constants = torch.tensor([0.0] * (room - 2) + [constant, -constant]).repeat(norm.num_groups)
+    block.resnets[-1].conv2.bias += constants
+    norm.weight.fill_(TONE)
+    norm.bias.copy_(-constants)
+
+
+def _pairs(count: int) -> Tensor:
+    """[2 count, count]: x -> (+x, -x) for each; transposed it joins what SiLU made of them: SiLU(x) - SiLU(-x) = x."""
+    return torch.eye(count).repeat_interleave(2, dim=0) * torch.tensor([1.0, -1.0]).repeat(count)[:, None]
+
+
+def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int = 0, quiet: float = 0.0) -> None:
+    """Make the first rows of a convolution `matrix` of the channels from `first` on, and of the others nothing, or
+    `quiet` times what they were. kernel: over the picture, [kh, kw]; None: the pixel itself."""
+    rows, columns = matrix.shape
+    if kernel is None:
+        kernel = torch.zeros(conv.weight.shape[2:])
+        kernel[kernel.shape[0] // 2, kernel.shape[1] // 2] = 1
+    conv.weight[:rows] *= quiet
+    conv.weight[:rows, first : first + columns] = matrix[:, :, None, None] * kernel
+    conv.bias[:rows] = 0
+
+
+def _pair_up(conv: Any) -> None:
+    """Make the channels that a convolution gives to the stream pairs (+x, -x)."""
+    conv.weight[1::2], conv.bias[1::2] = -conv.weight[::2], -conv.bias[::2]
+
+
+def _silence(model: nn.Module) -> None:
+    """Start every residual branch at zero: residual blocks, attention, and transformers."""
+    for name, module in model.named_modules():
+        if name.endswith(("conv2", "proj_out")) or (name.endswith("to_out.0") and ".transformer_blocks." not in name):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+
+def _fitting(wanted: int, widths: Sequence[int]) -> int:
+    """How many values can be carried: two channels each, beside the two of `let_tone_through`."""
+    return min(wanted, (min(widths) - 2) // 2)

@@ -1,0 +1,1 @@
+"""The steps of a build, each an artefact of the cache."""

@@ -1,0 +1,114 @@
+"""The engines as artefacts of the build: mfm, encoder, decoder, a dynamic UNet, and a merged one for each condition."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from dod.model.dod import DOD
+from dod_runtime.bundle.safetensors import read_tensors
+from dod_runtime.bundle.schema import REFITTED, MergeEntry
+from dod_runtime.console import progress
+from export.cache import Entry, Workshop, hash_sources
+from export.engines.build import BUILDER, EngineJob, build_engines
+from export.engines.targets import TARGETS, Target, gpu_here
+from export.graphs import conditions
+from export.graphs.components import GRAPHS
+from export.interface import Component, engine_list, library_version, profile
+from export.preflight import ROOT, Options
+
+SOURCES = [
+    BUILDER,
+    ROOT / "export" / "graphs" / "conditions.py",
+    *(ROOT / "runtime" / "dod_runtime" / "bundle" / f"{name}.py" for name in ("merge", "safetensors")),
+]
+"""What configures the builder, and merges what it builds."""
+BUILDERS_MEMORY = 8 << 30
+"""Bytes that the engine builders at work may take together, so that a build of any size fits 12 GB."""
+MEMORY_PER_WEIGHT = 4
+"""What a builder takes for each byte of weights (6.0 GB were measured for 1.7 GB)."""
+
+
+def built(
+    shop: Workshop,
+    model: DOD,
+    options: Options,
+    conditions_with_engines: Sequence[str],
+    components: Callable[[], Mapping[str, Component]],
+    explaining: bool,
+) -> Iterator[tuple[str, Entry]]:
+    """Each engine of each target that was stale, by name, as it is finished; while explaining none is built."""
+    precision = options.precisions[-1]
+    for target in (TARGETS[name] for name in options.targets if name in TARGETS):
+        named: dict[Path, tuple[str, dict[str, object]]] = {}
+        planned = []
+        with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
+            for engine, graph, condition in engine_list(conditions_with_engines, options.refit, model.gate is not None):
+                name = f"engines/{target.name}/{engine}.engine"
+                refittable = _exchanged(model) if engine == REFITTED else ()
+                inputs = _inputs(shop, options, target, graph, condition, refittable)
+                if shop.fresh(name, inputs) or explaining:
+                    continue
+                weights = shop.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
+                job = EngineJob(
+                    _graph(shop, model, precision, graph, condition, Path(scratch)),
+                    shop.path(name),
+                    target,
+                    profile(components()[graph], options.batch, options.size),
+                    () if target.built_on_gpu else options.capabilities,
+                    refittable,
+                    MEMORY_PER_WEIGHT * weights.stat().st_size,
+                )
+                planned.append(job)
+                named[job.engine_path] = name, inputs
+            records = build_engines(planned, options.workers, BUILDERS_MEMORY)
+            for job, record in progress(records, len(planned), f"{target.name} engines") if planned else ():
+                name, inputs = named[job.engine_path]
+                yield name, shop.record(name, inputs, record.seconds, asdict(record))
+
+
+def _graph(shop: Workshop, model: DOD, precision: str, graph: str, condition: str | None, scratch: Path) -> Path:
+    onnx_path = shop.path(f"onnx/{precision}/{graph}.onnx")
+    if condition is None:
+        return onnx_path
+    folder = scratch / condition
+    folder.mkdir()
+    return conditions.write_merged_graph(
+        onnx_path,
+        onnx_path.with_name("unet.safetensors"),
+        conditions.merge_entries(model),
+        read_tensors(shop.path(f"conditions/{condition}.safetensors"))["modulation"],
+        folder,
+    )
+
+
+def _exchanged(model: DOD) -> tuple[str, ...]:
+    """The weights of the merged graph that a condition decides."""
+    entries = (MergeEntry(**entry) for entry in conditions.merge_entries(model))
+    return tuple(name for entry in entries for name in entry.changes)
+
+
+def _inputs(
+    shop: Workshop, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
+) -> dict[str, object]:
+    precision = options.precisions[-1]
+    gpu = gpu_here() if target.built_on_gpu or refittable else None
+    return {
+        "graph": _hash(shop, f"onnx/{precision}/{graph}.onnx"),
+        "weights": _hash(shop, f"onnx/{precision}/{GRAPHS[graph]}.safetensors"),
+        "condition": condition and _hash(shop, f"conditions/{condition}.safetensors"),
+        "batch": list(options.batch),
+        "size": list(options.size),
+        "compute capabilities": list(options.capabilities) if gpu is None else [],
+        "gpu": gpu and gpu.name,
+        "library": library_version(target.name),
+        "sources": hash_sources(SOURCES),
+        **({"refittable": list(refittable)} if refittable else {}),
+    }
+
+
+def _hash(shop: Workshop, name: str) -> str | None:
+    entry = shop.used.get(name)
+    return entry and entry.sha256

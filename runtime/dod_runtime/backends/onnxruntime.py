@@ -1,0 +1,229 @@
+"""ONNX Runtime on the CPU or on CUDA. A condition replaces values of the one merged graph, never the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ..bundle.bundle import Bundle
+from ..bundle.safetensors import read_tensors
+from ..errors import BackendError, BundleError, DODRuntimeError
+from .base import Options, Shapes, choose_precision
+from .gpu import find_gpu
+from .mapped import own_map
+from .sessions import Sessions
+
+__all__ = ["OnnxRuntime", "open_backend", "why_not"]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+COPYING = ["ConstantFolding"]
+"""Optimizers that copy weights, which no model of gigabytes has the room for; its UNets run without any."""
+
+
+def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+    """Why ONNX Runtime on CUDA or on the CPU cannot run `bundle` here; None where it can."""
+    if "onnxruntime" not in bundle.manifest.targets:
+        return "this bundle was built without the target onnxruntime"
+    if _precision(name, bundle, options) is None:
+        offered = bundle.manifest.targets["onnxruntime"].precisions
+        return f"this bundle has {' and '.join(offered)} for it, not {options.precision}"
+    on_cuda = name == "onnxruntime_cuda"
+    extra = "onnxruntime-gpu" if on_cuda else "onnxruntime"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return f"the library onnxruntime cannot be imported ({error}); install it with: pip install {extra}"
+    if not on_cuda:
+        return None
+    if CUDA not in onnxruntime.get_available_providers():
+        return "the installed onnxruntime has no CUDA provider; replace it with: pip install onnxruntime-gpu"
+    try:
+        find_gpu(options.device)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _precision(name: str, bundle: Bundle, options: Options) -> str | None:
+    """float32 on the CPU, which computes fp16 graphs in float32 anyway; fp16 on CUDA."""
+    offered = bundle.manifest.targets["onnxruntime"].precisions
+    return choose_precision(options.precision, offered, "fp16" if name == "onnxruntime_cuda" else "fp32")
+
+
+def open_backend(name: str, bundle: Bundle, options: Options) -> OnnxRuntime:
+    """Opens the backend. Raises BackendError where a session of the graphs cannot be made on the device."""
+    return OnnxRuntime(name, bundle, options)
+
+
+class OnnxRuntime(Sessions):
+    """A session for each component and condition, made when it is first needed. Sessions may be shared by threads.
+
+    On the CPU all sessions of the process take their memory from one arena, no more than they ask for: arenas of their
+    own, which grow by doubling and plan a block for all of a graph besides, hold up to two and a half times as much and
+    are no faster. It goes back to the system when the backend is closed, after a picture of another size than the last,
+    whose blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a
+    twentieth.
+    """
+
+    def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
+        import onnxruntime
+
+        precision = _precision(name, bundle, options)
+        if precision is None:
+            raise BackendError(why_not(name, bundle, options) or "no precision to run")
+        super().__init__(bundle, bundle.manifest.precisions[precision])
+        self.name, self.precision = name, precision
+        self._ort, self._options = onnxruntime, options
+        self._device = options.device if name == "onnxruntime_cuda" else None
+        self._returning = onnxruntime.RunOptions()
+        self._shape: tuple[int, ...] = ()
+        self._lent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what sessions use and do not hold
+        if self._device is None:
+            try:
+                _make_arena()
+            except Exception as error:  # as in `run`
+                raise BackendError(f"ONNX Runtime cannot make its arena: {_first_line(error)}") from error
+            self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+            place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
+        else:
+            place = f"GPU {self._device}, {find_gpu(self._device).name}"
+            self._session("encoder", None)
+        self.description = f"ONNX Runtime {onnxruntime.__version__} on {place}, {precision}"
+
+    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
+        """See `Backend.run`. On CUDA the results are `OrtValue`s on the GPU, else arrays."""
+        session = self._session(component, condition)
+        with self._sparing(self._bundle.folder):
+            names = [output.name for output in session.get_outputs()]
+            try:
+                if self._device is not None:
+                    return self._run_bound(session, names, inputs)
+                if component == "decoder":
+                    return self._run_last(session, inputs)
+                return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+                raise BackendError(f"ONNX Runtime failed in {component}: {_first_line(error)}") from error
+
+    def _run_bound(self, session: Any, names: list[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
+        binding = session.io_binding()
+        for key, value in inputs.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(key, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(key, value)
+        for key in names:
+            binding.bind_output(key, "cuda", self._device)
+        session.run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=True))
+
+    def _run_last(self, session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        # The picture gets memory of its own: in the arena it would keep whatever block it came to lie in.
+        decoder = self._bundle.manifest.components["decoder"]
+        arrays = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
+        sizes = next(spec.sizes(arrays[spec.name].shape) for spec in decoder.inputs)
+        results = {spec.name: np.empty(spec.sized(**sizes), spec.dtype(self.precision)) for spec in decoder.outputs}
+        binding = session.io_binding()
+        for key, value in arrays.items():
+            binding.bind_cpu_input(key, value)
+        for key, value in results.items():
+            binding.bind_output(key, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        session.run_with_iobinding(binding, self._ending(inputs))
+        return results
+
+    def to_numpy(self, value: Any) -> np.ndarray:
+        """See `Backend.to_numpy`."""
+        return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def close(self) -> None:
+        """See `Backend.close`. An arena is given back at the end of a run alone: hence a last one, of the least."""
+        with self._locks["encoder"]:
+            encoder = next(iter(self._sessions["encoder"].values()), None)
+        super().close()
+        if self._device is None and encoder is not None:
+            side = self._bundle.manifest.size_multiple
+            with suppress(Exception):  # as in `run`; what is closed needs no answer
+                encoder.run(None, {"image": np.zeros((1, 3, side, side), np.float32)}, self._returning)
+
+    def _ending(self, inputs: Mapping[str, Any]) -> Any:
+        """The options of the run that ends a picture: whether the arena goes back."""
+        before, self._shape = self._shape, np.shape(inputs["latent_restored"])
+        return self._returning if self._large or before not in ((), self._shape) else None
+
+    def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
+        path = self._bundle.path(self._files.onnx[component])
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._device is None:
+            options.add_session_config_entry("session.use_env_allocators", "1")
+            options.enable_mem_pattern = False
+        if self._options.threads is not None:
+            options.intra_op_num_threads = self._options.threads
+        try:
+            if self._device is None and self._large and component.startswith("unet"):
+                return self._lend(component, path, options, values)
+            if values:
+                arrays = [self._ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
+                options.add_external_initializers(list(values), arrays)
+            left_out = COPYING if self._large and self._device is None else []
+            session = self._ort.InferenceSession(
+                str(path), options, providers=self._providers(), disabled_optimizers=left_out
+            )
+        except DODRuntimeError:
+            raise
+        except Exception as error:  # as in `run`
+            kind = BundleError if self._device is None else BackendError
+            raise kind(f"ONNX Runtime {self._ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        if self._device is not None and session.get_providers()[0] != CUDA:
+            raise BackendError("ONNX Runtime fell back to the CPU: its CUDA provider does not start on this machine")
+        return session
+
+    def _lend(self, component: str, path: Path, options: Any, values: dict[str, np.ndarray]) -> Any:
+        """A session that computes with `values`, and the stored weights, where they lie: it copies and packs none, and
+        opens at once.
+
+        Without optimizers, for some compute with the values of the graph's own initializers. A run of a merged UNet of
+        gigabytes is a fifth slower for all of it. ONNX Runtime passes over names that the graph has not: hence a look.
+        """
+        graph = path.read_bytes()
+        for name in values:
+            if _field_of_name(name) not in graph:
+                raise BundleError(f"cannot merge: the graph {component} holds no initializer {name!r}")
+        stored = read_tensors(self._bundle.path(self._files.weights[component]), own_map)
+        lent = {name: self._ort.OrtValue.ortvalue_from_numpy(value) for name, value in (stored | values).items()}
+        for name, value in lent.items():
+            options.add_initializer(name, value)
+        options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        session = self._ort.InferenceSession(str(path), options, providers=self._providers())
+        self._lent[session] = list(lent.values())
+        return session
+
+    def _providers(self) -> list[Any]:
+        return [CPU] if self._device is None else [(CUDA, {"device_id": self._device}), CPU]
+
+
+def _field_of_name(name: str) -> bytes:
+    """What the file of a graph has where it names an initializer: the field `name` of ONNX's TensorProto, number 8."""
+    text = name.encode()
+    size = len(text)
+    return b"\x42" + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + text
+
+
+@cache
+def _make_arena() -> None:
+    """The process's one arena, which sessions use that ask for it, extended by what is requested."""
+    import onnxruntime as ort
+
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,64 @@
+"""What new networks are before any training: the linear map nearest to their task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dod.config import VAEConfig, load_preset
+from dod.model.base import new_vae
+from dod.model.dod import alpha_bar
+from dod.training import init
+from tests.dod.small_model import image
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, True), (8, False)])
+def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> None:
+    """Two pictures that differ in brightness alone still do behind the last normalisation, but not with two channels
+    in a group, which is why `mini` has one group."""
+    torch.manual_seed(0)
+    vae: Any = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
+    norm, block = vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1]
+    before = block.resnets[-1].conv2.bias.detach().clone()
+    init.let_tone_through(norm, block)
+    constants = block.resnets[-1].conv2.bias.detach() - before
+    dark = torch.randn(1, 16, 32, 32) / 2
+    bright = dark + torch.randn(1, 16, 1, 1)
+    with torch.no_grad():
+        dark, bright = (norm(x + constants[:, None, None]) - x for x in (dark, bright))
+    error = (bright - dark).mean(dim=(2, 3)).std()
+    assert (error < 0.3) == kept, error
+
+
+def test_a_new_autoencoder_averages() -> None:
+    """Before any training: its latents are the colours' means, and its pictures have the tone of what they show."""
+    torch.manual_seed(0)
+    vae: Any = init.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
+    picture = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
+    means = torch.nn.functional.avg_pool2d(picture, 8)
+    with torch.no_grad():
+        latent = vae.encode(picture).latent_dist
+        restored = vae.decode(latent.mode()).sample
+    assert (latent.mode()[:, :3] - means).abs().max() < 0.03 and latent.std.max() < 0.02
+    assert (torch.nn.functional.avg_pool2d(restored, 8) - means).abs().mean() < 0.02
+    plain: Any = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
+    with torch.no_grad():
+        assert (plain(picture).sample.mean((2, 3)) - picture.mean((2, 3))).abs().mean() > 0.1, "others do not"
+
+
+@pytest.mark.parametrize("timestep", [249, 999])
+def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
+    preset = load_preset(
+        "mini",
+        {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]},
+    )
+    unet = init.new_latent_unet(preset).eval()
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(2, 4, 16, 24, generator=generator) / 2 + torch.tensor([0.5, -0.5, 1, 0])[:, None, None]
+    with torch.no_grad():
+        eps = unet(latent, timestep, torch.randn(2, 8, 64, generator=generator)).sample
+    wanted = (1 - alpha_bar(preset.step)) ** 0.5 * latent
+    assert (eps - wanted).abs().mean() < 0.1 * wanted.abs().mean()

@@ -1,0 +1,105 @@
+"""The objectives of the two stages: what each trains, and its terms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dod.errors import ConfigError, TrainingError
+from dod.model.clora import adapted_layers, factors
+from dod.model.dod import DOD
+from dod.training import loop, stages
+from dod.training.objectives import Adaptation, Detail
+from tests.dod.small_model import image, normal, smaller
+from tests.dod.small_training import QUICK, Pairs
+
+
+@pytest.mark.parametrize("stage", ["1", "1, at the latent", "1, at the latent, relative", "1, both", "2"])
+def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    monkeypatch.setattr(loop, "LOG_EVERY", 10)
+    torch.manual_seed(0)
+    model = DOD.from_preset(smaller())
+    own = model.detail_parameters() if stage == "2" else model.adaptation_parameters()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    schedule = replace(QUICK, steps=30, learning_rate=3e-3, weight_decay=0.0)
+    if stage == "2":
+        log = stages.stage_2(model, Pairs(), schedule, tmp_path)
+    else:
+        latent = "latent" in stage
+        weights = {"rec_weight": 1.0 - latent, "latent_weight": float(latent), "dmd_weight": float("both" in stage)}
+        log = stages.stage_1(model, Pairs(), schedule, tmp_path, **weights, relative="relative" in stage)
+    ids = {id(p) for p in own.values()}
+    mine = {name for name, p in model.named_parameters() if id(p) in ids}
+    assert {name for name, p in model.named_parameters() if not torch.equal(before[name], p)} == mine
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == mine
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_stage_2_without_detail_modules_has_nothing_to_train(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="preset tiny has no detail modules"):
+        stages.stage_2(DOD.from_preset(smaller(detail__enabled=False)), Pairs(), QUICK, tmp_path)
+
+
+def test_a_trained_decoder_keeps_decoding_without_the_modules() -> None:
+    model = DOD.from_preset(smaller())
+    batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
+
+    def terms(**options: Any) -> dict[str, Tensor]:
+        return Detail(model, **options)(batch, torch.Generator())
+
+    assert terms().keys() == terms(decoder=True, plain=0.0).keys() == {"rec", "ssim"}
+    plain, twice = (terms(decoder=True, plain=weight)["plain"] for weight in (0.5, 1.0))
+    assert twice.item() == pytest.approx(2 * plain.item())
+    rec = terms()["rec"].item()
+    with torch.no_grad():
+        model.decoder.base_parameters()["decoder.conv_out.bias"].add_(0.1)
+        moved = terms(decoder=True, plain=1.0)
+    assert moved["plain"].item() != twice.item() and moved["rec"].item() != rec
+
+
+def test_distribution_matching_trains_two_networks_apart() -> None:
+    model = DOD.from_preset(smaller())
+    objective = Adaptation(model, rec=0.0, dmd=1.0)
+    (_, adaptation), (_, fake) = objective.groups()
+    batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
+    for moved in (factors(layer)[1] for _, layer in adapted_layers(objective.fake)):
+        moved.data.normal_(std=0.1)  # B starts at zero: the fake denoiser would be the real one and nothing would flow
+    terms = objective(batch, torch.Generator().manual_seed(0))
+    assert terms.keys() == {"dmd", "diff"}
+    terms["dmd"].backward(retain_graph=True)
+    assert all(p.grad is None for p in fake.values()) and any(p.grad is not None for p in adaptation.values())
+    held = {name: p.grad.clone() for name, p in adaptation.items() if p.grad is not None}
+    terms["diff"].backward()
+    assert all(p.grad is not None for p in fake.values())
+    assert all(torch.equal(adaptation[name].grad, gradient) for name, gradient in held.items())
+    shared = {p.data_ptr() for p in model.unet.unet.parameters()}
+    assert {p.data_ptr() for p in objective.real.parameters()} <= shared, "the base is not held twice"
+
+
+def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
+    """Both pictures of a pair are cut to the same window, one inside the picture; c is the whole's."""
+    model = DOD.from_preset(smaller())
+    clean = image(3, 64, 48)
+    degraded = (clean + 0.1 * normal(3, 3, 64, 48)).clamp(-1, 1)
+    objective = Adaptation(model, dmd=0.0, tile=[16])
+    modulation, cut, truth = objective.pair((degraded, clean), torch.Generator().manual_seed(1))
+    assert torch.equal(modulation, model.modulation(degraded)[1])
+    assert cut.shape == truth.shape == (3, 3, 16, 16)
+    corners = []
+    for i in range(3):
+        windows = clean[i].unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4)
+        ((y, x),) = (windows == truth[i]).all(dim=(2, 3, 4)).nonzero().tolist()
+        assert torch.equal(cut[i], degraded[i, :, y : y + 16, x : x + 16])
+        corners.append((y, x))
+    assert len(set(corners)) > 1
+    generator, several = torch.Generator().manual_seed(1), Adaptation(model, dmd=0.0, tile=[16, 32])
+    assert {several.pair((degraded, clean), generator)[1].shape[-1] for _ in range(16)} == {16, 32}
+    whole = Adaptation(model, dmd=0.0).pair((degraded, clean), torch.Generator())
+    assert torch.equal(whole[1], degraded) and torch.equal(whole[2], clean)
+    with pytest.raises(TrainingError, match="a tile of 56 px does not fit a picture of 48x64"):
+        Adaptation(model, dmd=0.0, tile=[56]).pair((degraded, clean), torch.Generator())

@@ -1,0 +1,53 @@
+"""Which targets and compute capabilities can be built, and what a bad wish gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_half, why_no_gpu, why_not
+from export.errors import TargetError
+from tests.export.small_graphs import build_rtx, tiny_graph
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+
+
+def test_why_not() -> None:
+    assert why_not(TENSORRT_RTX) is None
+    absent = Target("tensorrt", module="no_such_library", extra="tensorrt", built_on_gpu=True)
+    assert why_not(absent) == "no_such_library is not installed: pip install -e '.[tensorrt]'"
+    here_but_for_the_gpu = Target("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
+    assert why_not(here_but_for_the_gpu) == why_no_gpu()
+
+
+def test_the_capabilities_known_are_the_librarys() -> None:
+    members = {name[2:] for name in tensorrt_rtx.ComputeCapability.__members__ if name.startswith("SM")}
+    assert {capability.replace(".", "") for capability in CAPABILITIES} == members
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "message"),
+    [
+        ((), "needs compute capabilities by name"),
+        (("8.6", "8.8"), r"'8.8' \(did you mean '8.\d'\?\): choose one of 7.5, 8.0"),
+        (("89",), "did you mean '8.9'"),
+        (("9.0",), "unknown compute capability '9.0'"),
+        (("8.6", "7.5"), "7.5 does not build with fp16"),
+    ],
+)
+def test_bad_capabilities(graph: Path, tmp_path: Path, capabilities: tuple[str, ...], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        build_rtx(graph, tmp_path / "block.engine", capabilities)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_half(graph: Path, tmp_path: Path) -> None:
+    assert is_half(graph)
+    single = onnx.load(tiny_graph(tmp_path / "single.onnx", helper.make_node("Relu", ["image"], ["restored"])))
+    del single.graph.initializer[:]
+    (tmp_path / "single.onnx").write_bytes(single.SerializeToString())
+    assert not is_half(tmp_path / "single.onnx")
+    assert build_rtx(tmp_path / "single.onnx", tmp_path / "single.engine", ("7.5",)).compute_capabilities == ("7.5",)

@@ -1,0 +1,129 @@
+"""Half precision: which modules keep float32, and what flows between them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dod.model.dod import DOD
+from export.errors import GraphError
+from export.graphs.fp16 import SummedInFloat32, default_islands, half_copy
+from tests.dod.small_model import image, normal, snr_db
+
+
+def parameters(model: DOD) -> dict[str, torch.dtype]:
+    return {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+def test_the_default_islands_stay_in_float32(model: DOD) -> None:
+    islands = default_islands(model)
+    last = len(model.unet.unet.up_blocks) - 1
+    assert f"unet.unet.up_blocks.{last}" in islands and "mfm.network" in islands
+    found = parameters(half_copy(model))
+    kept = {name for name, dtype in found.items() if dtype == torch.float32}
+    assert kept == {name for name in found if name.startswith(tuple(f"{island}." for island in islands))}
+    assert set(found.values()) == {torch.float16, torch.float32}
+
+
+def test_the_model_itself_is_left_alone(model: DOD) -> None:
+    before = copy.deepcopy(model.state_dict())
+    half_copy(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(parameters(model).values()) == {torch.float32}
+
+
+def test_no_islands(model: DOD) -> None:
+    assert set(parameters(half_copy(model, ())).values()) == {torch.float16}
+
+
+def test_an_island_that_is_named(model: DOD) -> None:
+    half = half_copy(model, ("unet.unet.mid_block",))
+    found = parameters(half)
+    assert {name for name, dtype in found.items() if dtype == torch.float32} == {
+        name for name in found if name.startswith("unet.unet.mid_block.")
+    }
+    seen: dict[str, torch.dtype] = {}
+    block = half.unet.unet.mid_block
+    block.resnets[0].register_forward_pre_hook(lambda _, args: seen.update(inside=args[0].dtype))
+    block.register_forward_hook(lambda _, args, output: seen.update(handed_on=output.dtype))
+    with torch.no_grad():
+        half.unet(normal(1, 4, 8, 8), torch.zeros(1, len(model.layers), 2, model.preset.lora.rank))
+    assert seen == {"inside": torch.float32, "handed_on": torch.float16}
+
+
+def test_an_island_keeps_what_half_cannot_hold(model: DOD) -> None:
+    large, name = copy.deepcopy(model), "unet.unet.mid_block.resnets.0.conv1.base_layer.weight"
+    large.get_parameter(name).data.fill_(1e5)
+    half = half_copy(large, ("unet.unet.mid_block",))
+    assert (half.get_parameter(name) == 1e5).all()
+    assert half.unet.unet.conv_in.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["unet.nothing", "unet.unet.up_blocks.9", "mfm.netwrok"])
+def test_an_unknown_island(model: DOD, name: str) -> None:
+    with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; such are mfm.network, "):
+        half_copy(model, ("mfm.network", name))
+
+
+@pytest.mark.parametrize("name", ["decoder.decoder", "unet.unet.up_blocks"])
+def test_what_is_never_called_is_no_island(model: DOD, name: str) -> None:
+    with pytest.raises(GraphError, match=f"{name} is never called as one: keep its parts in float32"):
+        half_copy(model, (name,))
+
+
+def test_the_interface_and_what_half_costs(model: DOD) -> None:
+    half, picture = half_copy(model), image(1, 16, 24)
+    crops = image(4, 32, 32)[None]
+    with torch.no_grad():
+        condition, modulation = half.mfm(crops)
+        latent, skips = half.encoder(picture)
+        restored = half.unet(latent, modulation)
+        found = half.decoder(restored, skips)
+        _, expected = model.mfm(crops)
+        expected_latent, expected_skips = model.encoder(picture)
+        result = model.decoder(model.unet(expected_latent, expected), expected_skips)
+    assert {value.dtype for value in (condition, modulation, latent, restored, found)} == {torch.float32}
+    assert {skip.dtype for skip in skips} == {torch.float16}
+    assert 30 < snr_db(result, found) < 100, "half, but not garbage"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["convolution", "strided", "transposed", "linear"])
+def test_sums_are_in_float32_and_rounded_once(dtype: torch.dtype, kind: str) -> None:
+    kinds: dict[str, Callable[[], torch.nn.Module]] = {
+        "convolution": lambda: torch.nn.Conv2d(24, 8, 3, padding=1),
+        "strided": lambda: torch.nn.Conv2d(24, 8, 3, 2, padding=1),
+        "transposed": lambda: torch.nn.ConvTranspose2d(24, 8, 4, 2, padding=1),
+        "linear": lambda: torch.nn.Linear(200, 8),
+    }
+    layer = kinds[kind]().to(dtype)
+    picture = normal(1, 24, 12, 200 if kind == "linear" else 12).to(dtype)
+    with torch.no_grad():
+        exact = copy.deepcopy(layer).double()(picture.double())
+        with SummedInFloat32():
+            found = layer(picture)
+        loop = layer(picture)
+    assert found.dtype == dtype
+    spacing = torch.finfo(dtype).eps * exact.abs()
+    assert ((found.double() - exact).abs() <= 0.5001 * spacing + 1e-6).all()
+    if kind != "transposed":  # of which PyTorch's loop rounds every partial sum
+        assert ((found.double() - loop.double()).abs() <= 1.01 * spacing + 1e-6).all()
+
+
+def test_convolutions_that_overflow_stay_infinite() -> None:
+    layer = torch.nn.Conv2d(1, 1, 1, bias=False).half()
+    torch.nn.init.constant_(layer.weight, 300.0)
+    with torch.no_grad(), SummedInFloat32():
+        assert layer(torch.full((1, 1, 2, 2), 300.0, dtype=torch.float16)).isinf().all()
+        assert layer(torch.full((1, 1, 2, 2), 200.0, dtype=torch.float16)).eq(300 * 200).all()
+
+
+def test_float32_is_left_alone_where_sums_are_in_float32(model: DOD) -> None:
+    picture = image(1, 16, 24)
+    with torch.no_grad():
+        expected = model.encoder(picture)[0]
+        with SummedInFloat32():
+            assert torch.equal(model.encoder(picture)[0], expected)

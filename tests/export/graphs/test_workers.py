@@ -1,0 +1,26 @@
+"""Tracing in worker processes: what a worker's end amounts to."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.errors import GraphError
+from export.graphs.workers import TraceJob, trace_all
+
+
+class Ended:
+    """Ends the process that it is handed to, as the system does where memory is short."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (9,)
+
+
+def test_a_worker_that_is_ended_is_told(tmp_path: Path) -> None:
+    job = TraceJob("mfm.onnx", "fp32", "mfm", tmp_path / "mfm.onnx", tmp_path / "mfm.safetensors", 20)
+    skeletons: dict[str, Any] = {"fp32": Ended()}
+    with pytest.raises(GraphError, match="a tracing process was ended from outside or could not start"):
+        list(trace_all(skeletons, [job, job], 1))
