@@ -2,8 +2,8 @@
 
     python -m dod.extras.average build/presets/other --preset mini --share 0.5
 
-Fine-tuning runs from one start often lie in one basin of the loss, so the mean of their weights restores each degradation
-nearly as well as the better of both (model soups, Wortsman et al. 2022). No training is needed. The gate and the
+Fine-tuning runs from one start often lie in one basin of the loss. The mean of their weights then restores each
+degradation nearly as well as the better of both (model soups, Wortsman et al. 2022), without training. The gate and the
 sharpening filters are averaged too, which has no meaning: fit them again with `dod.extras.postprocess`.
 """
 
