@@ -69,7 +69,7 @@ def test_the_command_fits_gate_and_kernel(folder: Path, capsys: pytest.CaptureFi
     change(folder, conditions=["low-light", "noise", "blur"])
     assert "--crop 101" in refused("--crop", "101")
     assert "--samples 3" in refused("--samples", "3")
-    with pytest.raises(CheckpointError, match=r"dod\.training\.postprocess"):
+    with pytest.raises(CheckpointError, match=r"dod\.extras\.postprocess"):
         load_model(folder)
     fit = ["--crop", "192", "--samples", "200", "--pairs", "240", "--steps", "300", "--save-every", "300"]
     assert run_command(postprocess.main, [*argv, *fit, "--batch", "64"]) == 0

@@ -112,7 +112,7 @@ def test_a_checkpoint_states_it_and_an_older_ones_is_refused(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="postprocess"):
         load_checkpoint(DOD.from_preset(tiny()), tmp_path)
     save_checkpoint(DOD.from_preset(tiny()), tmp_path)
-    with pytest.raises(CheckpointError, match=r"dod\.training\.postprocess"):
+    with pytest.raises(CheckpointError, match=r"dod\.extras\.postprocess"):
         load_checkpoint(DOD.from_preset(tiny(**PRESET)), tmp_path)
     load_checkpoint(DOD.from_preset(tiny(**PRESET)), tmp_path, without_postprocess=True)
 
