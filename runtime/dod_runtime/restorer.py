@@ -258,9 +258,9 @@ class Restorer:
             length = side - 2 * MARGIN
             if side > tile and length <= largest:
                 size[axis] = with_margins(length, multiple, least, largest)
-                before = (size[axis] - length) // 2 - MARGIN
-                whole = np.take(whole, reflect_indices(side, size[axis], before), axis + 2)
-                moved.append((axis + 2, reflect_indices(size[axis], side, -before)))
+                before = (size[axis] - length) // 2
+                whole = np.take(whole, MARGIN + reflect_indices(length, size[axis], before), axis + 2)
+                moved.append((axis + 2, reflect_indices(size[axis], side, MARGIN - before)))
             elif side > tile:
                 size[axis] = largest // multiple * multiple
         guide = restore(np.ascontiguousarray(reduce_image(whole, *size)))

@@ -226,7 +226,7 @@ def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatc
         assert not np.array_equal(whole.restore(picture, "haze"), expected)
 
 
-@pytest.mark.parametrize("size", [(128, 96), (101, 128), (30, 128), (97, 97)])
+@pytest.mark.parametrize("size", [(128, 96), (101, 128), (30, 128), (97, 97), (65, 66)])
 def test_the_guide_of_tiles_is_the_image_restored_whole_where_the_bundle_takes_it(
     size: tuple[int, int], toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
