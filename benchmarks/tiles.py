@@ -161,11 +161,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     width, height = arguments.size
     bundle = Bundle.open(arguments.bundle)
-    if arguments.time is None and max(arguments.size) > bundle.manifest.profile.size[2]:
-        raise UsageError(
-            f"--size {width} {height}: this bundle restores at most {bundle.manifest.profile.size[2]} whole"
-        )
     if arguments.time is not None:
+        if arguments.time < 1:
+            raise UsageError(f"--time {arguments.time}: it must be at least 1")
         pixels = next(iter(photographs(arguments.photographs, 1).values()))
         image = np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width])
         for tile in arguments.tile_size:
@@ -173,6 +171,10 @@ def main(argv: Sequence[str]) -> int:
                 added = added_time(restorer, image, tile, arguments.time)
             print(f"{image.shape[1]} x {image.shape[0]} in tiles of {tile}: the guide adds {added:.1%} of time")
         return 0
+    if max(arguments.size) > bundle.manifest.profile.size[2]:
+        raise UsageError(
+            f"--size {width} {height}: this bundle restores at most {bundle.manifest.profile.size[2]} whole"
+        )
     tasks = [GRADIENT, *(task for task in TASKS if task.name not in ("noise-15", "noise-50"))]
     work = [
         (task, name, np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 
@@ -19,7 +18,7 @@ from ..checkpoint import load_checkpoint, load_model, read_metadata, save_checkp
 from ..errors import ConfigError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_output
-from ..training.loop import is_main_process, say
+from ..training.loop import say
 from ..training.output import open_output, part_path, training_preset
 from ..training.pretrain import unless_failed
 from ..training.stages import rebased
@@ -74,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = load_checkpoint(model, folder).get("training", [])
     changed = average(model, other, arguments.share)
     run = {"stage": "average", "share": arguments.share, "other": [each for each in theirs if each not in training]}
-    with unless_failed(base) if is_main_process() else nullcontext():  # base and checkpoint, or neither
+    with unless_failed(base):  # base and checkpoint, or neither
         save_checkpoint(rebased(model, run), folder, torch.float16, training=[*training, run])
     say(f"{changed} tensors of {folder} and {base} are averaged; fit gate and filters with dod.extras.postprocess")
     return 0

@@ -16,9 +16,9 @@ from .backends import open_backend
 from .backends.base import Options
 from .bundle.bundle import Bundle
 from .errors import PictureError, UsageError, unknown
-from .image.geometry import MARGIN, crops, pad, reflect_indices, with_margins
+from .image.geometry import crops, pad, with_margins
 from .image.read import Picture, Source, read
-from .image.tiling import check_tile, reduce_image, restore_tiles
+from .image.tiling import check_tile, restore_guide, restore_tiles
 from .pipeline import Decisions, Observer, Pipeline
 
 __all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
@@ -66,9 +66,9 @@ class Restorer:
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
     parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture and matched in tone to a guide, the whole picture reduced to the bundle's largest size and
-    restored in one run more. bypass: False restores every picture with the model; by default the path `auto` lets those
-    pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
+    of the whole picture and matched in tone to a guide, the whole picture restored in one run more, reduced where it is
+    larger than the bundle's largest size. bypass: False restores every picture with the model; by default the path
+    `auto` lets those pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
 
@@ -245,28 +245,8 @@ class Restorer:
         return restore_tiles(images, self._sizes[2], restore, guide), shares
 
     def guide(self, images: np.ndarray, restore: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """Images that are larger than a tile, restored in one run of at most the bundle's largest size.
-
-        An axis that the bundle takes whole is laid out as it is without tiles, so that the guide's tone is that of the
-        image restored whole. A longer one is reduced.
-        """
-        multiple, least, tile = self._sizes
-        largest = self.bundle.manifest.profile.size[2]
-        whole, size = images, list(images.shape[2:])
-        moved = []
-        for axis, side in enumerate(size):
-            length = side - 2 * MARGIN
-            if side > tile and length <= largest:
-                size[axis] = with_margins(length, multiple, least, largest)
-                before = (size[axis] - length) // 2
-                whole = np.take(whole, MARGIN + reflect_indices(length, size[axis], before), axis + 2)
-                moved.append((axis + 2, reflect_indices(size[axis], side, MARGIN - before)))
-            elif side > tile:
-                size[axis] = largest // multiple * multiple
-        guide = restore(np.ascontiguousarray(reduce_image(whole, *size)))
-        for axis, indices in moved:
-            guide = np.take(guide, indices, axis)
-        return guide
+        """Restore padded images [B, 3, H, W] that are larger than a tile in one run: see `tiling.restore_guide`."""
+        return restore_guide(images, restore, *self._sizes, self.bundle.manifest.profile.size[2])
 
     def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
         """What belongs to each of `batch` images as a whole, decided from its crops: see `Pipeline.decide`."""

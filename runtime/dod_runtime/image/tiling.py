@@ -12,8 +12,18 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..errors import UsageError
+from .geometry import MARGIN, reflect_indices, with_margins
 
-__all__ = ["blend_weights", "check_tile", "match_tone", "reduce_image", "restore_tiles", "tile_starts", "tiles"]
+__all__ = [
+    "blend_weights",
+    "check_tile",
+    "match_tone",
+    "reduce_image",
+    "restore_guide",
+    "restore_tiles",
+    "tile_starts",
+    "tiles",
+]
 
 OVERLAP = 8
 """Neighbours share an eighth of a tile's side at least."""
@@ -106,6 +116,47 @@ def restore_tiles(
             part = match_tone(part, guide, rows, columns, height, width)
         restored[:, :, rows, columns] += weights * part
     return restored
+
+
+def restore_guide(
+    images: np.ndarray,
+    restore: Callable[[np.ndarray], np.ndarray],
+    multiple: int,
+    least: int,
+    tile: int,
+    largest: int,
+) -> np.ndarray:
+    """Restore images that are larger than a tile in one run, as the guide of their tiles.
+
+    An axis that is run whole without tiles gets the same margins here, so that the guide has the tone of the image
+    restored whole. A longer axis is reduced.
+
+    Args:
+        images: float32 [B, C, H, W] in [-1, 1]; a side longer than `tile` has margins of `MARGIN` pixels.
+        restore: restores [B, C, h, w] of the guide's size; the same shape out.
+        multiple: sides of the graphs are multiples of it.
+        least: smallest side of the graphs in pixels.
+        tile: side of the tiles in pixels.
+        largest: largest side of the graphs in pixels.
+
+    Returns:
+        float32 [B, C, h, w], h and w at most `largest` or, of an axis that is not reduced, those of `images`.
+    """
+    whole, size = images, list(images.shape[2:])
+    moved = []
+    for axis, side in enumerate(size):
+        length = side - 2 * MARGIN
+        if side > tile and length <= largest:
+            size[axis] = with_margins(length, multiple, least, largest)
+            before = (size[axis] - length) // 2
+            whole = np.take(whole, MARGIN + reflect_indices(length, size[axis], before), axis + 2)
+            moved.append((axis + 2, reflect_indices(size[axis], side, MARGIN - before)))
+        elif side > tile:
+            size[axis] = largest // multiple * multiple
+    guide = restore(np.ascontiguousarray(reduce_image(whole, *size)))
+    for axis, indices in moved:
+        guide = np.take(guide, indices, axis)
+    return guide
 
 
 def reduce_image(images: np.ndarray, height: int, width: int) -> np.ndarray:
