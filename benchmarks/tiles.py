@@ -133,6 +133,12 @@ def parser() -> Parser:
     made = Parser(prog="python benchmarks/tiles.py", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--bundle", type=Path, default=BUNDLE, help="bundle to measure (default: %(default)s)")
     made.add_argument(
+        "--whole",
+        type=Path,
+        metavar="BUNDLE",
+        help="bundle that restores the images whole, where they are larger than --bundle takes (default: --bundle)",
+    )
+    made.add_argument(
         "--photographs", nargs="+", default=[OWN], metavar="FOLDER", help="clean photographs (default: %(default)s)"
     )
     made.add_argument("--limit", type=int, help="number of photographs of each folder (default: all)")
@@ -171,10 +177,10 @@ def main(argv: Sequence[str]) -> int:
                 added = added_time(restorer, image, tile, arguments.time)
             print(f"{image.shape[1]} x {image.shape[0]} in tiles of {tile}: the guide adds {added:.1%} of time")
         return 0
-    if max(arguments.size) > bundle.manifest.profile.size[2]:
-        raise UsageError(
-            f"--size {width} {height}: this bundle restores at most {bundle.manifest.profile.size[2]} whole"
-        )
+    reference = bundle if arguments.whole is None else Bundle.open(arguments.whole)
+    limit = reference.manifest.profile.size[2]
+    if max(arguments.size) > limit:
+        raise UsageError(f"--size {width} {height}: {reference.folder} restores at most {limit} whole; name --whole")
     tasks = [GRADIENT, *(task for task in TASKS if task.name not in ("noise-15", "noise-50"))]
     work = [
         (task, name, np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width]))
@@ -183,8 +189,9 @@ def main(argv: Sequence[str]) -> int:
     ]
     restorers = {
         tile: Restorer(bundle, arguments.backend, threads=arguments.threads, tile=tile)
-        for tile in (None, *arguments.tile_size)
+        for tile in arguments.tile_size
     }
+    restorers[None] = Restorer(reference, arguments.backend, threads=arguments.threads)
     rows: list[Row] = []
     for task, name, truth in progress(work, label="restoring"):
         kind = "haze" if task is GRADIENT else task.degradation
