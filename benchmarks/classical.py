@@ -1,6 +1,6 @@
 """What a user would reach for without a network: one classical method for each degradation, to stand beside the bundle.
 
-All are blind: they see the degraded picture alone, never the parameters it was made with. Their constants were chosen
+All are blind: they see the degraded image alone, never the parameters it was made with. Their constants were chosen
 on the training photographs (`python -m dod.data.photographs`), like a model's weights, never on those of the table.
 
 Where rain falls nearly upright, as in `dod.data.degradations`, a horizontal grey opening (1 x 5 px) is a stronger
@@ -20,7 +20,7 @@ from dod_runtime.errors import UsageError
 
 __all__ = ["METHODS", "Method", "classical"]
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Array = NDArray[Any]
 
 
@@ -32,13 +32,13 @@ class Method:
     run: Callable[[Array], Array]
 
 
-def classical(picture: Picture, degradation: str) -> Picture:
-    """A degraded picture, uint8 [H, W, 3], as the degradation's method restores it.
+def classical(image: Pixels, degradation: str) -> Pixels:
+    """A degraded image, uint8 [H, W, 3], as the degradation's method restores it.
 
     Raises UsageError where scikit-image is missing.
     """
     try:
-        restored = METHODS[degradation].run(picture.astype(np.float32) / np.float32(255))
+        restored = METHODS[degradation].run(image.astype(np.float32) / np.float32(255))
     except ImportError as error:
         raise UsageError(f"the classical methods need scikit-image ({error}): pip install -e '.[eval]'") from error
     return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
@@ -48,7 +48,7 @@ def non_local_means(image: Array, strength: float = 0.6) -> Array:
     """Buades, Coll and Morel 2005, with the noise level that `noise_level` estimates."""
     from skimage.restoration import denoise_nl_means
 
-    sigma = max(noise_level(image), 1e-3)  # a picture without noise would divide by it
+    sigma = max(noise_level(image), 1e-3)  # an image without noise would divide by it
     return denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=2
     ).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Models side by side on the same paths: their times, their pictures' parity, and the speed-ups that it allows."""
+"""Models side by side on the same paths: their times, their images' parity, and the speed-ups that it allows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from benchmarks.reference import TorchModel, strict_float32
 from benchmarks.runners import Job, Runner
 from benchmarks.timing import Series, Turns, measure, percentiles
 from dod_runtime.restorer import Restorer
-from export.parity.compare import BUDGETS, psnr_db, snr_db
+from export.parity.compare import THRESHOLDS, psnr_db, snr_db
 
 __all__ = ["Row", "compare", "with_speed_ups"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model on one path. ms: percentiles of each part, and of the whole `picture`; first_ms: the first, cold one.
+    """One model on one path. ms: percentiles of each part, and of the whole `image`; first_ms: the first, cold one.
 
     snr_db, psnr_db: against PyTorch in float32 on the same path. passed: None for PyTorch in float32, which decides.
     speed_up: over the fastest PyTorch row of the path on the same device; None where the parity budget was missed.
@@ -36,7 +36,7 @@ class Row:
     ms: dict[str, dict[str, float]]
     snr_db: float
     psnr_db: float
-    budget: str | None
+    threshold: str | None
     passed: bool | None
     speed_up: float | None = None
 
@@ -44,7 +44,7 @@ class Row:
 def compare(
     restorers: Sequence[Restorer], models: Sequence[TorchModel], jobs: Sequence[Job], turns: Turns, at_once: int
 ) -> list[Row]:
-    """Measures all paths of one picture. models[0], in float32, gives the pictures that all are judged by.
+    """Measures all paths of one image. models[0], in float32, gives the images that all are judged by.
 
     at_once: how many paths are measured together, so that no merged UNet is loaded anew between two runs.
     """
@@ -70,11 +70,11 @@ def _row(runner: Runner, series: Series, truths: dict[str, np.ndarray]) -> Row:
     model, job, output = runner.model, runner.job, runner.output
     assert output is not None
     figures = {"snr_db": snr_db(truths[job.condition], output), "psnr_db": psnr_db(truths[job.condition], output)}
-    budget, passed = None, None
+    threshold, passed = None, None
     if isinstance(model, Restorer) or model.precision != "fp32":
-        witness = "openvino" if model.backend == "openvino" else "onnx"
-        figure, least = BUDGETS["chain", f"{witness} {model.precision}"]
-        budget = f"{figure.removesuffix('_db').upper()} {least:g} dB"
+        measured_with = "openvino" if model.backend == "openvino" else "onnx"
+        figure, least = THRESHOLDS["pipeline", f"{measured_with} {model.precision}"]
+        threshold = f"{figure.removesuffix('_db').upper()} {least:g} dB"
         passed = bool(np.isfinite(output).all() and figures[figure] >= least)
     return Row(
         size=job.pixels.shape[0],
@@ -84,25 +84,25 @@ def _row(runner: Runner, series: Series, truths: dict[str, np.ndarray]) -> Row:
         precision=model.precision,
         device=runner.device,
         description=model.description,
-        runs=len(series.parts["picture"]),
-        first_ms=round(series.first["picture"] * 1e3, 3),
+        runs=len(series.parts["image"]),
+        first_ms=round(series.first["image"] * 1e3, 3),
         ms={part: percentiles(seconds) for part, seconds in series.parts.items()},
         snr_db=figures["snr_db"],
         psnr_db=figures["psnr_db"],
-        budget=budget,
+        threshold=threshold,
         passed=passed,
     )
 
 
 def with_speed_ups(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their speed-ups, at the median of the whole picture, where their pictures have earned one."""
+    """The rows with their speed-ups, at the median of the whole image, where their images have earned one."""
     best: dict[tuple[object, ...], float] = {}
     for row in rows:
         if row.backend.startswith("pytorch") and row.passed is not False:
-            median = row.ms["picture"]["p50"]
+            median = row.ms["image"]["p50"]
             best[_rivals(row)] = min(best.get(_rivals(row), median), median)
     return [
-        replace(row, speed_up=round(best[_rivals(row)] / row.ms["picture"]["p50"], 4))
+        replace(row, speed_up=round(best[_rivals(row)] / row.ms["image"]["p50"], 4))
         if row.passed is not False and _rivals(row) in best
         else row
         for row in rows

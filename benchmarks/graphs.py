@@ -5,7 +5,7 @@
            --graphs unet_plain unet_merged unet_dynamic
 
 For each graph of a model two are traced, as it is loaded and as an export simplifies it, and run in turn, in float32,
-on one picture; `unet_plain` is the base's own UNet, without LoRA. Two tables, and one JSON file: operators, parameters,
+on one image; `unet_plain` is the base's own UNet, without LoRA. Two tables, and one JSON file: operators, parameters,
 multiply-adds and bytes before and after; milliseconds, with the ratios to PyTorch eager, on the model as it is loaded
 unless `--after` leaves that out, and of the UNets to each other.
 """
@@ -61,11 +61,11 @@ def parser() -> Parser:
     made.add_argument("--model", default="mini", help="preset or checkpoint folder (default: %(default)s)")
     made.add_argument("--graphs", nargs="+", default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
     made.add_argument("--backends", nargs="+", default=BACKENDS, metavar="NAME", help=f"some of {', '.join(BACKENDS)}")
-    made.add_argument("--size", type=int, default=512, help="side of the square picture (default: %(default)s)")
+    made.add_argument("--size", type=int, default=512, help="side of the square image (default: %(default)s)")
     made.add_argument("--after", action="store_true", help="only the simplified graphs: half of the memory")
     made.add_argument("--seconds", type=float, default=TURNS.seconds, help="to measure (default: %(default)s)")
     made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
-    made.add_argument("--threads", type=int, help="of the CPU (default: PyTorch's choice)")
+    made.add_argument("--num-threads", type=int, help="of the CPU (default: PyTorch's choice)")
     made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
     return made
 
@@ -77,10 +77,10 @@ def main(argv: Sequence[str]) -> int:
         for name in chosen:
             if name not in known:
                 raise unknown("graph" if known is NAMES else "backend", name, known)
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads must be at least 1, not {arguments.threads}")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    if arguments.num_threads is not None and arguments.num_threads < 1:
+        raise UsageError(f"--num-threads must be at least 1, not {arguments.num_threads}")
+    if arguments.num_threads:
+        torch.set_num_threads(arguments.num_threads)
     machine = facts()
     model = load_model(arguments.model)
     if arguments.size < 1 or arguments.size % model.preset.size_multiple:
@@ -93,8 +93,8 @@ def main(argv: Sequence[str]) -> int:
     times = {key: percentiles(series.parts["graph"])["p50"] for key, series in zip(runs, measured, strict=True)}
     rows = [dict(zip(("graph", "state", "backend"), key, strict=True)) | {"ms": ms} for key, ms in times.items()]
     print(summary(machine))
-    print(f"\nOne picture of {costs.SIDE} x {costs.SIDE} px:\n\n{costs.section(counted, markdown=False)}")
-    print(f"\nOne picture of {arguments.size} x {arguments.size} px, float32, medians in ms:\n\n{report(times)}")
+    print(f"\nOne image of {costs.SIDE} x {costs.SIDE} px:\n\n{costs.section(counted, markdown=False)}")
+    print(f"\nOne image of {arguments.size} x {arguments.size} px, float32, medians in ms:\n\n{report(times)}")
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": machine,
@@ -117,7 +117,7 @@ def collect(
     model: DOD, arguments: Namespace, scratch: Path
 ) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Opening]]:
     """The counts, for JSON, and what is to be timed, by (graph, state, backend). The model is simplified on the way."""
-    before = costs.costs(components.skeleton(model), folded=False)
+    before = costs.costs(components.meta_copy(model), folded=False)
     runs: dict[tuple[str, str, str], Opening] = {}
     states = ("after",) if arguments.after else ("before", "after")
     for state in ("before", "after"):
@@ -129,7 +129,7 @@ def collect(
         for name in [name for name in arguments.graphs if name in there]:
             planned = components.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
             runs |= prepare(planned, name, state, arguments, scratch)
-    return costs.rows(before, costs.costs(components.skeleton(model))), runs
+    return costs.rows(before, costs.costs(components.meta_copy(model))), runs
 
 
 def plain(model: DOD, size: int) -> components.GraphPlan:
@@ -137,7 +137,7 @@ def plain(model: DOD, size: int) -> components.GraphPlan:
     unet = OneStepUNet(
         cast(UNet2DConditionModel, clora.base_copy(model.unet.unet)), model.unet.prompt, model.preset.step
     )
-    planned = components.plan(components.skeleton(model), "unet_merged")
+    planned = components.plan(components.meta_copy(model), "unet_merged")
     side = size // model.preset.vae_factor
     return replace(
         planned, module=unet, inputs={"latent": torch.randn(1, planned.inputs["latent"].shape[1], side, side)}
@@ -173,7 +173,7 @@ def write(planned: components.GraphPlan, name: str, path: Path) -> None:
     with torch.device("meta"):
         inputs = {key: torch.empty_like(value, device="meta") for key, value in planned.inputs.items()}
     empty = replace(
-        planned, module=components.skeleton(planned.module), inputs=inputs, axes={key: {} for key in inputs}
+        planned, module=components.meta_copy(planned.module), inputs=inputs, axes={key: {} for key in inputs}
     )
     trace.trace_planned(empty, name, path, stored, trace.OPSETS["fp32"])
 

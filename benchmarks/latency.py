@@ -1,7 +1,7 @@
 """Latency: PyTorch eager beside every backend that can run here, with the proof that they compute the same.
 
 `python benchmarks/latency.py --bundle build/mini` prints one table and writes one JSON file. Each row is one model on
-one path (`auto`, or a condition whose UNet is merged): its components and the whole picture, warm, in milliseconds.
+one path (`auto`, or a condition whose UNet is merged): its components and the whole image, warm, in milliseconds.
 Models take turns, run by run. A row that misses its parity budget shows no speed-up, and the exit code is 1.
 """
 
@@ -26,7 +26,7 @@ from benchmarks.photographs import square
 from benchmarks.runners import Job
 from benchmarks.timing import Turns
 from dod.errors import DODError
-from dod_runtime.backends import ON_CPU, check_precision, survey
+from dod_runtime.backends import ON_CPU, available_backends, check_precision
 from dod_runtime.backends.base import Options, kept_sessions
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import REFITTED
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from benchmarks.reference import TorchModel
 
 BUNDLE = Path("build/mini")
-PICTURE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
 JSON = Path("build/latency.json")
 SWITCHES = 3
 TURNS = Turns(seconds=60, warmup=1, runs=None, least=5)
@@ -52,10 +52,8 @@ def parser() -> Parser:
     """The arguments of the command."""
     made = Parser(prog="python benchmarks/latency.py", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument(
-        "--size", type=int, nargs="+", help="sides of the square picture (default: the bundle's usual one)"
-    )
-    made.add_argument("--batch", type=int, default=1, help="pictures restored together (default: %(default)s)")
+    made.add_argument("--size", type=int, nargs="+", help="sides of the square image (default: the bundle's usual one)")
+    made.add_argument("--batch", type=int, default=1, help="images restored together (default: %(default)s)")
     made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
     made.add_argument("--backends", nargs="+", help="default: all that can run here; CPU only where no GPU backend can")
     made.add_argument("--precision", nargs="+", default=["auto"], help="auto (each backend's best), fp32, fp16, bf16")
@@ -68,9 +66,11 @@ def parser() -> Parser:
     )
     made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
     made.add_argument("--warmup", type=float, default=TURNS.warmup, help="seconds before it (default: %(default)s)")
-    made.add_argument("--threads", type=int, help="of the CPU, for PyTorch and backends (default: PyTorch's choice)")
+    made.add_argument(
+        "--num-threads", type=int, help="of the CPU, for PyTorch and backends (default: PyTorch's choice)"
+    )
     made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
-    made.add_argument("--picture", type=Path, default=PICTURE, help="its middle square is resized (a sample of docs/)")
+    made.add_argument("--image", type=Path, default=IMAGE, help="its middle square is resized (a sample of docs/)")
     made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
     made.add_argument("--markdown", type=Path, help="write the table as Markdown too")
     return made
@@ -82,12 +82,12 @@ def main(argv: Sequence[str]) -> int:
     check_positive(arguments)
     bundle = Bundle.open(arguments.bundle)
     paths = chosen_paths(bundle, arguments.conditions)
-    pictures = [square(arguments.picture, size) for size in chosen_sizes(bundle, arguments.size)]
+    images = [square(arguments.image, size) for size in chosen_sizes(bundle, arguments.size)]
     turns = Turns(arguments.seconds, arguments.warmup, arguments.runs, TURNS.least)
     machine = facts(arguments.device)  # its load before this command adds to it
     rows: list[Row] = []
     with ExitStack() as stack:
-        threads = set_threads(arguments.threads)
+        threads = set_threads(arguments.num_threads)
         restorers, not_run = open_backends(bundle, arguments, threads)
         for restorer in restorers:
             stack.callback(restorer.close)
@@ -95,13 +95,13 @@ def main(argv: Sequence[str]) -> int:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         from benchmarks.comparison import compare
 
-        for pixels in pictures:
+        for pixels in images:
             jobs = [Job(pixels, arguments.batch, path) for path in paths]
             rows += compare(restorers, models, jobs, turns, merged_at_once(bundle, restorers))
         merged = [path for path in paths if path != "auto"]
         able = [restorer for restorer in restorers if refits(restorer) and len(merged) > 1]
-        switches = [switched(restorer, merged, pictures[0]) for restorer in able]
-    setting = Setting(machine, threads, str(arguments.picture), bundle, not_run, switches)
+        switches = [switched(restorer, merged, images[0]) for restorer in able]
+    setting = Setting(machine, threads, str(arguments.image), bundle, not_run, switches)
     print_report(rows, setting, arguments.json, arguments.markdown)
     return 1 if any(row.passed is False for row in rows) or any(not each.same for each in switches) else 0
 
@@ -116,7 +116,7 @@ def check_positive(arguments: Namespace) -> None:
 
 
 def chosen_sizes(bundle: Bundle, sizes: Sequence[int] | None) -> list[int]:
-    """The sides of the picture, each once. Raises PictureError for one that the bundle does not take."""
+    """The sides of the image, each once. Raises ImageError for one that the bundle does not take."""
     least, usual, largest = bundle.manifest.profile.size
     for size in sizes or ():
         padded_size(size, bundle.manifest.size_multiple, least, largest)
@@ -155,17 +155,22 @@ def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[l
         )
     if arguments.backends:
         pairs = dict.fromkeys((name, precision) for precision in arguments.precision for name in arguments.backends)
-        return [Restorer(bundle, name, arguments.device, precision, threads) for name, precision in pairs], {}
+        return [
+            Restorer(bundle, name, device=arguments.device, precision=precision, num_threads=threads)
+            for name, precision in pairs
+        ], {}
     restorers: list[Restorer] = []
     not_run: dict[str, str] = {}
     for precision in dict.fromkeys(arguments.precision):
         check_precision(precision, bundle)
-        for name, reason in survey(bundle, Options(arguments.device, precision, threads)).items():
+        for name, reason in available_backends(bundle, Options(arguments.device, precision, threads)).items():
             if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
                 reason = "a GPU backend can run here; to measure this one too, name both with --backends"
             try:
                 if reason is None:
-                    restorers.append(Restorer(bundle, name, arguments.device, precision, threads))
+                    restorers.append(
+                        Restorer(bundle, name, device=arguments.device, precision=precision, num_threads=threads)
+                    )
             except BackendError as error:
                 reason = str(error)
             if reason is not None:
@@ -193,12 +198,12 @@ def torch_models(bundle: Bundle, restorers: Sequence[Restorer], arguments: Names
     if "cuda" in devices:
         torch.cuda.set_device(arguments.device)
     model = load_reference(bundle, arguments.checkpoint, arguments.base, arguments.ddpm)
-    half = bundle.manifest.precisions.get("fp16")
-    islands = half.fp32_islands if half else None
+    fp16 = bundle.manifest.precisions.get("fp16")
+    fp32_modules = fp16.fp32_modules if fp16 else None
     made = []
     for device in sorted(devices):
         wanted = arguments.torch or (("fp32",) if device == "cpu" else ("fp32", "fp16"))
-        made += [TorchModel(model, device, precision, islands) for precision in dict.fromkeys(("fp32", *wanted))]
+        made += [TorchModel(model, device, precision, fp32_modules) for precision in dict.fromkeys(("fp32", *wanted))]
     return made
 
 
@@ -210,18 +215,18 @@ def refits(restorer: Restorer) -> bool:
 
 def switched(restorer: Restorer, conditions: Sequence[str], pixels: np.ndarray) -> Switch:
     """The seconds of exchanging the weights, and whether coming back to one of several conditions gives the same
-    picture."""
+    image."""
     seconds: list[float] = []
-    pictures: dict[str, np.ndarray] = {}
+    images: dict[str, np.ndarray] = {}
     same = True
     for visit in range(1 + SWITCHES):
         for condition in conditions:
             start = time.perf_counter()
-            restorer.warm_up(condition, pixels.shape[:2])
+            restorer.warmup(condition, pixels.shape[:2])
             seconds.append(time.perf_counter() - start)
             found = np.asarray(restorer.restore(pixels, condition))
             if visit:  # in the first the kernels of this shape may still be compiled
-                same = same and np.array_equal(pictures.setdefault(condition, found), found)
+                same = same and np.array_equal(images.setdefault(condition, found), found)
     return Switch(restorer.backend, restorer.precision, seconds[len(conditions) :], same)
 
 

@@ -27,7 +27,7 @@ UNSTEADY = 1.3  # p90 over p50 above which a row is called unsteady
 @dataclass(frozen=True)
 class Switch:
     """What a backend takes to exchange one engine's weights for those of another condition, each time in order; same:
-    whether a condition's picture came back bit for bit after the others."""
+    whether a condition's image came back bit for bit after the others."""
 
     backend: str
     precision: str
@@ -41,7 +41,7 @@ class Setting:
 
     machine: dict[str, Any]
     threads: int
-    picture: str
+    image: str
     bundle: Bundle
     not_run: Mapping[str, str]
     switches: Sequence[Switch] = ()
@@ -53,7 +53,7 @@ def print_report(rows: Sequence[Row], setting: Setting, json_path: Path, markdow
     data = {
         "machine": setting.machine,
         "bundle": {"folder": str(bundle.folder), "name": bundle.manifest.name, "model": bundle.manifest.model},
-        "picture": setting.picture,
+        "image": setting.image,
         "threads": setting.threads,
         "rows": [asdict(row) for row in rows],
         "switches": [asdict(each) for each in setting.switches],
@@ -67,7 +67,7 @@ def print_report(rows: Sequence[Row], setting: Setting, json_path: Path, markdow
         verdict = "bit for bit the same after the others" if each.same else "FAILED: not the same after the others"
         lines.append(
             f"{each.backend} {each.precision} exchanges one engine's weights: {np.median(each.seconds):.2f} s a switch "
-            f"({min(each.seconds):.2f} to {max(each.seconds):.2f}); each condition's picture is {verdict}"
+            f"({min(each.seconds):.2f} to {max(each.seconds):.2f}); each condition's image is {verdict}"
         )
     if markdown_path:
         parts = [about, table(headers, cells, ALIGN, markdown=True), "\n".join(f"- {line}" for line in lines)]
@@ -81,13 +81,13 @@ ALIGN = "lll" + "r" * len(PARTS) + "rrrrrrrl"
 
 
 def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
-    """The table: medians of the components, percentiles of the picture, speed-up and parity."""
+    """The table: medians of the components, percentiles of the image, speed-up and parity."""
     headers = [
         "size",
         "path",
         "model",
         *PARTS,
-        "picture",
+        "image",
         "p90",
         "p99",
         "first",
@@ -100,9 +100,9 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[object]]]:
     for row in rows:
         size = f"{row.size}" if row.batch == 1 else f"{row.size} x{row.batch}"
         parts = [_ms(row.ms[part]["p50"]) if part in row.ms else "-" for part in PARTS]
-        whole = [_ms(row.ms["picture"][figure]) for figure in ("p50", "p90", "p99")]
+        whole = [_ms(row.ms["image"][figure]) for figure in ("p50", "p90", "p99")]
         speed_up = "-" if row.speed_up is None else f"{row.speed_up:.2f}x"
-        verdict = "reference" if row.passed is None else f"{'ok' if row.passed else 'FAILED'}: {row.budget}"
+        verdict = "reference" if row.passed is None else f"{'ok' if row.passed else 'FAILED'}: {row.threshold}"
         quality = [f"{row.snr_db:.1f}", f"{row.psnr_db:.1f}", verdict]
         model = f"{row.backend} {row.precision}"
         cells.append([size, row.path, model, *parts, *whole, _ms(row.first_ms), speed_up, *quality])
@@ -113,13 +113,13 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader must know of the figures."""
     runs = sorted({row.runs for row in rows})
     found = [
-        f"milliseconds, medians, warm; {' or '.join(map(str, runs))} runs each, taking turns. picture: prepare, "
+        f"milliseconds, medians, warm; {' or '.join(map(str, runs))} runs each, taking turns. image: prepare, "
         "components and finish, without file access; first: the first run of all, with what it has to load",
         "speed-up: over the fastest PyTorch row of the path on the same device; SNR and PSNR: against PyTorch in fp32",
     ]
     if runs and runs[0] < 100:
         found.append(f"p99 of {runs[0]} runs is near the slowest of them: measure longer with --seconds or --runs")
-    unsteady = [row for row in rows if row.ms["picture"]["p90"] > UNSTEADY * row.ms["picture"]["p50"]]
+    unsteady = [row for row in rows if row.ms["image"]["p90"] > UNSTEADY * row.ms["image"]["p50"]]
     if unsteady:
         share = f"{len(unsteady)} of {len(rows)} rows are unsteady (p90 over {UNSTEADY} x p50)"
         found.append(f"{share}: the machine was busy, measure again")
@@ -131,7 +131,7 @@ def _ms(value: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity, which two equal pictures have between them, and no NaN: both become null."""
+    """JSON has no infinity, which two equal images have between them, and no NaN: both become null."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

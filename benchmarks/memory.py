@@ -1,7 +1,7 @@
 """Memory of the runtime's process, and the seconds until a path is open, on every backend of the CPU.
 
 `python benchmarks/memory.py --bundle build/mini` starts a process of its own for each path and backend, which opens the
-path (`Restorer.warm_up`) and then restores pictures as `python -m dod_runtime` does, from file to file; sampled is what
+path (`Restorer.warmup`) and then restores images as `python -m dod_runtime` does, from file to file; sampled is what
 it holds, its own memory and its share of what it maps (PSS). Looking through its maps slows it down, so the seconds
 until a path is open are those of a second process, which is left alone. They begin with the process: imports, hashing,
 reading, merging and compiling what the path needs, of files that the system has in its cache.
@@ -27,10 +27,10 @@ if __package__ in (None, ""):  # run as a script: imports start at the checkout'
 import psutil
 from PIL import Image
 
-from benchmarks.latency import BUNDLE, PICTURE, chosen_paths, chosen_sizes
+from benchmarks.latency import BUNDLE, IMAGE, chosen_paths, chosen_sizes
 from benchmarks.machine import facts, summary
 from benchmarks.photographs import square
-from dod_runtime.backends import ON_CPU, survey
+from dod_runtime.backends import ON_CPU, available_backends
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import Parser, run_command, table
 from dod_runtime.errors import BackendError, UsageError, unknown
@@ -43,12 +43,12 @@ PROGRAM = """
 import sys
 from dod_runtime import Restorer
 
-bundle, backend, path, size, *pictures = sys.argv[1:]
+bundle, backend, path, size, *images = sys.argv[1:]
 with Restorer(bundle, backend) as restorer:
-    restorer.warm_up(path, (int(size), int(size)))
+    restorer.warmup(path, (int(size), int(size)))
     print("opened", flush=True)
-    for picture in pictures:
-        restorer.restore(picture, path).save(f"{picture}.restored.png")
+    for image in images:
+        restorer.restore(image, path).save(f"{image}.restored.png")
         print("restored", flush=True)
 """
 
@@ -57,11 +57,11 @@ def parser() -> Parser:
     """The arguments of the command."""
     made = Parser(prog="python benchmarks/memory.py", description=(__doc__ or "").split("\n")[0])
     made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument("--size", type=int, nargs="+", help="sides of the square picture (default: the bundle's usual)")
+    made.add_argument("--size", type=int, nargs="+", help="sides of the square image (default: the bundle's usual)")
     made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
     made.add_argument("--backends", nargs="+", help="of the CPU (default: all that can run here)")
-    made.add_argument("--pictures", type=int, default=2, help="to restore, 0 for the opening alone (default: 2)")
-    made.add_argument("--picture", type=Path, default=PICTURE, help="its middle square is resized (a sample of docs/)")
+    made.add_argument("--images", type=int, default=2, help="to restore, 0 for the opening alone (default: 2)")
+    made.add_argument("--image", type=Path, default=IMAGE, help="its middle square is resized (a sample of docs/)")
     made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
     return made
 
@@ -69,19 +69,19 @@ def parser() -> Parser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
     arguments = parser().parse_args(argv)
-    if arguments.pictures < 0:
-        raise UsageError(f"--pictures must be at least 0, not {arguments.pictures}")
+    if arguments.images < 0:
+        raise UsageError(f"--images must be at least 0, not {arguments.images}")
     bundle = Bundle.open(arguments.bundle)
     paths, sizes, backends = chosen_paths(bundle, arguments.conditions), arguments.size, _backends(bundle, arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in chosen_sizes(bundle, sizes):
-            pictures = [Path(folder) / f"{size}-{i}.png" for i in range(arguments.pictures)]
-            for picture in pictures:
-                Image.fromarray(square(arguments.picture, size)).save(picture)
+            images = [Path(folder) / f"{size}-{i}.png" for i in range(arguments.images)]
+            for image in images:
+                Image.fromarray(square(arguments.image, size)).save(image)
             for backend in backends:
                 for path in paths:
-                    row = measure(pictures, size, arguments.bundle, path, backend)
+                    row = measure(images, size, arguments.bundle, path, backend)
                     rows.append({"size": size, "backend": backend, "path": path, **row})
     machine = facts()
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     print(summary(machine))
     print(
         table(
-            ["size", "backend", "path", "opening s", "GB until then", "pictures s", "peak GB"],
+            ["size", "backend", "path", "opening s", "GB until then", "images s", "peak GB"],
             [
                 [
                     r["size"],
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
                     r["path"],
                     f"{r['opening_seconds']:.1f}",
                     f"{r['opening_bytes'] / 1e9:.2f}",
-                    ", ".join(f"{seconds:.1f}" for seconds in r["picture_seconds"]) or "-",
+                    ", ".join(f"{seconds:.1f}" for seconds in r["image_seconds"]) or "-",
                     f"{r['bytes'] / 1e9:.2f}",
                 ]
                 for r in rows
@@ -108,15 +108,15 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def measure(pictures: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
-    """What a process takes that opens a path and restores pictures of `size` px, by this process's clock: seconds until
-    it is open, peak bytes until then, seconds of each picture, and its peak. Raises BackendError where it fails."""
+def measure(images: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
+    """What a process takes that opens a path and restores images of `size` px, by this process's clock: seconds until
+    it is open, peak bytes until then, seconds of each image, and its peak. Raises BackendError where it fails."""
     command = [sys.executable, "-c", PROGRAM, bundle.resolve(), backend, path, size]
-    moments = _followed([*command, *pictures], True)
+    moments = _followed([*command, *images], True)
     return {
         "opening_seconds": _followed(command, False)[0][0],
         "opening_bytes": moments[0][1],
-        "picture_seconds": [after[0] - before[0] for before, after in pairwise(moments[:-1])],
+        "image_seconds": [after[0] - before[0] for before, after in pairwise(moments[:-1])],
         "bytes": moments[-1][1],
     }
 
@@ -141,12 +141,12 @@ def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int
 
 
 def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:
-    able = [name for name, reason in survey(bundle).items() if name in ON_CPU and reason is None]
+    able = [name for name, reason in available_backends(bundle).items() if name in ON_CPU and reason is None]
     for name in arguments.backends or ():
         if name not in ON_CPU:
             raise unknown("backend of the CPU", name, ON_CPU)
         if name not in able:
-            raise UsageError(f"{name} cannot run here: {survey(bundle)[name]}")
+            raise UsageError(f"{name} cannot run here: {available_backends(bundle)[name]}")
     return arguments.backends or able
 
 

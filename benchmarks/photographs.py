@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dod.data.pictures import pictures
-from dod_runtime.errors import PictureError, UsageError
+from dod.data.images import images
+from dod_runtime.errors import ImageError, UsageError
 from dod_runtime.image.read import read
 
 __all__ = ["OWN", "SCIKIT_IMAGE", "photographs", "square"]
@@ -23,16 +23,16 @@ SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
 def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None) -> dict[str, np.ndarray]:
     """Photographs by name, uint8 [H, W, 3]: of each folder and its subfolders, or scikit-image's where it is `OWN`.
 
-    limit: of them, the first so many of each source. Raises PictureError for a file that is no picture, UsageError
+    limit: of them, the first so many of each source. Raises ImageError for a file that is no image, UsageError
     where scikit-image is missing or two sources have a name in common, and DataError for a folder that is missing or
-    has no pictures.
+    has no images.
     """
     found: dict[str, np.ndarray] = {}
     for source in sources:
         if str(source) == OWN:
             some = {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
         else:
-            some = {name: np.asarray(_rgb(path)) for name, path in list(pictures(Path(source)).items())[:limit]}
+            some = {name: np.asarray(_rgb(path)) for name, path in list(images(Path(source)).items())[:limit]}
         if twice := sorted(found.keys() & some.keys()):
             raise UsageError(f"{source} holds a photograph named {twice[0]}, as a folder before it does: rename one")
         found |= some
@@ -40,15 +40,15 @@ def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None
 
 
 def square(path: Path, size: int) -> np.ndarray:
-    """The middle square of a picture file, resized to `size`: uint8 [size, size, 3]. Raises PictureError."""
+    """The middle square of an image file, resized to `size`: uint8 [size, size, 3]. Raises ImageError."""
     return np.asarray(ImageOps.fit(_rgb(path), (size, size), Image.Resampling.LANCZOS))
 
 
 def _rgb(path: Path) -> Image.Image:
-    picture = read(path)
-    image = picture.finish(picture.pixels)
+    decoded = read(path)
+    image = decoded.finish(decoded.pixels)
     if not isinstance(image, Image.Image):
-        raise PictureError(f"{path} was not read as an image")
+        raise ImageError(f"{path} was not read as an image")
     return image.convert("RGB")
 
 

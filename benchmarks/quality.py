@@ -1,6 +1,6 @@
 """Quality: clean photographs are degraded, restored with a bundle, and compared with what they were.
 
-`python benchmarks/quality.py --bundle build/mini` prints a table for each task and writes the pictures, a contact sheet
+`python benchmarks/quality.py --bundle build/mini` prints a table for each task and writes the images, a contact sheet
 and the figures as JSON. `python -m dod.evaluation.evaluate build/quality/output build/quality/truth` gives the same
 figures again.
 """
@@ -21,7 +21,7 @@ from benchmarks.machine import facts
 from benchmarks.photographs import OWN, photographs
 from benchmarks.quality_report import FIGURES, SHEET, print_tables, write
 from benchmarks.tasks import TASKS, Result, Task, spoil
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import core_values
 from dod.evaluation.scores import Score
@@ -51,9 +51,9 @@ def parser() -> Parser:
     made.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
     made.add_argument("--backend", default="auto", help="default: %(default)s")
     made.add_argument("--precision", default="auto", help="auto, fp32 or fp16")
-    made.add_argument("--threads", type=int, help="threads of the CPU (default: all cores)")
+    made.add_argument("--num-threads", type=int, help="threads of the CPU (default: all cores)")
     made.add_argument("--classical", action="store_true", help="put a classical method for each task beside the bundle")
-    made.add_argument("--out", type=Path, default=OUT, help="folder for pictures and figures (default: %(default)s)")
+    made.add_argument("--out", type=Path, default=OUT, help="folder for images and figures (default: %(default)s)")
     return made
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError(f"--{name} must be at least 1, not {value}")
     check_out(arguments.out)
     with Restorer(
-        arguments.bundle, arguments.backend, precision=arguments.precision, threads=arguments.threads
+        arguments.bundle, arguments.backend, precision=arguments.precision, num_threads=arguments.num_threads
     ) as restorer:
         paths = {task.name: path_of(task, arguments.condition) for task in TASKS}
         for path in paths.values():
@@ -105,15 +105,15 @@ def restore(
 ) -> Result:
     """Degrades one photograph, uint8 [H, W, 3], restores it and compares what there is with it."""
     spoilt, parameters = spoil(task, name, truth, seed)
-    pictures = {"input": spoilt}
+    images = {"input": spoilt}
     if with_classical and task.degradation:
-        pictures["classical"] = classical(spoilt, task.degradation)
+        images["classical"] = classical(spoilt, task.degradation)
     restored = restorer.restore(spoilt, condition)
     if not isinstance(restored, np.ndarray):
         raise BackendError(f"a restored array is an array, not {type(restored).__name__}")
-    pictures["output"] = restored
-    scores = {kind: Score(name, core_values(name, picture, truth)) for kind, picture in pictures.items()}
-    return Result(task.name, name, scores, {**pictures, "truth": truth}, parameters)
+    images["output"] = restored
+    scores = {kind: Score(name, core_values(name, image, truth)) for kind, image in images.items()}
+    return Result(task.name, name, scores, {**images, "truth": truth}, parameters)
 
 
 def check_out(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `benchmarks/quality.py` leaves: pictures, a contact sheet, figures as JSON, and tables on the terminal."""
+"""What `benchmarks/quality.py` leaves: images, a contact sheet, figures as JSON, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SHOWN = 3  # photographs of each task on the contact sheet
 
 
 def write(results: Sequence[Result], setting: Mapping[str, Any], out: Path) -> None:
-    """Pictures, contact sheet and figures: made beside `out`, then put in the place of an earlier run's."""
+    """Images, contact sheet and figures: made beside `out`, then put in the place of an earlier run's."""
     staging = out.with_name(f".{out.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     for result in results:
-        for kind, picture in result.pictures.items():
+        for kind, image in result.images.items():
             path = staging / kind / result.task / f"{result.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path, compress_level=1)
+            Image.fromarray(image).save(path, compress_level=1)
     _sheet(results).save(staging / SHEET)
     data = {**setting, "tasks": {task.name: as_json(task, results) for task in TASKS}}
     if compared := compare(results):
@@ -61,7 +61,7 @@ def as_json(task: Task, results: Sequence[Result]) -> dict[str, Any]:
     return {
         "degradation": task.degradation,
         "fixed": dict(task.fixed),
-        "pictures": {
+        "images": {
             each.name: {
                 **{kind: plain(score) for kind, score in each.scores.items()},
                 "parameters": dict(each.parameters),
@@ -144,12 +144,12 @@ def _row(name: str, scores: Mapping[str, Score], task: Task) -> list[str]:
 
 
 def _sheet(results: Sequence[Result]) -> Image.Image:
-    kinds = [kind for kind in KINDS if any(kind in each.pictures for each in results)]
+    kinds = [kind for kind in KINDS if any(kind in each.images for each in results)]
     entries = []
     for task in TASKS:
         for result in [each for each in results if each.task == task.name][:SHOWN]:
             before, after = (result.scores[kind].values["psnr"] for kind in ("input", "output"))
-            there = [result.pictures.get(kind, result.pictures["input"]) for kind in kinds]  # no method for a clean one
+            there = [result.images.get(kind, result.images["input"]) for kind in kinds]  # no method for a clean one
             caption = f"{result.task}: {result.name}, {before:.1f} to {after:.1f} dB ({', '.join(kinds)})"
             entries.append(Entry(caption, there))
     return contact_sheet(entries, per_line=min(SHOWN, len(results) // len(TASKS)))

@@ -19,7 +19,7 @@ from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.errors import BundleError
 from dod_runtime.restorer import Observer
 from export.graphs.conditions import modulation_of
-from export.graphs.fp16 import half_copy
+from export.graphs.fp16 import fp16_copy
 from export.preflight import hash_model
 
 __all__ = ["TorchModel", "load_reference", "modulations_of", "strict_float32"]
@@ -65,11 +65,11 @@ class TorchModel:
     precision: `fp32`, or `fp16` but for the `islands` (None: the default ones). `model` is left as it is.
     """
 
-    def __init__(self, model: DOD, device: str, precision: str, islands: Sequence[str] | None = None) -> None:
+    def __init__(self, model: DOD, device: str, precision: str, fp32_modules: Sequence[str] | None = None) -> None:
         self.backend, self.precision = f"pytorch_{device}", precision
         self.description = f"PyTorch {torch.__version__} eager on {device}, {precision}"
         self._device, self._modulations = torch.device(device), modulations_of(model)
-        self._model = (copy.deepcopy(model) if precision == "fp32" else half_copy(model, islands)).to(self._device)
+        self._model = (copy.deepcopy(model) if precision == "fp32" else fp16_copy(model, fp32_modules)).to(self._device)
         self._prototypes = {name: c[None].to(self._device) for name, c in model.prototypes.items()}
         self._encoder = clora.merged_copy(self._model.encoder)
         self._unets: dict[str, nn.Module] = {}
@@ -137,7 +137,7 @@ class TorchModel:
 
 @contextmanager
 def strict_float32() -> Iterator[None]:
-    """Without TF32, PyTorch's default for convolutions on a GPU: for the picture that all others are judged by."""
+    """Without TF32, PyTorch's default for convolutions on a GPU: for the image that all others are judged by."""
     flags: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [flag.allow_tf32 for flag in flags]
     try:

@@ -1,4 +1,4 @@
-"""What is measured: one model on one path, from a picture in memory to the restored one, with each part's seconds."""
+"""What is measured: one model on one path, from an image in memory to the restored one, with each part's seconds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """The work: a picture uint8 [H, W, 3], how many of it at once, and the path (`auto` or a condition)."""
+    """The work: an image uint8 [H, W, 3], how many of it at once, and the path (`auto` or a condition)."""
 
     pixels: np.ndarray
     batch: int
@@ -42,9 +42,9 @@ class Job:
 
 @dataclass(eq=False)
 class Runner:
-    """One model at one job. `restorer` prepares and finishes the pictures of all, so that only the model differs.
+    """One model at one job. `restorer` prepares and finishes the images of all, so that only the model differs.
 
-    output: what the model gave last, before it is rounded to a picture: float32 [B, 3, H, W], about [-1, 1].
+    output: what the model gave last, before it is rounded to an image: float32 [B, 3, H, W], about [-1, 1].
     """
 
     model: Model
@@ -58,7 +58,7 @@ class Runner:
         return "cpu" if self.model.backend in ("pytorch_cpu", *ON_CPU) else "cuda"
 
     def visit(self) -> dict[str, float]:
-        """Restores the job once. The seconds of each component, and of the `picture`: prepare, components, finish.
+        """Restores the job once. The seconds of each component, and of the `image`: prepare, components, finish.
 
         On a GPU the whole is measured by a run of its own, because each component's clock waits for the GPU.
         """
@@ -72,7 +72,7 @@ class Runner:
         if self.device == "cuda":
             start = time.perf_counter_ns()
             self.restore()
-        return {**seconds, "picture": (time.perf_counter_ns() - start) / 1e9}
+        return {**seconds, "image": (time.perf_counter_ns() - start) / 1e9}
 
     def restore(self, observe: Observer | None = None) -> np.ndarray:
         """Restores the job and returns `output`."""

@@ -24,8 +24,8 @@ from benchmarks.photographs import OWN, photographs
 from benchmarks.tasks import CEILING
 from dod.data.capture import SHARP, Capture, record, soften
 from dod.data.degradations import degrade, rng_for
+from dod.data.images import centre_crop
 from dod.data.kernels import defocus_kernel, motion_kernel
-from dod.data.pictures import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import psnr
 from dod_runtime.console import Parser, progress, run_command, table
@@ -182,7 +182,7 @@ def parser() -> Parser:
     add("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
     add("--backend", default="auto", help="(default: %(default)s)")
     add("--precision", default="auto", help="auto, fp32 or fp16 (default: %(default)s)")
-    add("--threads", type=int, help="threads of the CPU (default: all cores)")
+    add("--num-threads", type=int, help="threads of the CPU (default: all cores)")
     add("--out", type=Path, default=OUT, help="file for all measurements as JSON (default: %(default)s)")
     return made
 
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_args(argv)
     if arguments.size < 64:
         raise UsageError(f"--size {arguments.size}: it must be at least 64")
-    options = {"precision": arguments.precision, "threads": arguments.threads}
+    options = {"precision": arguments.precision, "num_threads": arguments.num_threads}
     with Restorer(arguments.bundle, arguments.backend, **options) as restorer:
         for case in cases():
             restorer.check_condition(case.degradation or "auto")

@@ -41,7 +41,7 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Result:
-    """One photograph of one task: scores and pictures, uint8 [H, W, 3], by "input", "classical", "output" and "truth".
+    """One photograph of one task: scores and images, uint8 [H, W, 3], by "input", "classical", "output" and "truth".
 
     "truth" has no score, and "classical" is there where a classical method was asked for and the task has one.
     """
@@ -49,7 +49,7 @@ class Result:
     task: str
     name: str
     scores: Mapping[str, Score]
-    pictures: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
     parameters: Mapping[str, object]
 
 

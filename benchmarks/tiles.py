@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.photographs import OWN, photographs
 from benchmarks.tasks import TASKS, Task, spoil
 from dod.data.degradations import haze, rng_for
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod.errors import DODError
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import Parser, progress, run_command, table
@@ -158,7 +158,7 @@ def parser() -> Parser:
         "--time", type=int, metavar="N", help="measure the time that the guide adds in N runs, on the path haze"
     )
     made.add_argument("--backend", default="auto", help="backend of the runtime (default: %(default)s)")
-    made.add_argument("--threads", type=int, help="number of CPU threads (default: all cores)")
+    made.add_argument("--num-threads", type=int, help="number of CPU threads (default: all cores)")
     return made
 
 
@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         pixels = next(iter(photographs(arguments.photographs, 1).values()))
         image = np.ascontiguousarray(centre_crop(pixels, max(width, height))[:height, :width])
         for tile in arguments.tile_size:
-            with Restorer(bundle, arguments.backend, threads=arguments.threads, tile=tile) as restorer:
+            with Restorer(bundle, arguments.backend, num_threads=arguments.num_threads, tile_size=tile) as restorer:
                 added = added_time(restorer, image, tile, arguments.time)
             print(f"{image.shape[1]} x {image.shape[0]} in tiles of {tile}: the guide adds {added:.1%} of time")
         return 0
@@ -188,10 +188,10 @@ def main(argv: Sequence[str]) -> int:
         for task in tasks
     ]
     restorers = {
-        tile: Restorer(bundle, arguments.backend, threads=arguments.threads, tile=tile)
+        tile: Restorer(bundle, arguments.backend, num_threads=arguments.num_threads, tile_size=tile)
         for tile in arguments.tile_size
     }
-    restorers[None] = Restorer(reference, arguments.backend, threads=arguments.threads)
+    restorers[None] = Restorer(reference, arguments.backend, num_threads=arguments.num_threads)
     rows: list[Row] = []
     for task, name, truth in progress(work, label="restoring"):
         kind = "haze" if task is GRADIENT else task.degradation

@@ -197,7 +197,7 @@ class Preset:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of a picture must be multiples of this: VAE factor x 2^(UNet levels - 1)."""
+        """Sides of an image must be multiples of this: VAE factor x 2^(UNet levels - 1)."""
         return self.vae_factor * 2 ** (len(self.base.unet.block_out_channels) - 1)
 
     def locate(self, source: str) -> str:

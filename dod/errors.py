@@ -19,7 +19,7 @@ class CheckpointError(DODError):
 
 
 class DataError(DODError):
-    """Pictures are missing, unreadable, unpaired or too small."""
+    """Images are missing, unreadable, unpaired or too small."""
 
 
 class TrainingError(DODError):

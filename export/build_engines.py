@@ -19,7 +19,13 @@ if __package__ in (None, ""):  # run as a script: imports start at the checkout'
 from dod.errors import DODError
 from dod_runtime.console import Parser, run_command
 from dod_runtime.errors import UsageError, unknown
-from export.engines.targets import TARGETS, validate_capabilities, validate_refit, why_not, why_not_openvino
+from export.engines.targets import (
+    TARGETS,
+    openvino_unavailable_reason,
+    unavailable_reason,
+    validate_capabilities,
+    validate_refit,
+)
 from export.errors import ExportError
 
 CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -36,7 +42,9 @@ SAMPLES_HELP = (
     "the path of that condition (default docs/samples)"
 )
 FORCE_HELP = "replace a bundle of another model, or one with conditions that this build leaves out"
-ISLANDS_HELP = "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
+FP32_MODULES_HELP = (
+    "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,14 +58,14 @@ def main(argv: Sequence[str]) -> int:
     targets, left_out = choose_targets(arguments.targets, arguments.precision)
     if importlib.util.find_spec("onnxruntime") is None:
         raise UsageError("every bundle is proven with ONNX Runtime, which is not installed: pip install onnxruntime")
-    half = "fp16" in arguments.precision
+    fp16 = "fp16" in arguments.precision
     capabilities, asked = (), arguments.compute_capabilities
     if arguments.refit:
         if arguments.engine_conditions is not None:
             raise UsageError("--refit builds one merged UNet for all conditions: leave --engine-conditions out")
-        capabilities = validate_refit(targets, asked, half=half)
+        capabilities = validate_refit(targets, asked, fp16=fp16)
     elif "tensorrt_rtx" in targets:
-        capabilities = validate_capabilities(CAPABILITIES if asked is None else asked, half=half)
+        capabilities = validate_capabilities(CAPABILITIES if asked is None else asked, fp16=fp16)
     for name, reason in left_out.items():
         print(f"target {name} is left out: {reason}")
 
@@ -81,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         size=(arguments.min, arguments.opt, arguments.max),
         batch=(1, *arguments.batch),
         capabilities=capabilities,
-        islands=arguments.fp32_islands,
+        fp32_modules=arguments.fp32_modules,
         samples=arguments.samples,
         workers=arguments.workers,
         force=arguments.force,
@@ -119,7 +127,7 @@ def parser() -> Parser:
     add("--refit", action="store_true", help=REFIT_HELP)
     gpus = f"GPUs of tensorrt_rtx (default {' '.join(CAPABILITIES)})"
     add("--compute-capabilities", nargs="+", metavar="X.Y", help=gpus)
-    add("--fp32-islands", nargs="*", metavar="MODULE", help=ISLANDS_HELP)
+    add("--fp32-modules", nargs="*", metavar="MODULE", help=FP32_MODULES_HELP)
     add("--samples", type=Path, default=None, help=SAMPLES_HELP)
     add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
     add("--force", action="store_true", help=FORCE_HELP)
@@ -137,9 +145,9 @@ def choose_targets(
     for name in asked or ():
         if name not in TARGET_NAMES:
             raise unknown("target", name, TARGET_NAMES)
-    reasons = {name: why_not(TARGETS[name]) for name in asked or TARGET_NAMES if name in TARGETS}
+    reasons = {name: unavailable_reason(TARGETS[name]) for name in asked or TARGET_NAMES if name in TARGETS}
     if "openvino" in (asked or TARGET_NAMES):
-        reasons["openvino"] = why_not_openvino(precisions)
+        reasons["openvino"] = openvino_unavailable_reason(precisions)
     if asked:
         for name, reason in reasons.items():
             if reason:

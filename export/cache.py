@@ -45,7 +45,7 @@ CLOCK_NS = 20_000_000
 """In how coarse steps a file system may count the time of a change."""
 
 
-class Workshop:
+class BuildCache:
     """The folder `<destination>.partial` beside a bundle: finished files wait there until the bundle is whole.
 
     A file of an interrupted build, or of the bundle that is there already, is taken over where it was made from the
@@ -66,7 +66,7 @@ class Workshop:
         self.used: dict[str, Entry] = {}
         self.reasons: dict[str, str] = {}
 
-    def __enter__(self) -> Workshop:
+    def __enter__(self) -> BuildCache:
         self._found = self.root.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self.root, os.O_RDONLY)

@@ -24,7 +24,7 @@ def describe(
     options: Options,
     trained: str,
     components: Mapping[str, Component],
-    islands: Sequence[str],
+    fp32_modules: Sequence[str],
     *,
     conditions: Sequence[str],
     targets: Mapping[str, dict[str, Any]],
@@ -37,7 +37,7 @@ def describe(
         precisions[precision] = {
             "onnx": {graph: f"{folder}/{graph}.onnx" for graph in graphs_of(model)},
             "weights": {graph: f"{folder}/{file}.safetensors" for graph, file in graphs_of(model).items()},
-            "fp32_islands": list(islands) if precision == "fp16" else [],
+            "fp32_modules": list(fp32_modules) if precision == "fp16" else [],
         }
     return {
         "schema": SCHEMA,

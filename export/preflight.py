@@ -47,9 +47,9 @@ MODEL_SOURCES = [
     ROOT / "export" / "graphs" / "trace.py",
 ]
 OVERHEAD = 1_500_000_000
-"""Bytes that a build takes beside weights: libraries, two tracing processes, a picture's activations."""
+"""Bytes that a build takes beside weights: libraries, two tracing processes, an image's activations."""
 SAMPLES = ROOT / "docs" / "samples"
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Options:
     size: tuple[int, int, int]
     batch: tuple[int, int, int]
     capabilities: tuple[str, ...]
-    islands: Sequence[str] | None
+    fp32_modules: Sequence[str] | None
     gate: tuple[str, ...]
     samples: Path | None
     workers: int
@@ -120,9 +120,9 @@ def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> Non
 def sample_paths(folder: Path | None) -> list[Path]:
     """The photographs of the parity figures. UsageError where there are none, or two whose report has one name."""
     folder = folder or SAMPLES
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if not paths:
-        raise UsageError(f"no photographs in {folder}: give a folder of pictures with --samples")
+        raise UsageError(f"no photographs in {folder}: give a folder of images with --samples")
     for first, second in pairwise(paths):
         if first.stem == second.stem:
             raise UsageError(f"two samples are called {first.stem}, {first.name} and {second.name}: rename one")

@@ -1,4 +1,4 @@
-"""What a build shows: the parity table, the pictures, and the bundle's report.md."""
+"""What a build shows: the parity table, the images, and the bundle's report.md."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 from PIL import Image
 
 from dod_runtime.console import table
-from export.cache import Workshop
+from export.cache import BuildCache
 from export.graphs import costs
 from export.graphs.conditions import without_prototypes
 from export.parity.compare import GATES, Figure, unchecked
 from export.precision import report as precision_report
 
-HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "budget", "")
+HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "threshold", "")
 
 
 def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Iterable[str] = ()) -> str:
-    """The worst figure over the pictures for each path, component and step, in the order they were measured.
+    """The worst figure over the images for each path, component and step, in the order they were measured.
 
     paths: the condition paths of the bundle. Those that were not checked are listed.
     """
@@ -41,14 +41,14 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Itera
                 f"{max(figure.max_abs for figure in members):.2e}",
                 _decibel(min(figure.snr_db for figure in members)),
                 _decibel(min(psnr)) if psnr else "",
-                members[0].budget or "",
+                members[0].threshold or "",
                 _verdict(members),
             )
         )
-    witnesses = {figure.step: figure.witness for figure in figures}
-    notes = [f"{step}: {witness}" for step, witness in witnesses.items()]
-    pictures = len({figure.picture for figure in figures})
-    head = f"Against PyTorch fp32, the worst of {pictures} photographs (components alone on the first):"
+    measured_with_all = {figure.step: figure.measured_with for figure in figures}
+    notes = [f"{step}: {measured_with}" for step, measured_with in measured_with_all.items()]
+    images = len({figure.image for figure in figures})
+    head = f"Against PyTorch fp32, the worst of {images} photographs (components alone on the first):"
     sections = [head, table(HEADERS, rows, "lllrrrll", markdown=markdown), "\n".join(notes)]
     if missing := unchecked(figures, paths):
         sections.append(f"NOT CHECKED on any sample: condition paths {', '.join(missing)}.")
@@ -57,7 +57,7 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Itera
 
 def _verdict(members: Sequence[Figure]) -> str:
     passed = all(figure.passed for figure in members)
-    if members[0].step in GATES and members[0].budget:
+    if members[0].step in GATES and members[0].threshold:
         return "ok" if passed else "missed: not offered"
     return "ok" if passed else "FAILED"
 
@@ -75,7 +75,7 @@ def rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
 def unchecked_rows(figures: Sequence[Figure], paths: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of the manifest's `parity` for condition paths that were not checked: no value, `passed` is null."""
     empty = dict.fromkeys(each.name for each in fields(Figure))
-    stated = {"component": "chain", "step": "not checked", "witness": "no sample ran this path"}
+    stated = {"component": "pipeline", "step": "not checked", "measured_with": "no sample ran this path"}
     return [{**empty, **stated, "path": path} for path in unchecked(figures, paths)]
 
 
@@ -88,14 +88,14 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> list[Figure]:
     """The figures of `rows`, read back."""
     figures = []
     for row in rows:
-        for key in ("snr_db", "psnr_db") if row["component"] == "chain" else ("snr_db",):
+        for key in ("snr_db", "psnr_db") if row["component"] == "pipeline" else ("snr_db",):
             row[key] = math.inf if row[key] is None else row[key]
         figures.append(Figure(**row))
     return figures
 
 
 def write_comparison(degraded: np.ndarray, restored: np.ndarray, path: Path) -> None:
-    """The degraded picture and the restored one side by side, as PNG.
+    """The degraded image and the restored one side by side, as PNG.
 
     degraded: float32 [H, W, 3] in [-1, 1]; restored: float32 [1, 3, at least H, at least W], the same.
     """
@@ -105,10 +105,10 @@ def write_comparison(degraded: np.ndarray, restored: np.ndarray, path: Path) -> 
 
 
 def write(
-    shop: Workshop,
+    cache: BuildCache,
     manifest: Mapping[str, Any],
     figures: Sequence[Figure],
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     simplified: Path,
     precision: Mapping[str, Any] | None = None,
 ) -> None:
@@ -128,10 +128,10 @@ def write(
     ]
     files = [
         (name, f"{entry.bytes / 1e6:.2f}", f"{entry.seconds:.1f}", entry.facts.get("layers"))
-        for name, entry in sorted(shop.used.items())
+        for name, entry in sorted(cache.used.items())
         if not name.startswith("report/")
     ]
-    model, islands = manifest["model"], manifest["precisions"].get("fp16", {}).get("fp32_islands", [])
+    model, fp32_modules = manifest["model"], manifest["precisions"].get("fp16", {}).get("fp32_modules", [])
     sections = [
         f"# Bundle `{manifest['name']}`",
         f"Base `{model['base_sha256'][:16]}`, checkpoint `{model['checkpoint_sha256'][:16]}`; conditions: "
@@ -143,23 +143,23 @@ def write(
         "Engines were built and their inputs and outputs recorded; none was run on a GPU by this command.",
         "## Parity",
         parity_table(figures, markdown=True, paths=("auto", *manifest["conditions"])),
-        f"Modules kept in float32 in fp16: {', '.join(islands) or 'none'}.",
+        f"Modules kept in float32 in fp16: {', '.join(fp32_modules) or 'none'}.",
         "## Cost",
-        f"One picture of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "
+        f"One image of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "
         "the operators read and write one by one in float32, weights included.",
         costs.section(json.loads(simplified.read_text())["graphs"]),
         *(precision_report.section(precision, precision_report.PLOT) if precision else ()),
         "## Photographs",
         *(
             f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{p.name})"
-            for name, p in pictures.items()
+            for name, p in images.items()
         ),
         "## Files",
         table(("file", "MB", "seconds", "layers"), files, "lrrr", markdown=True),
     ]
     name = "report.md"
-    shop.path(name).write_text("\n\n".join(sections) + "\n")
-    shop.record(name, {"figures": len(figures)}, 0)
+    cache.path(name).write_text("\n\n".join(sections) + "\n")
+    cache.record(name, {"figures": len(figures)}, 0)
 
 
 def _decibel(value: float) -> str:

@@ -68,8 +68,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two of the sample photographs, small enough for the tiny bundle."""
     folder = tmp_path_factory.mktemp("photographs")
     for name in ("noise.png", "haze.png"):
-        with Image.open(SAMPLES / name) as picture:
-            picture.crop((100, 60, 100 + 200, 60 + 136)).save(folder / name)
+        with Image.open(SAMPLES / name) as image:
+            image.crop((100, 60, 100 + 200, 60 + 136)).save(folder / name)
     return folder
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from dod.data.capture import SHARP, Capture, random_capture, record, soften
 from dod.data.degradations import DEGRADATIONS, degrade, depth_map
-from dod.data.pictures import SUFFIXES, read_rgb
+from dod.data.images import SUFFIXES, read_rgb
 from dod.errors import DataError
 
 __all__ = [
@@ -33,9 +33,9 @@ SOFTENED_BEFORE = ("noise", "blur")
 
 
 def load_photographs(folder: str | Path) -> dict[str, NDArray[np.uint8]]:
-    """Every picture directly in `folder` as RGB uint8 [H, W, 3], by file name, in the order of the names.
+    """Every image directly in `folder` as RGB uint8 [H, W, 3], by file name, in the order of the names.
 
-    Raises DataError for a folder that is missing or holds no picture, and for an unreadable picture, naming it.
+    Raises DataError for a folder that is missing or holds no image, and for an unreadable image, naming it.
     """
     folder = Path(folder)
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
@@ -81,7 +81,7 @@ def recolour(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np
 def misty(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """The same scene [H, W, 3], 0 to 1, in aerial perspective: what is far lies in mist, what is near does not.
 
-    The model of `dod.data.degradations.haze`, but for what tells the mist that belongs to a picture from the haze that
+    The model of `dod.data.degradations.haze`, but for what tells the mist that belongs to an image from the haze that
     is to be taken off: the nearest 30 to 70 % of the depths are clear, the airlight (brightest channel 0.5 to 0.95) is
     bluish three times out of four, else reddish (other end of the spectrum 5 to 35 % darker), beta 0.5 to 3.
     """

@@ -29,7 +29,7 @@ _DEPTH_GRID = 6
 
 
 def rng_for(name: str, degradation: str, seed: int) -> np.random.Generator:
-    """A generator of its own for each picture, degradation and seed, whatever the order or number of the others."""
+    """A generator of its own for each image, degradation and seed, whatever the order or number of the others."""
     key = hashlib.sha256(f"{seed}\0{degradation}\0{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(key, "little"))
 

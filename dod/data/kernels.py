@@ -50,7 +50,7 @@ def convolve(image: Array, kernel: Array) -> Array:
     """`image` [H, W, 3] with `kernel` [k, k] (true convolution), borders reflected without repeating the edge.
 
     A sum of shifted copies, one for each tap that is not zero: small kernels need neither an FFT nor scipy.
-    Raises DataError for a kernel that is not square with an odd side: it would move the picture.
+    Raises DataError for a kernel that is not square with an odd side: it would move the image.
     """
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise DataError(f"a blur kernel must be square with an odd side, not {list(kernel.shape)}")
@@ -86,8 +86,8 @@ def streaks(
     step, lateral_step = 0.75, 0.5
     samples = max(3, int(np.ceil(length / step)))
     u = np.linspace(-1.0, 1.0, samples).reshape(1, -1, 1)
-    half = (width - 1) / 2
-    lateral = np.linspace(-half, half, max(1, 1 + round(2 * half / lateral_step))).reshape(1, 1, -1)
+    fp16 = (width - 1) / 2
+    lateral = np.linspace(-fp16, fp16, max(1, 1 + round(2 * fp16 / lateral_step))).reshape(1, 1, -1)
     sin, cos = np.sin(tilt), np.cos(tilt)
     along = u * share * length / 2
     x, y = x0 + along * sin + lateral * cos, y0 + along * cos - lateral * sin

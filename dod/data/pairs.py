@@ -1,4 +1,4 @@
-"""Training crops of picture pairs on the disk, read when they are needed and all decided by (seed, index) alone."""
+"""Training crops of image pairs on the disk, read when they are needed and all decided by (seed, index) alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dod.data.dataset import CLEAN, check_settings, to_tensor, turned
 from dod.data.degradations import DEGRADATIONS, degrade
-from dod.data.pictures import UNREADABLE, few, read_rgb
+from dod.data.images import UNREADABLE, few, read_rgb
 from dod.data.trees import LISTS, Pair, find_pairs
 from dod.errors import DataError
 
@@ -33,29 +33,29 @@ def list_files(folder: str | Path, degradations: Sequence[str] = tuple(LISTS)) -
     """
     files = {name: Path(folder) / LISTS[name] for name in degradations if name in LISTS}
     if missing := [path for path in files.values() if not path.is_file()]:
-        raise DataError(f"no list file {few(missing)}: without a folder of lists, every picture in the tree is taken")
+        raise DataError(f"no list file {few(missing)}: without a folder of lists, every image in the tree is taken")
     return files
 
 
 def check_pairs(pairs: Sequence[Pair], crop: int = 1, skip_broken: bool = False) -> tuple[list[Pair], list[Path]]:
-    """(the pairs that can be read, the pictures that cannot), from the headers of the files alone.
+    """(the pairs that can be read, the images that cannot), from the headers of the files alone.
 
-    Raises DataError, with how many they are and the first few names, for pictures that cannot be read (unless
-    `skip_broken` leaves them and their pairs out), pairs of unequal sizes, and pictures smaller than `crop` px.
+    Raises DataError, with how many they are and the first few names, for images that cannot be read (unless
+    `skip_broken` leaves them and their pairs out), pairs of unequal sizes, and images smaller than `crop` px.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in (pair.degraded, pair.clean) if path))
     sizes: dict[Path, tuple[int, int]] = {}
     broken: dict[Path, str] = {}
-    for path in tqdm(paths, "checking", unit="picture", disable=None, leave=False):
+    for path in tqdm(paths, "checking", unit="image", disable=None, leave=False):
         try:
-            with Image.open(path) as picture:
-                sizes[path] = picture.size
+            with Image.open(path) as image:
+                sizes[path] = image.size
         except UNREADABLE as error:
             broken[path] = type(error).__name__
     if broken and not skip_broken:
         names = [f"{path} ({kind})" for path, kind in broken.items()]
         raise DataError(
-            f"{len(names)} of {len(paths)} pictures cannot be read: {few(names)}; remove them or use --skip-broken"
+            f"{len(names)} of {len(paths)} images cannot be read: {few(names)}; remove them or use --skip-broken"
         )
     good = [pair for pair in pairs if not {pair.degraded, pair.clean} & broken.keys()]
     if unequal := [
@@ -68,7 +68,7 @@ def check_pairs(pairs: Sequence[Pair], crop: int = 1, skip_broken: bool = False)
         f"{pair.degraded or pair.clean} is {_size(sizes[pair.clean])}" for pair in good if min(sizes[pair.clean]) < crop
     ]:
         raise DataError(
-            f"{len(small)} of {len(good)} pictures are smaller than a crop of {crop} px: {few(small)}; "
+            f"{len(small)} of {len(good)} images are smaller than a crop of {crop} px: {few(small)}; "
             "remove them or train on smaller crops"
         )
     return good, list(broken)
@@ -79,17 +79,17 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
 
     root: a tree as `dod.data.trees` describes it. `index` counts in `names`: the degradations, then "clean" (an
     undegraded pair, a share `clean_fraction` of them). Each degradation is as frequent as the others, whatever the
-    number of its pictures. Crops are native, from the same place of both pictures, and flipped and turned alike;
+    number of its images. Crops are native, from the same place of both images, and flipped and turned alike;
     noise has sigma 15, 25 or 50 and is added to the crop (`dod.data.degradations.noise`).
     `counts` has the number of pairs of each degradation.
 
-    lists: a folder of list files as PromptIR's `data_dir`; without one every picture counts. skip_broken: leaves
-    unreadable pictures out (`skipped` names those found at the start) instead of refusing them; one whose header is
+    lists: a folder of list files as PromptIR's `data_dir`; without one every image counts. skip_broken: leaves
+    unreadable images out (`skipped` names those found at the start) instead of refusing them; one whose header is
     whole, but whose data are not, gives way to another pair when it is drawn, with a warning.
 
     Sample i is a function of (seed, i) and the files: worker processes and a resumed run see the same samples.
     `length` only sets where a sequential sampler stops. Raises DataError, before the first sample, for bad settings and
-    for all that `find_pairs` and `check_pairs` refuse; with a sample, for a picture that cannot be decoded.
+    for all that `find_pairs` and `check_pairs` refuse; with a sample, for an image that cannot be decoded.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self._pairs = [[pair for pair in good if pair.degradation == name] for name in degradations]
         self.counts = {name: len(pairs) for name, pairs in zip(degradations, self._pairs, strict=True)}
         if empty := [name for name, count in self.counts.items() if not count]:
-            raise DataError(f"no pair for {few(empty)} is left: each has an unreadable picture; fetch {root} again")
+            raise DataError(f"no pair for {few(empty)} is left: each has an unreadable image; fetch {root} again")
         self._skip_broken = skip_broken
         self._length = length
 
@@ -155,12 +155,12 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         }
 
     def describe(self, i: int) -> str:
-        """The picture that sample i is first drawn from, for messages about it."""
+        """The image that sample i is first drawn from, for messages about it."""
         pair = self.source(i)
         return str(pair.degraded or pair.clean)
 
     def source(self, i: int) -> Pair:
-        """The pair that sample i is first drawn from, without reading it: to name the pictures of a bad batch."""
+        """The pair that sample i is first drawn from, without reading it: to name the images of a bad batch."""
         return self._drawn(i)[2]
 
     def _drawn(self, i: int) -> tuple[np.random.Generator, int, Pair]:
@@ -176,7 +176,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         return pairs[rng.integers(len(pairs))]
 
     def _windows(self, index: int, pair: Pair, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same place of both pictures, uint8 [crop, crop, 3]; of a clean sample or noise, the clean one twice."""
+        """The same place of both images, uint8 [crop, crop, 3]; of a clean sample or noise, the clean one twice."""
         clean = read_rgb(pair.clean)
         path = None if self.names[index] == CLEAN else pair.degraded
         degraded = clean if path is None else read_rgb(path)

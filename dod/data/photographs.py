@@ -38,7 +38,7 @@ _TEXT_KEYS = ("Source", "Author", "Copyright", "Description")
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture inside a Debian package. `file` is its path below the package's root."""
+    """An image inside a Debian package. `file` is its path below the package's root."""
 
     name: str
     package: str
@@ -53,38 +53,38 @@ class Photograph:
 
 
 def listed_photographs(split: str | None = None) -> list[Photograph]:
-    """The pictures of `photographs.yaml`, of one split or of both, in the order of the list.
+    """The images of `photographs.yaml`, of one split or of both, in the order of the list.
 
     Raises DataError for an unknown split.
     """
     if split not in (None, *SPLITS):
         raise DataError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
     photographs = [
-        Photograph(**{**picture, "file": f"{group['folder']}/{picture['file']}", "package": group["package"]})
+        Photograph(**{**image, "file": f"{group['folder']}/{image['file']}", "package": group["package"]})
         for group in yaml.safe_load(_LIST.read_text(encoding="utf-8"))
-        for picture in group["pictures"]
+        for image in group["images"]
     ]
     return [photograph for photograph in photographs if split in (None, photograph.split)]
 
 
-def prepare(picture: Image.Image, longest: int) -> Image.Image:
+def prepare(image: Image.Image, longest: int) -> Image.Image:
     """RGB, upright, its longest side reduced (never enlarged) to `longest` px with Lanczos.
 
     The reduction also averages out JPEG artefacts and sensor noise, which a restoration model must not learn as clean.
     """
-    picture = ImageOps.exif_transpose(picture).convert("RGB")
-    scale = longest / max(picture.size)
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    scale = longest / max(image.size)
     if scale >= 1:
-        return picture
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def prepare_photographs(out: Path, packages_from: Path | None = None, longest: int = 1600) -> list[Path]:
-    """Write every listed photograph below `out`; pictures already there with the same settings are kept.
+    """Write every listed photograph below `out`; images already there with the same settings are kept.
 
     `packages_from`: folder of downloaded .deb files, used in place of `apt-get download`. Returns the paths, in the
-    order of the list. Each file is whole or absent. Raises DataError where a package or a picture cannot be had.
+    order of the list. Each file is whole or absent. Raises DataError where a package or an image cannot be had.
     """
     if longest < 1:
         raise DataError(f"the longest side must be at least 1 px, not {longest}")
@@ -94,7 +94,7 @@ def prepare_photographs(out: Path, packages_from: Path | None = None, longest: i
 
     with tempfile.TemporaryDirectory(prefix="dod-photographs-") as temporary:
         roots: dict[str, Path] = {}
-        for photograph in (bar := tqdm(missing, desc="photographs", unit="picture", disable=not missing)):
+        for photograph in (bar := tqdm(missing, desc="photographs", unit="image", disable=not missing)):
             bar.set_postfix_str(photograph.name)
             if photograph.package not in roots:
                 roots[photograph.package] = _unpack(photograph.package, packages_from, Path(temporary))
@@ -110,8 +110,8 @@ def _text(photograph: Photograph, longest: int) -> dict[str, str]:
 
 def _read_text(path: Path) -> dict[str, str]:
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {})
+        with Image.open(path) as image:
+            text = getattr(image, "text", {})
             return {key: text[key] for key in _TEXT_KEYS if key in text}
     except OSError:
         return {}
@@ -122,7 +122,7 @@ def _is_current(photograph: Photograph, out: Path, longest: int) -> bool:
 
 
 def _remove_unlisted(out: Path, listed: set[Path]) -> None:
-    """Delete what an older list wrote: a picture that changed its split must never be in both."""
+    """Delete what an older list wrote: an image that changed its split must never be in both."""
     for path in (path for split in SPLITS for path in (out / split).glob("*.png")):
         if path not in listed and _read_text(path).get("Source", "").startswith("Debian package "):
             path.unlink()
@@ -174,7 +174,7 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
         )
     try:
         with _opened(source) as opened:
-            picture = prepare(opened, longest)
+            image = prepare(opened, longest)
     except OSError as error:
         raise DataError(f"cannot read {photograph.file} of {photograph.package}: {error}") from error
 
@@ -185,24 +185,24 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     try:
-        picture.save(partial, format="PNG", pnginfo=text)
+        image.save(partial, format="PNG", pnginfo=text)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _opened(source: Path) -> Image.Image:
-    """A picture file; of an Enlightenment theme (.edj) the largest JPEG stream in it. Raises OSError where none is."""
+    """An image file; of an Enlightenment theme (.edj) the largest JPEG stream in it. Raises OSError where none is."""
     if source.suffix != ".edj":
         return Image.open(source)
     held = source.read_bytes()
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for start in re.finditer(rb"\xff\xd8\xff", held):
         with contextlib.suppress(UnidentifiedImageError):
-            pictures.append(Image.open(io.BytesIO(held[start.start() :]), formats=["JPEG"]))
-    if not pictures:
-        raise OSError("no JPEG picture in it")
-    return max(pictures, key=lambda picture: picture.width * picture.height)
+            images.append(Image.open(io.BytesIO(held[start.start() :]), formats=["JPEG"]))
+    if not images:
+        raise OSError("no JPEG image in it")
+    return max(images, key=lambda image: image.width * image.height)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

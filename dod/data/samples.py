@@ -1,4 +1,4 @@
-"""The sample pictures of `docs/samples`: crops of held-out photographs that may be shared, each degraded in one way.
+"""The sample images of `docs/samples`: crops of held-out photographs that may be shared, each degraded in one way.
 
 `python -m dod.data.samples [OUT] --photographs FOLDER`, where FOLDER is what `python -m dod.data.photographs` wrote,
 writes `OUT/<degradation>.png`, `OUT/clean/<degradation>.png` and `OUT/README.md`, the same pixels each time.
@@ -85,7 +85,7 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
     Raises DataError where a photograph is missing, or its licence does not allow its crop to be shared.
     """
     sources = {photograph.name: photograph for photograph in listed_photographs("held_out")}
-    pictures = {}
+    images = {}
     for sample in SAMPLES:
         source = sources[sample.photograph]
         if source.licence not in SHAREABLE:
@@ -94,32 +94,32 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
         if not path.is_file():
             raise DataError(f"no photograph {path}: run `python -m dod.data.photographs {photographs}` first")
         with Image.open(path) as photograph:
-            pictures[out / f"{sample.degradation}.png"] = make_sample(sample, photograph)
+            images[out / f"{sample.degradation}.png"] = make_sample(sample, photograph)
 
     (out / "clean").mkdir(parents=True, exist_ok=True)
-    for path, (degraded, clean) in pictures.items():
+    for path, (degraded, clean) in images.items():
         degraded.save(path, optimize=True)
         clean.save(out / "clean" / path.name, optimize=True)
     (out / "README.md").write_text(_readme(sources), encoding="utf-8")
-    return list(pictures)
+    return list(images)
 
 
 def _readme(sources: Mapping[str, Photograph]) -> str:
     rows = []
     for sample in SAMPLES:
         source = sources[sample.photograph]
-        picture = f"`{Path(source.file).name}`"
+        image = f"`{Path(source.file).name}`"
         licence = f"[{source.licence}]({SHAREABLE[source.licence]})"
-        rows.append(f"| `{sample.degradation}.png` | {picture} | {source.author} | {licence} | {sample.change} |")
+        rows.append(f"| `{sample.degradation}.png` | {image} | {source.author} | {licence} | {sample.change} |")
     return "\n".join(
         [
-            "# Sample pictures",
+            "# Sample images",
             "",
             "Five photographs that no model of this repository was trained on, each degraded in one way; `clean/` has",
             f"them as they were. All come from the Debian package `{source.package}`, cropped and reduced to",
             f"{SIZE[0]}x{SIZE[1]} px, and stay under their authors' licences.",
             "",
-            "| sample | picture | author | licence | change, beside crop and reduction |",
+            "| sample | image | author | licence | change, beside crop and reduction |",
             "|---|---|---|---|---|",
             *rows,
             "",

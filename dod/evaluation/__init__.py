@@ -1,1 +1,1 @@
-"""Metrics, scores and figures of restored pictures, for the commands `evaluate`, `conditions` and `detail_figure`."""
+"""Metrics, scores and figures of restored images, for the commands `evaluate`, `conditions` and `detail_figure`."""

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ..config import Preset
 from ..data.dataset import load_photographs
 from ..data.degradations import degrade, rng_for
-from ..data.pictures import centre_crop
+from ..data.images import centre_crop
 from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_source, preset_from, samples_from
@@ -36,7 +36,7 @@ from ..training.stages import CLEAN_FRACTION, stage_1, stage_2
 from ..training.state import Schedule
 from .evaluate import evaluate, find_scenes
 from .metrics import Metric
-from .restoration import restore_picture
+from .restoration import restore_image
 from .scorer import Scorer, find_metrics
 from .scores import table
 
@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     for name, weight, term in (
         ("latent", 1.0, "latent"),
-        ("rec", 0.0, "picture"),
+        ("rec", 0.0, "image"),
         ("perceptual", 0.0, "perceptual"),
         ("dmd", 0.0, "DMD"),
     ):
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     parser.add_argument("--vgg", default="", help="the perceptual term's weights, see `stages 1`")
     parser.add_argument("--metrics", nargs="+", default=["ssim"], metavar="NAME", help="beside PSNR; default: ssim")
-    parser.add_argument("--crop-to-multiple", type=int, default=16, help="of the test pictures; default %(default)s")
+    parser.add_argument("--crop-to-multiple", type=int, default=16, help="of the test images; default %(default)s")
     parser.add_argument("--out", type=Path, default=Path("build/ablations"), help="default %(default)s")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -192,7 +192,7 @@ def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
                 clean = truth.astype(np.float32) / np.float32(255)
                 for degradation in preset.conditions:
                     degraded, _ = degrade(clean, degradation, rng_for(name, degradation, arguments.seed))
-                    output = restore_picture(model, np.rint(degraded * 255).astype(np.uint8))
+                    output = restore_image(model, np.rint(degraded * 255).astype(np.uint8))
                     scorer.add(f"{degradation}/{name}", output, truth)
             return scorer.result().mean.values
 
@@ -200,11 +200,11 @@ def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
 
 
 def _on_a_test_set(arguments: argparse.Namespace) -> Measure:
-    """All pictures of the folders, as `python -m dod.evaluation.evaluate` measures them. Raises DataError."""
+    """All images of the folders, as `python -m dod.evaluation.evaluate` measures them. Raises DataError."""
     scenes = find_scenes(*arguments.test, restored=False)
 
     def measure(model: DOD) -> Values:
-        restore = partial(restore_picture, model)
+        restore = partial(restore_image, model)
         options = {"multiple": arguments.crop_to_multiple, "device": _device(model)}
         return evaluate(scenes, ["psnr", *arguments.metrics], restore=restore, bar=True, **options).result.mean.values
 

@@ -4,10 +4,10 @@
     python -m dod.evaluation.conditions photographs/held_out --model build/mine --degradations haze noise=15 noise=50
     python -m dod.evaluation.conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
 
-Clean photographs are degraded here; those of `--degraded` already are. Each picture goes to the nearest prototype, by
+Clean photographs are degraded here; those of `--degraded` already are. Each image goes to the nearest prototype, by
 cosine distance on c standardised with the calibration statistics that the checkpoint keeps. The table (its rows are
-what the pictures are, its columns what they are taken for) is printed and written to `conditions.json` in the folder
-`--out`, t-SNE of the same standardised c to `conditions.png`. A model without prototypes gets the picture alone.
+what the images are, its columns what they are taken for) is printed and written to `conditions.json` in the folder
+`--out`, t-SNE of the same standardised c to `conditions.png`. A model without prototypes gets the image alone.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tqdm import tqdm
 from ..checkpoint import load_model
 from ..data.dataset import CLEAN, to_tensor
 from ..data.degradations import DEGRADATIONS, degrade, rng_for
-from ..data.pictures import centre_crop, pictures, read_rgb
+from ..data.images import centre_crop, images, read_rgb
 from ..errors import CheckpointError, ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..prototypes import nearest, standardise, statistics_of
 from .confusion import Named, as_json, confusion, report
 from .tsne import draw, embed, require_libraries
 
-__all__ = ["Labelled", "condition_of", "degraded_pictures", "synthetic_pictures"]
+__all__ = ["Labelled", "condition_of", "degraded_images", "synthetic_images"]
 
 OUT = Path("build/conditions")
 CALIBRATE = "`python -m dod.training.stages calibrate` computes them"
@@ -43,19 +43,19 @@ LEVELS = {"noise": "sigma"}
 
 Pixels = NDArray[np.float32]
 Labelled = tuple[str, str, Pixels]
-"""(name of the picture, label, float32 [H, W, 3] in 0 to 1)."""
+"""(name of the image, label, float32 [H, W, 3] in 0 to 1)."""
 
 
-def synthetic_pictures(
+def synthetic_images(
     folder: Path, labels: Sequence[str], size: int, seed: int = 0, draws: int = 1
 ) -> Iterator[Labelled]:
     """The middle of each photograph of a folder and its subfolders, at most `size` px, with each degradation.
 
     labels: degradations, one with a level (`noise=25`), or "clean". Draw k of `draws` is that of the seed `seed + k`.
-    Raises ConfigError for another label, DataError for missing, unreadable or equally named pictures.
+    Raises ConfigError for another label, DataError for missing, unreadable or equally named images.
     """
     chosen = [(label, *_parse(label)) for label in labels]
-    for name, path in pictures(folder).items():
+    for name, path in images(folder).items():
         clean = _middle(read_rgb(path), size)
         for label, degradation, fixed in chosen:
             if degradation == CLEAN:
@@ -65,10 +65,10 @@ def synthetic_pictures(
                 yield name, label, degrade(clean, degradation, rng_for(name, degradation, seed + k), **fixed)[0]
 
 
-def degraded_pictures(folder: Path, size: int) -> Iterator[Labelled]:
-    """The middle, at most `size` px, of each picture of a folder that has one subfolder for each label.
+def degraded_images(folder: Path, size: int) -> Iterator[Labelled]:
+    """The middle, at most `size` px, of each image of a folder that has one subfolder for each label.
 
-    Raises DataError where it is missing, has no subfolder, or one of them holds no picture or an unreadable one.
+    Raises DataError where it is missing, has no subfolder, or one of them holds no image or an unreadable one.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -76,13 +76,13 @@ def degraded_pictures(folder: Path, size: int) -> Iterator[Labelled]:
     if not subfolders:
         raise DataError(f"{folder} has no subfolders: it takes one for each degradation, such as {folder / 'haze'}")
     for subfolder in subfolders:
-        for name, path in pictures(subfolder).items():
+        for name, path in images(subfolder).items():
             yield name, subfolder.name, _middle(read_rgb(path), size)
 
 
 @torch.no_grad()
 def condition_of(model: DOD, pixels: Pixels) -> NDArray[np.float64]:
-    """c, [C], of one picture, float32 [H, W, 3] in 0 to 1, as at run time: from its native crops."""
+    """c, [C], of one image, float32 [H, W, 3] in 0 to 1, as at run time: from its native crops."""
     condition, _ = model.modulation(to_tensor(pixels)[None])
     return condition[0].double().numpy()
 
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("photographs", type=Path, nargs="?", help="folder of clean photographs, degraded here")
-    source.add_argument("--degraded", type=Path, metavar="FOLDER", help="one subfolder of pictures per degradation")
+    source.add_argument("--degraded", type=Path, metavar="FOLDER", help="one subfolder of images per degradation")
     add = parser.add_argument
     add("--model", default="mini", help="preset or checkpoint folder (default: %(default)s)")
     add("--base", help="the base model's folder or hub id, if not where the preset says")
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="some of haze, rain, noise=25, clean... (default: the model's)",
     )
-    add("--size", type=int, default=512, help="pictures are cropped to at most this, in px (default: %(default)s)")
+    add("--size", type=int, default=512, help="images are cropped to at most this, in px (default: %(default)s)")
     add("--draws", type=int, default=1, help="of each degradation for each photograph (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the degradations and of t-SNE (default: %(default)s)")
     add("--no-figure", dest="figure", action="store_false", help="the table alone; needs no scikit-learn")
@@ -146,15 +146,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _source(arguments: argparse.Namespace, model: DOD) -> Iterator[Labelled]:
     if arguments.degraded:
-        return degraded_pictures(arguments.degraded, arguments.size)
+        return degraded_images(arguments.degraded, arguments.size)
     labels = arguments.degradations or [name for name in model.preset.conditions if name in DEGRADATIONS]
-    return synthetic_pictures(arguments.photographs, labels, arguments.size, arguments.seed, arguments.draws)
+    return synthetic_images(arguments.photographs, labels, arguments.size, arguments.seed, arguments.draws)
 
 
 def _measure(model: DOD, source: Iterable[Labelled]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Names, labels and conditions [N, C] of all pictures."""
+    """Names, labels and conditions [N, C] of all images."""
     names, labels, conditions = [], [], []
-    for name, label, pixels in tqdm(source, "conditions", unit="picture", disable=None):
+    for name, label, pixels in tqdm(source, "conditions", unit="image", disable=None):
         names.append(name)
         labels.append(label)
         conditions.append(condition_of(model, pixels))
@@ -162,7 +162,7 @@ def _measure(model: DOD, source: Iterable[Labelled]) -> tuple[list[str], list[st
 
 
 def _statistics(model: DOD, conditions: NDArray[np.float64]) -> NDArray[Any]:
-    """[1 + C, C]: the calibration's, or, for a model that was never calibrated, those of the pictures."""
+    """[1 + C, C]: the calibration's, or, for a model that was never calibrated, those of the images."""
     if model.statistics is not None:
         return model.statistics.numpy()
     if model.prototypes:
@@ -194,7 +194,7 @@ def _parse(label: str) -> tuple[str, dict[str, float]]:
 
 
 def _middle(pixels: NDArray[np.uint8], size: int) -> Pixels:
-    """The middle of a picture, at most `size` px on either side, as float32 in 0 to 1."""
+    """The middle of an image, at most `size` px on either side, as float32 in 0 to 1."""
     return centre_crop(pixels, size).astype(np.float32) / np.float32(255)
 
 

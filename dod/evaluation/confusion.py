@@ -1,4 +1,4 @@
-"""The confusion table of nearest prototypes: which degradation pictures have, and which they are taken for."""
+"""The confusion table of nearest prototypes: which degradation images have, and which they are taken for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Confusion", "Named", "as_json", "confusion", "family", "report"]
 
 @dataclass(frozen=True)
 class Named:
-    """A picture's nearest prototype. label: its row, a degradation perhaps with a level; distance: cosine, 0 to 2."""
+    """An image's nearest prototype. label: its row, a degradation perhaps with a level; distance: cosine, 0 to 2."""
 
-    picture: str
+    image: str
     label: str
     nearest: str
     distance: float
@@ -23,14 +23,14 @@ class Named:
 
 @dataclass(frozen=True)
 class Confusion:
-    """counts[i][j]: how many pictures of rows[i] are nearest to the prototype columns[j]."""
+    """counts[i][j]: how many images of rows[i] are nearest to the prototype columns[j]."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
 
     def accuracy(self, row: str | None = None) -> float | None:
-        """The share of pictures, of one row or of all, that are named rightly; rows without a prototype of their own
+        """The share of images, of one row or of all, that are named rightly; rows without a prototype of their own
         do not count, and where none is left it is None.
 
         >>> table = Confusion(("rain", "noise=25", "snow"), ("rain", "noise"), ((3, 1), (0, 4), (2, 2)))
@@ -42,7 +42,7 @@ class Confusion:
             for name, counts in zip(self.rows, self.counts, strict=True)
             if row in (None, name) and family(name) in self.columns
         ]
-        total = sum(pictures for _, pictures in counted)
+        total = sum(images for _, images in counted)
         return sum(right for right, _ in counted) / total if total else None
 
     @property
@@ -57,7 +57,7 @@ def family(label: str) -> str:
 
 
 def confusion(found: Sequence[Named], columns: Sequence[str]) -> Confusion:
-    """The table of all pictures; rows in the order in which they first occur."""
+    """The table of all images; rows in the order in which they first occur."""
     rows = tuple(dict.fromkeys(each.label for each in found))
     counts = [
         [sum((each.label, each.nearest) == (row, column) for each in found) for column in columns] for row in rows
@@ -66,7 +66,7 @@ def confusion(found: Sequence[Named], columns: Sequence[str]) -> Confusion:
 
 
 def report(found: Confusion) -> str:
-    """The table as text, with the accuracy of each row, and a last line of all pictures."""
+    """The table as text, with the accuracy of each row, and a last line of all images."""
     lines = [
         [row, *counts, _percent(found.accuracy(row))] for row, counts in zip(found.rows, found.counts, strict=True)
     ]
@@ -75,9 +75,9 @@ def report(found: Confusion) -> str:
 
 
 def as_json(found: Sequence[Named], result: Confusion, **settings: Any) -> dict[str, Any]:
-    """JSON values: the settings, the table, its accuracies in 0 to 1 (null where no prototype is right), each picture.
+    """JSON values: the settings, the table, its accuracies in 0 to 1 (null where no prototype is right), each image.
 
-    settings: how the pictures came about.
+    settings: how the images came about.
     """
     accuracy = {row: result.accuracy(row) for row in result.rows}
     return {
@@ -85,7 +85,7 @@ def as_json(found: Sequence[Named], result: Confusion, **settings: Any) -> dict[
         **asdict(result),
         "accuracy": accuracy,
         "overall": result.accuracy(),
-        "pictures": [asdict(each) for each in found],
+        "images": [asdict(each) for each in found],
     }
 
 

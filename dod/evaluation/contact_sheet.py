@@ -1,4 +1,4 @@
-"""A sheet of pictures to look at: what came in, what came out, what it should be, at their own resolution."""
+"""A sheet of images to look at: what came in, what came out, what it should be, at their own resolution."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 
 __all__ = ["Entry", "contact_sheet"]
 
@@ -21,19 +21,19 @@ PAPER, INK = (250, 250, 250), (30, 30, 30)
 
 @dataclass(frozen=True)
 class Entry:
-    """Pictures of one scene, uint8 [H, W, 3] each, that stand side by side under one caption."""
+    """Images of one scene, uint8 [H, W, 3] each, that stand side by side under one caption."""
 
     caption: str
-    pictures: Sequence[NDArray[np.uint8]]
+    images: Sequence[NDArray[np.uint8]]
 
 
 def contact_sheet(entries: Sequence[Entry], per_line: int, side: int = SIDE) -> Image.Image:
-    """Entries in lines of `per_line`, read like a text; the middle `side` pixels of each picture, never resized.
+    """Entries in lines of `per_line`, read like a text; the middle `side` pixels of each image, never resized.
 
-    All entries must have the same number of pictures, at least one.
+    All entries must have the same number of images, at least one.
     """
-    count = len(entries[0].pictures)
-    side = min(side, max(max(picture.shape[:2]) for entry in entries for picture in entry.pictures))
+    count = len(entries[0].images)
+    side = min(side, max(max(pixels.shape[:2]) for entry in entries for pixels in entry.images))
     width = count * (side + 1) + GAP
     height = CAPTION + side + GAP
     lines = -(-len(entries) // per_line)
@@ -42,8 +42,8 @@ def contact_sheet(entries: Sequence[Entry], per_line: int, side: int = SIDE) -> 
     for i, entry in enumerate(entries):
         left, top = GAP + i % per_line * width, GAP + i // per_line * height
         draw.text((left, top), entry.caption, INK, font)
-        for k, picture in enumerate(entry.pictures):
-            image = Image.fromarray(np.ascontiguousarray(centre_crop(picture, side)))
+        for k, pixels in enumerate(entry.images):
+            image = Image.fromarray(np.ascontiguousarray(centre_crop(pixels, side)))
             offset = ((side - image.width) // 2, (side - image.height) // 2)
             sheet.paste(image, (left + k * (side + 1) + offset[0], top + CAPTION + offset[1]))
     return sheet

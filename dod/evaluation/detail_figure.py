@@ -18,13 +18,13 @@ from PIL import Image
 from ..checkpoint import load_model
 from ..data.dataset import load_photographs, to_tensor
 from ..data.degradations import degrade, rng_for
-from ..data.pictures import centre_crop
+from ..data.images import centre_crop
 from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
 from .contact_sheet import Entry, contact_sheet
 from .metrics import psnr
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("photographs", type=Path, help="folder of clean photographs")
     parser.add_argument("--model", default="mini", help="preset or checkpoint; default %(default)s")
-    parser.add_argument("--size", type=int, default=384, help="of the restored pictures, in px; default %(default)s")
+    parser.add_argument("--size", type=int, default=384, help="of the restored images, in px; default %(default)s")
     parser.add_argument("--window", type=int, default=96, help="of the crops shown, in px; default %(default)s")
     parser.add_argument("--zoom", type=int, default=2, help="default %(default)s")
     parser.add_argument("--limit", type=int, default=5, help="photographs shown; default %(default)s")
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(pixels.shape[:2]) < arguments.size:
             raise DataError(f"{arguments.photographs / name} is smaller than --size {arguments.size}")
         degradation = conditions[i % len(conditions)]
-        pictures = four(model, name, pixels, degradation, arguments.size, arguments.seed)
-        without, with_dem = (f"{psnr(picture, pictures[3]):.1f}" for picture in pictures[1:3])
-        window = most_detailed(pictures[3], arguments.window)
-        crops = [enlarged(picture[window], arguments.zoom) for picture in pictures]
+        images = four(model, name, pixels, degradation, arguments.size, arguments.seed)
+        without, with_dem = (f"{psnr(image, images[3]):.1f}" for image in images[1:3])
+        window = most_detailed(images[3], arguments.window)
+        crops = [enlarged(image[window], arguments.zoom) for image in images]
         caption = f"{degradation}: input, without DEM {without} dB, with DEM {with_dem} dB, truth ({Path(name).stem})"
         entries.append(Entry(caption, crops))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def four(model: DOD, name: str, pixels: Picture, degradation: str, size: int, seed: int) -> list[Picture]:
+def four(model: DOD, name: str, pixels: Pixels, degradation: str, size: int, seed: int) -> list[Pixels]:
     """The middle of a photograph, uint8 [size, size, 3]: degraded, restored without and with DEM, clean."""
     clean = centre_crop(pixels, size)
     unit = clean.astype(np.float32) / np.float32(255)
@@ -86,9 +86,9 @@ def four(model: DOD, name: str, pixels: Picture, degradation: str, size: int, se
     return [np.rint(degraded * 255).astype(np.uint8), *restorations, clean]
 
 
-def most_detailed(picture: Picture, window: int) -> tuple[slice, slice]:
-    """The window of a picture with the largest sum of absolute differences between neighbours."""
-    grey = picture.astype(np.float32).mean(axis=2)
+def most_detailed(image: Pixels, window: int) -> tuple[slice, slice]:
+    """The window of an image with the largest sum of absolute differences between neighbours."""
+    grey = image.astype(np.float32).mean(axis=2)
     change = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(change.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     side = min(window, *change.shape)
@@ -97,10 +97,10 @@ def most_detailed(picture: Picture, window: int) -> tuple[slice, slice]:
     return slice(int(top), int(top) + window), slice(int(left), int(left) + window)
 
 
-def enlarged(picture: Picture, zoom: int) -> Picture:
+def enlarged(image: Pixels, zoom: int) -> Pixels:
     """Every pixel `zoom` times as large, without smoothing."""
-    height, width = picture.shape[:2]
-    return np.asarray(Image.fromarray(picture).resize((width * zoom, height * zoom), Image.Resampling.NEAREST))
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The metrics of restored pictures and the tables of them: `python -m dod.evaluation.evaluate OUTPUTS TRUTHS`.
+"""The metrics of restored images and the tables of them: `python -m dod.evaluation.evaluate OUTPUTS TRUTHS`.
 
     python -m dod.evaluation.evaluate OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png  # the outputs of any method
     python -m dod.evaluation.evaluate DEGRADED TRUTHS --checkpoint mini --save OUTPUTS    # restored here first
     python -m dod.evaluation.evaluate OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq  # pyiqa: extra eval-iqa
 
-The folders hold pictures of the same names, in the same subfolders; extensions may differ. First-level subfolders are
+The folders hold images of the same names, in the same subfolders; extensions may differ. First-level subfolders are
 tasks, and the last line is the mean of their means. What each metric is exactly stands in the JSON.
 """
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from dod.data.pictures import crop_to_multiple, match, read_rgb, task_of
+from dod.data.images import crop_to_multiple, match, read_rgb, task_of
 from dod.errors import ConfigError, DataError, run_command
 from dod.evaluation.contact_sheet import Entry, contact_sheet
 from dod.evaluation.metrics import CORE
@@ -34,12 +34,12 @@ __all__ = ["Evaluation", "Scene", "evaluate", "find_scenes"]
 
 SHOWN = 3  # scenes of each task on the contact sheet
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The files of one picture. degraded: None where only the output is known; output: None where it is to be made."""
+    """The files of one image. degraded: None where only the output is known; output: None where it is to be made."""
 
     name: str
     truth: Path
@@ -60,7 +60,7 @@ def evaluate(
     scenes: Sequence[Scene],
     metrics: Sequence[str] = tuple(CORE),
     *,
-    restore: Callable[[Picture], Picture] | None = None,
+    restore: Callable[[Pixels], Pixels] | None = None,
     multiple: int = 1,
     save: Path | None = None,
     device: str = "cpu",
@@ -68,15 +68,15 @@ def evaluate(
 ) -> Evaluation:
     """Scores scenes, restoring them first where their output is to be made.
 
-    restore: uint8 [H, W, 3] -> the same, for scenes without an output. multiple: all pictures are first centre-cropped
+    restore: uint8 [H, W, 3] -> the same, for scenes without an output. multiple: all images are first centre-cropped
     to a multiple of so many pixels. save: a folder for what is restored. device: of pyiqa's metrics. bar: shows
-    progress, on a terminal. Raises ConfigError for an unknown metric, DataError for pictures that cannot be compared
+    progress, on a terminal. Raises ConfigError for an unknown metric, DataError for images that cannot be compared
     and metrics that cannot be had.
     """
     shown: dict[str, list[Entry]] = {}
     with Scorer(metrics, device) as scorer:
-        for scene in tqdm(scenes, "evaluating", unit="picture", disable=None if bar else True):
-            degraded, output, truth = _pictures(scene, restore, multiple)
+        for scene in tqdm(scenes, "evaluating", unit="image", disable=None if bar else True):
+            degraded, output, truth = _images(scene, restore, multiple)
             if save and scene.output is None:
                 _write(save / f"{scene.name}.png", output)
             score = scorer.add(scene.name, output, truth)
@@ -109,10 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     restore = None
     if arguments.checkpoint is not None:
         from dod.checkpoint import load_model  # here, because the outputs of other methods are measured without torch
-        from dod.evaluation.restoration import restore_picture
+        from dod.evaluation.restoration import restore_image
 
         model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm).to(device)
-        restore = partial(restore_picture, model)
+        restore = partial(restore_image, model)
         setting |= {"preset": model.preset.name, "base_sha256": model.base_sha256}
     done = evaluate(
         scenes,
@@ -143,8 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m dod.evaluation.evaluate", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
     )
-    parser.add_argument("folder", type=Path, help="restored pictures; with --checkpoint, what it restores first")
-    parser.add_argument("truths", type=Path, help="clean pictures, with the same names")
+    parser.add_argument("folder", type=Path, help="restored images; with --checkpoint, what it restores first")
+    parser.add_argument("truths", type=Path, help="clean images, with the same names")
     parser.add_argument("--metrics", nargs="+", default=list(CORE), metavar="NAME", help="default: psnr ssim")
     parser.add_argument("--crop-to-multiple", type=int, default=1, metavar="N", help="centre-crop; 16 in most papers")
     parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="what was restored, for the contact sheet")
@@ -181,15 +181,15 @@ def _check(arguments: argparse.Namespace) -> None:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--device {arguments.device} cannot be used here: {reason}") from error
     if arguments.sheet and arguments.sheet.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"--sheet {arguments.sheet}: name a picture file, such as sheet.png")
+        raise ConfigError(f"--sheet {arguments.sheet}: name an image file, such as sheet.png")
 
 
-def _pictures(
-    scene: Scene, restore: Callable[[Picture], Picture] | None, multiple: int
-) -> tuple[Picture | None, Picture, Picture]:
+def _images(
+    scene: Scene, restore: Callable[[Pixels], Pixels] | None, multiple: int
+) -> tuple[Pixels | None, Pixels, Pixels]:
     """(degraded, output, truth) of a scene, cropped. Raises DataError."""
 
-    def cropped(path: Path) -> Picture:
+    def cropped(path: Path) -> Pixels:
         try:
             return crop_to_multiple(read_rgb(path), multiple)
         except DataError as error:
@@ -203,13 +203,13 @@ def _pictures(
     return degraded, restore(degraded), cropped(scene.truth)
 
 
-def _write(path: Path, picture: Picture) -> None:
+def _write(path: Path, image: Pixels) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
 
 
-def _caption(score: Score, pictures: int) -> str:
-    what = "(input, output, truth)" if pictures == 3 else "(output, truth)"
+def _caption(score: Score, images: int) -> str:
+    what = "(input, output, truth)" if images == 3 else "(output, truth)"
     figure = f", {score.values['psnr']:.1f} dB" if "psnr" in score.values else ""
     return f"{score.name}{figure} {what}"
 

@@ -56,7 +56,7 @@ def core_settings(name: str) -> dict[str, Any]:
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64; infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64; infinite for equal images.
 
     a, b: of one shape, uint8 or float in 0..1. Raises DataError for others.
 
@@ -86,7 +86,7 @@ def ssim(a: Array, b: Array) -> float:
 def core_values(name: str, output: Array, truth: Array, metrics: Collection[str] = tuple(CORE)) -> dict[str, float]:
     """The metrics of CORE that are asked for, of an output [H, W, 3] against its truth, by name.
 
-    Raises DataError, with the picture's name, where the two cannot be compared.
+    Raises DataError, with the image's name, where the two cannot be compared.
     """
     functions = {"psnr": psnr, "ssim": ssim}
     try:
@@ -96,20 +96,20 @@ def core_values(name: str, output: Array, truth: Array, metrics: Collection[str]
 
 
 def _unit(a: Array, b: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two pictures as float64 in 0..1."""
+    """Two images as float64 in 0..1."""
     if a.shape != b.shape or not a.size:
-        raise DataError(f"the pictures differ in size: {_size(a)} and {_size(b)}")
+        raise DataError(f"the images differ in size: {_size(a)} and {_size(b)}")
     return _unit_of(a), _unit_of(b)
 
 
-def _unit_of(picture: Array) -> NDArray[np.float64]:
-    if picture.dtype == np.uint8:
-        return picture.astype(np.float64) / 255
-    values = picture.astype(np.float64)
-    if picture.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
-        raise DataError(f"a picture must be uint8, or float in 0..1, not {picture.dtype}: clip it first")
+def _unit_of(image: Array) -> NDArray[np.float64]:
+    if image.dtype == np.uint8:
+        return image.astype(np.float64) / 255
+    values = image.astype(np.float64)
+    if image.dtype.kind != "f" or not (values.min() >= 0 and values.max() <= 1):
+        raise DataError(f"an image must be uint8, or float in 0..1, not {image.dtype}: clip it first")
     return values
 
 
-def _size(picture: Array) -> str:
-    return f"{picture.shape[1]}x{picture.shape[0]}" if picture.ndim >= 2 else str(list(picture.shape))
+def _size(image: Array) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}" if image.ndim >= 2 else str(list(image.shape))

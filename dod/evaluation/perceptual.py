@@ -53,19 +53,19 @@ class PerceptualMetric:
     settings: Mapping[str, Any]
     device: str
 
-    def of_picture(self, output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
+    def of_image(self, output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
         """The value of one output [H, W, 3] and its truth, or of the output alone. Raises DataError."""
         pair = (output, truth) if self.metric.sees == "pair" else (output,)
         return self._run(*(_tensor(each) for each in pair))
 
     def of_sets(self, outputs: Path, truths: Path) -> float:
-        """The distance between all pictures below two folders. Raises DataError."""
+        """The distance between all images below two folders. Raises DataError."""
         return self._run(str(outputs), str(truths), num_workers=0, verbose=False)
 
     def _run(self, *inputs: Any, **options: Any) -> float:
         try:
             return float(self.network(*inputs, **options))
-        except Exception as error:  # pyiqa answers pictures that are too small, and the like, with any exception
+        except Exception as error:  # pyiqa answers images that are too small, and the like, with any exception
             raise DataError(f"pyiqa's {self.metric.name} failed: {_short(error)}") from error
 
 
@@ -113,8 +113,8 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _tensor(picture: NDArray[np.uint8]) -> Any:
+def _tensor(image: NDArray[np.uint8]) -> Any:
     """uint8 [H, W, 3] -> float32 [1, 3, H, W] in 0..1."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)[None])).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).float() / 255

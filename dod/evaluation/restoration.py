@@ -1,4 +1,4 @@
-"""A picture of any size through the PyTorch model, whole, padded to the preset's size multiple alone."""
+"""An image of any size through the PyTorch model, whole, padded to the preset's size multiple alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 from dod.model.dod import DOD
 from dod.model.modulation import crop_indices
 
-__all__ = ["restore_picture"]
+__all__ = ["restore_image"]
 
 
 @torch.no_grad()
-def restore_picture(model: DOD, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] -> the restored picture, uint8 [H, W, 3]. The model runs where its parameters are.
+def restore_image(model: DOD, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 [H, W, 3] -> the restored image, uint8 [H, W, 3]. The model runs where its parameters are.
 
-    The condition comes from the native picture; what encoder, UNet and decoder see is extended by reflection at the
+    The condition comes from the native image; what encoder, UNet and decoder see is extended by reflection at the
     bottom and at the right to the preset's size multiple, and cropped back.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     device = next(model.parameters()).device
-    values = np.ascontiguousarray(picture.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(127.5) - 1
+    values = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(127.5) - 1
     native = torch.from_numpy(values).to(device)
     rows, columns = (_extended(length, model.preset.size_multiple) for length in (height, width))
     restored = model(native[..., rows, :][..., columns], crops=model.crops(native))[0, :, :height, :width]

@@ -1,4 +1,4 @@
-"""Runs the metrics that are asked for over one picture after another, so that no folder has to fit into memory."""
+"""Runs the metrics that are asked for over one image after another, so that no folder has to fit into memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dod.data.pictures import task_of
+from dod.data.images import task_of
 from dod.errors import ConfigError, DataError
 from dod.evaluation.metrics import CORE, Metric, core_settings, core_values
 from dod.evaluation.perceptual import PERCEPTUAL, PerceptualMetric, open_metric
@@ -34,9 +34,9 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 class Scorer:
-    """Scores pictures one by one; a context, for metrics that see a whole task keep its pictures on the disk.
+    """Scores images one by one; a context, for metrics that see a whole task keep its images on the disk.
 
-    Making it opens every metric, so that one that cannot be had is an error before any picture is read: ConfigError for
+    Making it opens every metric, so that one that cannot be had is an error before any image is read: ConfigError for
     an unknown name, DataError where pyiqa or weights are missing.
     """
 
@@ -73,19 +73,19 @@ class Scorer:
         try:
             for metric, opened in self._opened.items():
                 if metric not in self._sets:
-                    values[metric] = opened.of_picture(output, truth)
+                    values[metric] = opened.of_image(output, truth)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
         if self._sets:
-            for kind, picture in (("output", output), ("truth", truth)):
+            for kind, image in (("output", output), ("truth", truth)):
                 path = self._folder(kind, task_of(name)) / f"{len(self._scores)}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(path, compress_level=1)
+                Image.fromarray(image).save(path, compress_level=1)
         self._scores.append(Score(name, values))
         return self._scores[-1]
 
     def result(self) -> Result:
-        """All figures, means, and metrics that see a whole task. Raises DataError where there are no pictures."""
+        """All figures, means, and metrics that see a whole task. Raises DataError where there are no images."""
         tasks = dict.fromkeys(task_of(each.name) for each in self._scores)
         of_sets = {
             task: {

@@ -1,4 +1,4 @@
-"""Figures of pictures, their means for each task and over the tasks, and the tables of them."""
+"""Figures of images, their means for each task and over the tasks, and the tables of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dod.data.pictures import task_of
+from dod.data.images import task_of
 from dod.errors import DataError
 from dod.evaluation.metrics import Metric
 
@@ -18,7 +18,7 @@ __all__ = ["Result", "Score", "as_json", "markdown", "mean", "summarise", "table
 
 @dataclass(frozen=True)
 class Score:
-    """The figures of one picture, or a mean, by the metric's name. PSNR is infinite for equal pictures."""
+    """The figures of one image, or a mean, by the metric's name. PSNR is infinite for equal images."""
 
     name: str
     values: Mapping[str, float]
@@ -29,7 +29,7 @@ class Result:
     """All figures of an evaluation. tasks: the mean of each; mean: that of the tasks, which count alike."""
 
     metrics: Sequence[Metric]
-    pictures: Sequence[Score]
+    images: Sequence[Score]
     tasks: Sequence[Score]
     mean: Score
 
@@ -37,32 +37,32 @@ class Result:
 def mean(scores: Sequence[Score], name: str = "mean") -> Score:
     """The mean of each metric, of the decibels too, as papers do. Raises DataError where there are no scores."""
     if not scores:
-        raise DataError("no pictures to take a mean of")
+        raise DataError("no images to take a mean of")
     keys = scores[0].values
     return Score(name, {key: float(np.mean([each.values[key] for each in scores])) for key in keys})
 
 
 def summarise(
-    metrics: Sequence[Metric], pictures: Sequence[Score], of_sets: Mapping[str, Mapping[str, float]] | None = None
+    metrics: Sequence[Metric], images: Sequence[Score], of_sets: Mapping[str, Mapping[str, float]] | None = None
 ) -> Result:
     """The means of the tasks, and of these: what the paper's Table 1 averages, where a task is a test set.
 
-    of_sets: by task, the figures of metrics that see all of a task. Raises DataError where there are no pictures.
+    of_sets: by task, the figures of metrics that see all of a task. Raises DataError where there are no images.
     """
     groups: dict[str, list[Score]] = {}
-    for each in pictures:
+    for each in images:
         groups.setdefault(task_of(each.name), []).append(each)
     tasks = [
         Score(task, {**mean(scores).values, **((of_sets or {}).get(task) or {})}) for task, scores in groups.items()
     ]
-    return Result(metrics, pictures, tasks, mean(tasks))
+    return Result(metrics, images, tasks, mean(tasks))
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
     """A table, the first column on the left and numbers on the right; SSIM-like cells with 4 digits are given as texts.
 
-    >>> print(table(["picture", "PSNR"], [["a", "31.20"]]))
-    picture   PSNR
+    >>> print(table(["image", "PSNR"], [["a", "31.20"]]))
+    image   PSNR
     a        31.20
     """
     lines = [[str(cell) for cell in row] for row in (headers, *rows)]
@@ -81,7 +81,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], markdown: bo
 
 
 def text(result: Result) -> str:
-    """The tables of the pictures and, where there are several, of the tasks."""
+    """The tables of the images and, where there are several, of the tasks."""
     return "\n\n".join(_tables(result, markdown=False))
 
 
@@ -92,12 +92,12 @@ def markdown(result: Result, settings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def as_json(result: Result, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """JSON values: what was computed, and the figures; null where one is not finite, as the PSNR of equal pictures."""
+    """JSON values: what was computed, and the figures; null where one is not finite, as the PSNR of equal images."""
 
     def plain(each: Score) -> dict[str, float | None]:
         return {key: value if math.isfinite(value) else None for key, value in each.values.items()}
 
-    counts = [task_of(each.name) for each in result.pictures]
+    counts = [task_of(each.name) for each in result.images]
     metrics = {
         each.name: {
             "label": each.label,
@@ -109,8 +109,8 @@ def as_json(result: Result, settings: Mapping[str, Mapping[str, Any]]) -> dict[s
     }
     return {
         "metrics": metrics,
-        "pictures": [{"name": each.name, **plain(each)} for each in result.pictures],
-        "tasks": {each.name: {"pictures": counts.count(each.name), **plain(each)} for each in result.tasks},
+        "images": [{"name": each.name, **plain(each)} for each in result.images],
+        "tasks": {each.name: {"images": counts.count(each.name), **plain(each)} for each in result.tasks},
         "mean": plain(result.mean),
     }
 
@@ -121,9 +121,9 @@ def _tables(result: Result, markdown: bool) -> list[str]:
 
     labels = [metric.label for metric in result.metrics]
     if len(result.tasks) == 1:
-        return [table(["picture", *labels], rows([*result.pictures, result.mean]), markdown)]
+        return [table(["image", *labels], rows([*result.images, result.mean]), markdown)]
     tasks = rows([*result.tasks, Score("mean of tasks", result.mean.values)])
-    return [table(["picture", *labels], rows(result.pictures), markdown), table(["task", *labels], tasks, markdown)]
+    return [table(["image", *labels], rows(result.images), markdown), table(["task", *labels], tasks, markdown)]
 
 
 def _cell(score: Score, metric: Metric) -> str:

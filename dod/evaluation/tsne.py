@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: t-SNE of vectors, coloured by group, as a picture."""
+"""The paper's Fig. 3: t-SNE of vectors, coloured by group, as an image."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
 
     values = np.asarray(vectors, np.float64)
     if len(values) < FEWEST:
-        raise DataError(f"t-SNE needs at least {FEWEST} pictures, not {len(values)}: add photographs, or --draws")
+        raise DataError(f"t-SNE needs at least {FEWEST} images, not {len(values)}: add photographs, or --draws")
     if not np.ptp(values, axis=0).any():
-        raise DataError(f"all {len(values)} pictures have the same condition: there is nothing to draw")
+        raise DataError(f"all {len(values)} images have the same condition: there is nothing to draw")
     perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
     points = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(values)
     centred = points - points.mean(axis=0)

@@ -30,7 +30,7 @@ from ..training.output import open_output, part_path, training_preset
 from ..training.state import Schedule
 
 ROWS = 32
-"""Of a picture's features so many rows at a time are unfolded."""
+"""Of an image's features so many rows at a time are unfolded."""
 RIDGE = 1e-7
 """Of the features' mean power: what is added to each, so that what is always zero has an answer."""
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_output(parser)
     add = parser.add_argument
     add("--preset", default="mini", help="name, folder or file, whose detail.dense is how many stay; default mini")
-    add("--samples", type=int, default=48, help="pictures that the rest is fitted to; default 48")
+    add("--samples", type=int, default=48, help="images that the rest is fitted to; default 48")
     add("--crop", type=int, default=256, help="their side in px; default 256")
     add("--clean-fraction", type=float, default=0.1, help="of them, how many are left clean; default 0.1")
     add("--seed", type=int, default=0, help="default 0")

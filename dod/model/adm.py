@@ -111,8 +111,8 @@ class ADMEncoder(nn.Module):
 
     def embedding(self, x: Tensor) -> Tensor:
         """That of t = 0, [B, 4 * model_channels], for a batch x."""
-        half = self.model_channels // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=x.device) / half)
+        fp16 = self.model_channels // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(fp16, device=x.device) / fp16)
         angles = torch.zeros(1, 1, device=x.device) * frequencies
         embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))
         return embedding.expand(x.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Multi-degradation feature modulation: crops of a picture -> condition c -> gamma and beta of every conditional layer.
+"""Multi-degradation feature modulation: crops of an image -> condition c -> gamma and beta of every conditional layer.
 
 The paper's section "Multi-degradation Feature Modulation" and equation (5).
 """

@@ -116,8 +116,8 @@ def frequencies(window: int) -> Tensor:
 
     One of two opposite frequencies is listed, and none that a window's mean reaches.
     """
-    half = window // 2
-    grid = [(y, x) for y in range(-half, half + 1) for x in range(half + 1) if x > 0 or y > 0]
+    fp16 = window // 2
+    grid = [(y, x) for y in range(-fp16, fp16 + 1) for x in range(fp16 + 1) if x > 0 or y > 0]
     return torch.tensor([(y, x) for y, x in grid if x > 1 or abs(y) > 1], device="cpu")
 
 

@@ -6,7 +6,7 @@
 
 For work at full size where no published weights are at hand: export, engines, memory, latency, precision. The layers
 are scaled on real photographs so that activations are about as large as a trained network's, and the last layers fitted
-so that latents and pictures come back at about their size. It restores nothing.
+so that latents and images come back at about their size. It restores nothing.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = replace(preset, base=replace(preset.base, seed=arguments.seed))
     if arguments.crop < 1 or arguments.crop % preset.size_multiple:
         raise ConfigError(f"--crop {arguments.crop}: it must be a multiple of {preset.size_multiple}")
-    for option in ("pictures", "samples"):
+    for option in ("images", "samples"):
         if getattr(arguments, option) < 1:
             raise ConfigError(f"--{option} {getattr(arguments, option)}: it must be at least 1")
     dtype = DTYPES[arguments.dtype]
     check_plan(preset, out, parts, dtype.itemsize)
-    *pictures, unseen = _pictures(arguments, preset.conditions).split(1)
-    pictures = torch.cat(pictures)
+    *images, unseen = _images(arguments, preset.conditions).split(1)
+    images = torch.cat(images)
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     figures: Figures = {}
     for part in [part for part in PLACES if part in parts]:
-        figures |= _write(part, preset, out, pictures, dtype, arguments.seed)
+        figures |= _write(part, preset, out, images, dtype, arguments.seed)
         say(f"{time.monotonic() - started:.0f} s: {out / PLACES[part]} written")
     if figures:
         say(by_block(figures))
@@ -89,37 +89,37 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--photographs", type=Path, default=PHOTOGRAPHS, help="what to scale on (default: the repository's samples)")
     add("--crop", type=int, default=256, help="side of their crops in px (default: %(default)s)")
-    add("--pictures", type=int, default=8, help="crops that the base is scaled on (default: %(default)s)")
+    add("--images", type=int, default=8, help="crops that the base is scaled on (default: %(default)s)")
     add("--samples", type=int, default=2, help="of each condition, for its prototype (default: %(default)s)")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _pictures(arguments: argparse.Namespace, conditions: Sequence[str]) -> Tensor:
+def _images(arguments: argparse.Namespace, conditions: Sequence[str]) -> Tensor:
     """[B + 1, 3, crop, crop] in [-1, 1]: clean crops of the photographs, the last to measure on what was not fitted."""
     crops = _crops(arguments, conditions)
-    return torch.stack([crops[i][1] for i in range(arguments.pictures + 1)])
+    return torch.stack([crops[i][1] for i in range(arguments.images + 1)])
 
 
 def _crops(arguments: argparse.Namespace, conditions: Sequence[str]) -> PhotographCrops:
     return PhotographCrops(arguments.photographs, arguments.crop, arguments.seed, conditions, clean_fraction=0.0)
 
 
-def _write(part: str, preset: Preset, out: Path, pictures: Tensor, dtype: torch.dtype, seed: int) -> Figures:
+def _write(part: str, preset: Preset, out: Path, images: Tensor, dtype: torch.dtype, seed: int) -> Figures:
     """One part, in a temporary folder that takes its place when it is whole."""
     write = {"sd": write_stable_diffusion, "ddpm": write_ddpm, "adm": write_adm}[part]
     with TemporaryDirectory(prefix=".", dir=out) as temporary:
         folder = Path(temporary) / part
         folder.mkdir()
-        figures = write(preset, folder, pictures, dtype, seed)
+        figures = write(preset, folder, images, dtype, seed)
         folder.rename(out / PLACES[part])
     gc.collect()
     return figures
 
 
-def _write_checkpoint(arguments: argparse.Namespace, variant: Variant, picture: Tensor) -> dict[str, float]:
+def _write_checkpoint(arguments: argparse.Namespace, variant: Variant, image: Tensor) -> dict[str, float]:
     preset, folder = load_preset(variant.folder), variant.folder / "dod"
-    return write_checkpoint(preset, folder, partial(_crops, arguments), arguments.samples, picture, arguments.seed)
+    return write_checkpoint(preset, folder, partial(_crops, arguments), arguments.samples, image, arguments.seed)
 
 
 def _record(out: Path, facts: dict[str, object], figures: Figures, measured: dict[str, dict[str, float]]) -> None:

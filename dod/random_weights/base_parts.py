@@ -1,4 +1,4 @@
-"""Writes Stable Diffusion 2.1-base and the pixel DDPMs at full size, random but calibrated on real pictures."""
+"""Writes Stable Diffusion 2.1-base and the pixel DDPMs at full size, random but calibrated on real images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LOG_VARIANCE = -17.0
 """About what a trained VAE's encoder gives for the logarithm of its posterior's variance: almost none."""
 
 
-def write_stable_diffusion(preset: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, seed: int) -> Figures:
-    """`vae`, `unet`, `scheduler` and the random prompt embedding. pictures: [B, 3, H, W] in [-1, 1]."""
+def write_stable_diffusion(preset: Preset, folder: Path, images: Tensor, dtype: torch.dtype, seed: int) -> Figures:
+    """`vae`, `unet`, `scheduler` and the random prompt embedding. images: [B, 3, H, W] in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     figures: Figures = {}
     vae = new_vae(preset.base.vae).eval()
-    latents, figures["vae"] = _calibrate_vae(vae, pictures, generator)
+    latents, figures["vae"] = _calibrate_vae(vae, images, generator)
     _save(vae, "vae", folder, dtype, old_names)
     del vae
     prompt = random_prompt(preset.base)
@@ -50,12 +50,12 @@ def write_stable_diffusion(preset: Preset, folder: Path, pictures: Tensor, dtype
 
 
 @torch.no_grad()
-def write_ddpm(preset: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, seed: int) -> Figures:
+def write_ddpm(preset: Preset, folder: Path, images: Tensor, dtype: torch.dtype, seed: int) -> Figures:
     """A whole pixel DDPM in diffusers' layout; its unused decoder is calibrated as well."""
     ddpm = new_ddpm(preset.ddpm).eval()
 
     def run() -> object:
-        return ddpm(pictures[:1], 0)
+        return ddpm(images[:1], 0)
 
     say("ddpm: scaling")
     rescale(ddpm, run, torch.Generator().manual_seed(seed))
@@ -65,7 +65,7 @@ def write_ddpm(preset: Preset, folder: Path, pictures: Tensor, dtype: torch.dtyp
 
 
 @torch.no_grad()
-def write_adm(_: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, seed: int, **structure: Any) -> Figures:
+def write_adm(_: Preset, folder: Path, images: Tensor, dtype: torch.dtype, seed: int, **structure: Any) -> Figures:
     """An ADM's whole state dict as `torch.save` writes it. The decoder's half is random alone: nothing here runs it.
 
     structure: `ADMEncoder`'s arguments, where they are not those of the published model.
@@ -74,7 +74,7 @@ def write_adm(_: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, see
     encoder = ADMEncoder(**structure).eval()
 
     def run() -> object:
-        return encoder(pictures[:1])
+        return encoder(images[:1])
 
     say("adm: scaling")
     rescale(encoder, run, generator)
@@ -92,15 +92,15 @@ def write_adm(_: Preset, folder: Path, pictures: Tensor, dtype: torch.dtype, see
 
 @torch.no_grad()
 def _calibrate_vae(
-    vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator
+    vae: AutoencoderKL, images: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-    """(scaled latents [B, 4, h, w] of the pictures, figures). The latents' channels get SD's deviation, the last layer
-    of the decoder the least-squares fit to the pictures."""
+    """(scaled latents [B, 4, h, w] of the images, figures). The latents' channels get SD's deviation, the last layer
+    of the decoder the least-squares fit to the images."""
     factor, quant = vae.config["scaling_factor"], cast(nn.Conv2d, vae.quant_conv)
     channels = vae.config["latent_channels"]
-    say(f"vae: scaling, {len(pictures)} pictures")
-    rescale(vae.encoder, lambda: vae.encoder(pictures[:2]), generator)
-    moments = torch.cat([vae.encoder(x) for x in tqdm(pictures.split(1), "vae: encode", disable=None)])
+    say(f"vae: scaling, {len(images)} images")
+    rescale(vae.encoder, lambda: vae.encoder(images[:2]), generator)
+    moments = torch.cat([vae.encoder(x) for x in tqdm(images.split(1), "vae: encode", disable=None)])
     standardise(
         quant, moments, [0.0] * channels + [LOG_VARIANCE] * channels, [1 / factor] * channels + [1.0] * channels
     )
@@ -112,9 +112,9 @@ def _calibrate_vae(
     with inputs_of(vae.decoder.conv_out) as features:
         for latent in tqdm(latents.split(1), "vae: decode", disable=None):
             vae.decoder(post(latent))
-    fit(vae.decoder.conv_out, features, pictures.split(1))
+    fit(vae.decoder.conv_out, features, images.split(1))
     features.clear()
-    figures = deviations(vae, lambda: vae(pictures[:1]))
+    figures = deviations(vae, lambda: vae(images[:1]))
     return latents * factor, figures
 
 
@@ -130,7 +130,7 @@ def _calibrate_unet(
     say("unet: scaling")
     rescale(unet, lambda: run(latents[:2]), generator)
     carry(unet)
-    # Fainter and stronger pictures too: the last normalisation must not be taken for a fixed gain.
+    # Fainter and stronger images too: the last normalisation must not be taken for a fixed gain.
     seen = torch.cat([latents, 0.8 * latents.flip(3), 1.2 * latents.flip(2)])
     say(f"unet: fitting the last layer on {len(seen)} latents")
     with inputs_of(unet.conv_out) as features:

@@ -32,11 +32,11 @@ SamplesOf = Callable[[Sequence[str]], Dataset]
 
 @torch.no_grad()
 def write_checkpoint(
-    preset: Preset, folder: Path, samples_of: SamplesOf, count: int, picture: Tensor, seed: int
+    preset: Preset, folder: Path, samples_of: SamplesOf, count: int, image: Tensor, seed: int
 ) -> dict[str, float]:
     """A checkpoint on the base and DDPM that the preset names, as they are on disk; returns what was measured.
 
-    samples_of, count: what the prototypes are calibrated on (`stages.calibrate`); picture: [1, 3, H, W] in [-1, 1].
+    samples_of, count: what the prototypes are calibrated on (`stages.calibrate`); image: [1, 3, H, W] in [-1, 1].
     """
     generator = torch.Generator().manual_seed(seed)
     model = DOD.from_preset(preset)
@@ -50,11 +50,11 @@ def write_checkpoint(
         nn.init.normal_(module.align.weight, std=module.align.in_channels**-0.5, generator=generator)
         module.weight.fill_(DETAIL)
     say("dod: setting the size of what LoRA changes")
-    _, modulation = model.modulation(picture)
-    latent, _ = model.encode(picture, modulation)
+    _, modulation = model.modulation(image)
+    latent, _ = model.encode(image, modulation)
     figures = _set_latent_change(model, latent, modulation)
     save_checkpoint(model, folder)
-    return figures | _measure(model, picture, modulation)
+    return figures | _measure(model, image, modulation)
 
 
 def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
@@ -105,15 +105,15 @@ def _set_latent_change(model: DOD, latent: Tensor, modulation: Tensor) -> dict[s
     }
 
 
-def _measure(model: DOD, picture: Tensor, own: Tensor) -> dict[str, float]:
+def _measure(model: DOD, image: Tensor, own: Tensor) -> dict[str, float]:
     """Deviations of the modulation, over layers and between the conditions, and of what the whole model gives."""
     modulation = model.mfm.network(torch.stack(list(model.prototypes.values())))
-    restored = model(picture, own)
+    restored = model(image, own)
     return {
         "gamma over layers": float(modulation[:, :, 0].std()),
         "gamma between the conditions": float(modulation[:, :, 0].std(0).mean()),
         "beta between the conditions": float(modulation[:, :, 1].std(0).mean()),
-        "picture": float(picture.std()),
-        "restored picture": float(restored.std()),
-        "its distance from the picture": float((restored - picture).std()),
+        "image": float(image.std()),
+        "restored image": float(restored.std()),
+        "its distance from the image": float((restored - image).std()),
     }

@@ -1,4 +1,4 @@
-"""Random weights that behave like trained ones: every layer's output brought to a stated deviation on real pictures.
+"""Random weights that behave like trained ones: every layer's output brought to a stated deviation on real images.
 
 Layer-sequential unit variance (Mishkin and Matas 2016, "All you need is a good init"), in a single forward pass: a
 layer is rescaled when it has run, before its successors see what it gives. A default initialisation leaves residual
@@ -22,15 +22,15 @@ from torch import Tensor, nn
 CHANNEL_SPREAD = 0.3
 """Deviation of the logarithm of a layer's gain from one output channel to the next."""
 SEEN = 8192
-"""About so many positions of each picture take part in a fit."""
+"""About so many positions of each image take part in a fit."""
 BRANCH, EMBEDDING = 0.5, 0.3
 """Deviation of what a residual branch adds, and of what a time embedding adds or multiplies. Elsewhere 1."""
 
 CARRIED = 0.3
 """The share of the latent that the carrying channels hold, where the others have a deviation of 1."""
 
-PICTURE_DEPENDENT = 0.3
-"""What the last shortcut keeps of the stream that no normalisation has made independent of the picture's contrast."""
+IMAGE_DEPENDENT = 0.3
+"""What the last shortcut keeps of the stream that no normalisation has made independent of the image's contrast."""
 
 BRANCH_ENDS = ("conv2", "to_out.0", "ff.net.2", "proj_out", "out_layers.3")
 EMBEDDINGS = ("time_emb_proj", "emb_layers.1")
@@ -51,7 +51,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
 def rescale(model: nn.Module, run: Callable[[], object], generator: torch.Generator) -> None:
     """Give every layer that `run` passes through its deviation, in place; norms and biases get a spread as well.
 
-    run: one forward pass of the model, in float32, on real pictures. Layers it does not reach are left as they are.
+    run: one forward pass of the model, in float32, on real images. Layers it does not reach are left as they are.
     """
     for module in model.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
@@ -97,7 +97,7 @@ def fit(layer: nn.Conv2d, features: Sequence[Tensor], targets: Sequence[Tensor],
     gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, layer.out_channels).double()
     for x, y in zip(features, targets, strict=True):
         rows = F.unfold(x, cast(tuple[int, int], layer.kernel_size), padding=1).transpose(1, 2).flatten(0, 1)
-        step = 1 + len(rows) // SEEN | 1  # odd, so that it does not keep to a few columns of the picture
+        step = 1 + len(rows) // SEEN | 1  # odd, so that it does not keep to a few columns of the image
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)[::step]
         gram += rows.T @ rows
         moment += rows.T @ y.flatten(2).transpose(1, 2).flatten(0, 1)[::step]
@@ -124,7 +124,7 @@ def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
 
     A trained UNet knows at t = 999 that eps is nearly its input; a random one has buried it. silu(x) - silu(-x) = x, so
     the last layer can read it. The channels lie in different groups of the last normalisation, which would divide the
-    latent by its own deviation were they not weak beside others whose deviation depends little on the picture: those
+    latent by its own deviation were they not weak beside others whose deviation depends little on the image: those
     that come out of normalised branches.
     """
     first, block = unet.conv_in, cast(CrossAttnUpBlock2D, unet.up_blocks[-1])
@@ -135,7 +135,7 @@ def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
     for layer in (resnet.conv2, cast(nn.Linear, attention.proj_out), shortcut, first):
         layer.weight[chosen] = 0
         cast(Tensor, layer.bias)[chosen] = 0
-    shortcut.weight.mul_(PICTURE_DEPENDENT)
+    shortcut.weight.mul_(IMAGE_DEPENDENT)
     resnet.conv2.weight.mul_(1 / BRANCH)
     cast(nn.Linear, attention.proj_out).weight.mul_(1 / BRANCH)
     centre = first.kernel_size[0] // 2

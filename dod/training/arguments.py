@@ -47,7 +47,7 @@ def training_parser(
     commands: dict[str, dict[str, Any]],
     without: Mapping[str, Container[str]] = MappingProxyType({}),
 ) -> ArgumentParser:
-    """What the training commands share: `command`, pictures, preset, state, and an option for each field of `Schedule`.
+    """What the training commands share: `command`, images, preset, state, and an option for each field of `Schedule`.
 
     commands: the defaults of each command where they are not those of `Schedule`, and of its further options; a tuple
     holds the choices, the default first, a list the defaults of an option with several numbers. without: the shared
@@ -104,7 +104,7 @@ def add_source(command: ArgumentParser) -> None:
     """The options that say what is trained on: see `samples_from`."""
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
-    source.add_argument("--data", type=Path, help="a published tree of picture pairs: see dod/data/trees.py")
+    source.add_argument("--data", type=Path, help="a published tree of image pairs: see dod/data/trees.py")
     command.add_argument(
         "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
     )
@@ -125,7 +125,7 @@ def add_source(command: ArgumentParser) -> None:
     )
     command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
     command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
-    command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable pictures")
+    command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable images")
 
 
 def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Preset:
@@ -154,7 +154,7 @@ def samples_from(
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)
     if pairs.skipped:
-        say(f"{len(pairs.skipped)} unreadable pictures are left out, first {pairs.skipped[0]}")
+        say(f"{len(pairs.skipped)} unreadable images are left out, first {pairs.skipped[0]}")
     return pairs
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's scalars and sample pictures, where that library is installed."""
+"""TensorBoard's scalars and sample images, where that library is installed."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Board:
                 if name != "step":
                     self._writer.add_scalar(name, value, step)
 
-    def pictures(self, step: int, make: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Pictures [3, H, W] in [-1, 1], made only where they are shown."""
+    def images(self, step: int, make: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Images [3, H, W] in [-1, 1], made only where they are shown."""
         if self._writer is not None:
-            for name, picture in make().items():
-                self._writer.add_image(name, (picture.float().clamp(-1, 1) + 1) / 2, step)
+            for name, image in make().items():
+                self._writer.add_image(name, (image.float().clamp(-1, 1) + 1) / 2, step)

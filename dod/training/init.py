@@ -1,6 +1,6 @@
 """New networks that start as the linear maps nearest to their task, so that short training spends itself on the rest.
 
-A tenth of an hour of training does not teach a network of random weights that a picture's brightness is to be handed
+A tenth of an hour of training does not teach a network of random weights that an image's brightness is to be handed
 through: what is learnt last is what the eye sees first. Here pairs of channels (+x, -x) carry the colours, or a
 latent, from the first convolution to the last along the residual stream; every residual branch starts at zero. All
 other channels of the stream come in such pairs too, so that no normalisation finds a mean to take away.
@@ -85,9 +85,9 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
 def let_tone_through(norm: Any, block: Any) -> None:
     """Let a network's last normalisation start as nearly the identity. norm: GroupNorm; block: the one before it.
 
-    It takes from each group of channels the mean and the deviation over the whole picture, and there the residual
-    stream ends, which alone carries them: a picture's brightness, cast and contrast. Two channels of each group, of
-    opposite constants, outweigh what differs between pictures: divided is by nearly TONE for all. In a group of two
+    It takes from each group of channels the mean and the deviation over the whole image, and there the residual
+    stream ends, which alone carries them: an image's brightness, cast and contrast. Two channels of each group, of
+    opposite constants, outweigh what differs between images: divided is by nearly TONE for all. In a group of two
     channels nothing else is left: `norm_num_groups` must be small.
     """
     room = norm.num_channels // norm.num_groups
@@ -105,7 +105,7 @@ def _pairs(count: int) -> Tensor:
 
 def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int = 0, quiet: float = 0.0) -> None:
     """Make the first rows of a convolution `matrix` of the channels from `first` on, and of the others nothing, or
-    `quiet` times what they were. kernel: over the picture, [kh, kw]; None: the pixel itself."""
+    `quiet` times what they were. kernel: over the image, [kh, kw]; None: the pixel itself."""
     rows, columns = matrix.shape
     if kernel is None:
         kernel = torch.zeros(conv.weight.shape[2:])

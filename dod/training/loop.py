@@ -20,7 +20,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..data.pictures import few
+from ..data.images import few
 from ..errors import DODError, TrainingError
 from ..tensors import fingerprint
 from .board import Board
@@ -44,7 +44,7 @@ class Objective(nn.Module):
         return [(1.0, {name: p for name, p in self.named_parameters() if p.requires_grad})]
 
     def preview(self) -> dict[str, Tensor]:
-        """Pictures [3, H, W] in [-1, 1] that show how far the run is, for TensorBoard."""
+        """Images [3, H, W] in [-1, 1] that show how far the run is, for TensorBoard."""
         return {}
 
 
@@ -90,11 +90,11 @@ def train(
     state_folder: Path,
     stands_on: Mapping[str, object] | None = None,
 ) -> Log:
-    """Minimise an objective; returns the log, one entry for every LOG_EVERY steps (mean terms, pictures per second).
+    """Minimise an objective; returns the log, one entry for every LOG_EVERY steps (mean terms, images per second).
 
     The state (parameters, AdamW's moments, step) is kept in `state_folder` every `save_every` steps and on SIGTERM; a
     run with the same schedule found there goes on where it stopped, to the bit. The result of a finished one is loaded,
-    and the state of another finished run is replaced. TensorBoard's scalars and pictures go beside it. stands_on: what
+    and the state of another finished run is replaced. TensorBoard's scalars and images go beside it. stands_on: what
     else decides the run, by key, such as a hash of its frozen weights; what decides a data set's samples is its
     `identity`, likewise.
 
@@ -169,9 +169,9 @@ def train(
             if (step + 1) % LOG_EVERY == 0 or last:
                 means = {key: _mean(accelerator, value / recent) for key, value in terms.items()}
                 rate = schedule.batch * recent * processes / (time.monotonic() - began)
-                log.append({"step": step + 1, "loss": sum(means.values()), "pictures_per_second": round(rate, 2)})
+                log.append({"step": step + 1, "loss": sum(means.values()), "images_per_second": round(rate, 2)})
                 log[-1] |= means if len(means) > 1 else {}
-                progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} pictures/s")
+                progress.set_postfix_str(f"loss {log[-1]['loss']:.5f}, {rate:.1f} images/s")
                 board.scalars(step + 1, {**log[-1], "learning_rate": schedule.rate(step), "gradient_norm": norm.item()})
                 terms, recent, began = {}, 0, time.monotonic()
             stopped = _any(accelerator, bool(terminated))
@@ -179,7 +179,7 @@ def train(
                 saved = step + 1
                 if main:
                     save(file, parameters, optimizer, scaler, {"step": step + 1, "run": run, "log": log})
-                    board.pictures(step + 1, objective.preview)
+                    board.images(step + 1, objective.preview)
                 if stopped and not last:
                     tqdm.write(f"{name}: stopped by SIGTERM after step {step}; the same command goes on from there")
                     raise SystemExit(128 + signal.SIGTERM)
@@ -215,9 +215,9 @@ def say(text: str) -> None:
 
 
 def cost(log: Log) -> str:
-    """What a step of a run cost: pictures per second (the median of the log's) and the process's peak memory."""
-    speeds = sorted(entry["pictures_per_second"] for entry in log)
-    text = f"{speeds[len(speeds) // 2]:.1f} pictures/s, peak memory"
+    """What a step of a run cost: images per second (the median of the log's) and the process's peak memory."""
+    speeds = sorted(entry["images_per_second"] for entry in log)
+    text = f"{speeds[len(speeds) // 2]:.1f} images/s, peak memory"
     text += f" {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
     if torch.cuda.is_available():
         text += f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"

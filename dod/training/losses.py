@@ -1,4 +1,4 @@
-"""The loss terms of the paper's two stages, equations (8) to (13). Pictures are [B, 3, H, W] in [-1, 1]."""
+"""The loss terms of the paper's two stages, equations (8) to (13). Images are [B, 3, H, W] in [-1, 1]."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Tensor:
-    """Eq. (8): the L2 norm of each picture's error, as a root mean square so that it does not grow with the crop.
+    """Eq. (8): the L2 norm of each image's error, as a root mean square so that it does not grow with the crop.
 
     The square of the norm would leave the gradient to low light and haze, whose errors are the largest. relative: its
     natural logarithm, PSNR but for a factor: a degradation that is hard to restore counts no more than another.

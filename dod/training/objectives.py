@@ -72,7 +72,7 @@ class LatentNoise(Objective):
 class PixelNoise(Objective):
     """The epsilon objective of a pixel DDPM (Ho et al. 2020), linear betas 1e-4 to 0.02.
 
-    It learns the pictures of the batch as they come, degraded where the data set degrades them.
+    It learns the images of the batch as they come, degraded where the data set degrades them.
     """
 
     def __init__(self, ddpm: UNet2DModel) -> None:
@@ -88,9 +88,9 @@ class PixelNoise(Objective):
 class Restoration(Objective):
     """What the two stages share: a model of which only a part learns, and samples [3, H, W] to look at.
 
-    tile: the condition is taken from a batch's whole pictures, but only a window of so many px of each, somewhere, is
-    restored: what a picture of usual size says of its degradation, at the cost of a small one. Of several sizes each
-    batch takes one: what a normalisation over all of a picture does depends on how much that is. None: all of it.
+    tile: the condition is taken from a batch's whole images, but only a window of so many px of each, somewhere, is
+    restored: what an image of usual size says of its degradation, at the cost of a small one. Of several sizes each
+    batch takes one: what a normalisation over all of an image does depends on how much that is. None: all of it.
 
     named: share of the degraded images that are restored as on their condition's named path, by the modulation of its
     prototype (the batch's third entry counts in `preset.conditions`; what lies beyond is clean).
@@ -109,7 +109,7 @@ class Restoration(Objective):
         self.samples: dict[str, tuple[Tensor, Tensor]] = {}
 
     def pair(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(modulation [B, N, 2, r], degraded, clean), the pictures cut to their tiles."""
+        """(modulation [B, N, 2, r], degraded, clean), the images cut to their tiles."""
         degraded, clean = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
         _, modulation = self.model.modulation(degraded)
         if self.named:
@@ -139,10 +139,10 @@ class Adaptation(Restoration):
     """Stage 1, equation (11): L_data (7) through the frozen decoder, and L_dmd (10) in the latents; trains PLA only.
 
     rec, perceptual, dmd: the weights of equations (8), (9), (10); the perceptual term needs `vgg`. latent: of
-    MSE(z0, the base encoder's latent of the clean picture), single latents, 4 x 4 means and whole means alike. The
-    closed form multiplies an error in eps by 14.6; a base of short training starts so far off that the picture alone
+    MSE(z0, the base encoder's latent of the clean image), single latents, 4 x 4 means and whole means alike. The
+    closed form multiplies an error in eps by 14.6; a base of short training starts so far off that the image alone
     gives no useful gradient, the latent does. Where neither rec nor perceptual is wanted the decoder is not run.
-    relative: rec and latent count each picture's error relative to itself, see `dod.training.losses.reconstruction`.
+    relative: rec and latent count each image's error relative to itself, see `dod.training.losses.reconstruction`.
 
     The real denoiser is the base UNet, the fake one the same with LoRA of its own, trained by L_diff on the restored
     latents, one step for each of the model's; both share the base's frozen weights with the model.
@@ -223,8 +223,8 @@ class Detail(Restoration):
     a w that is smaller is set to before the first step; gate_rate: how many times faster the w learn.
 
     decoder: whether the base's decoder learns with them, as the paper's, which is a strong one, need not: a decoder of
-    short training puts a picture's tone into whole-picture statistics that the modules in front cannot correct. So
-    that it stays an autoencoder's decoder, a quarter of the pictures is decoded without the modules too, with the
+    short training puts an image's tone into whole-image statistics that the modules in front cannot correct. So
+    that it stays an autoencoder's decoder, a quarter of the images is decoded without the modules too, with the
     weight `plain`; with 0 it may rely on them. decoder_rate: how many times faster than the modules it learns.
 
     relative: see `dod.training.losses.reconstruction`.
@@ -290,15 +290,15 @@ def noise_prediction(
 def tiles(degraded: Tensor, clean: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same window [B, 3, size, size] of a batch's pairs [B, 3, H, W], another one of each.
 
-    Raises TrainingError where a picture is smaller.
+    Raises TrainingError where an image is smaller.
     """
     room = [side - size for side in clean.shape[-2:]]
     if min(room) < 0:
         height, width = clean.shape[-2:]
-        raise TrainingError(f"a tile of {size} px does not fit a picture of {width}x{height}: take a larger --crop")
+        raise TrainingError(f"a tile of {size} px does not fit an image of {width}x{height}: take a larger --crop")
     corners = [[int(torch.randint(r + 1, (), generator=generator)) for r in room] for _ in range(len(clean))]
     first, second = (
-        torch.stack([picture[:, y : y + size, x : x + size] for picture, (y, x) in zip(each, corners, strict=True)])
+        torch.stack([image[:, y : y + size, x : x + size] for image, (y, x) in zip(each, corners, strict=True)])
         for each in (degraded, clean)
     )
     return first.contiguous(memory_format=torch.channels_last), second

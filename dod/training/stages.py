@@ -43,7 +43,7 @@ from .pretrain import kept_of, publish, read_part, record_of, replace_folder, un
 from .state import Log, Schedule
 
 CLEAN_FRACTION = 0.1
-"""Of the samples, how many are left clean, so that a clean picture is left alone."""
+"""Of the samples, how many are left clean, so that a clean image is left alone."""
 COMMANDS: dict[str, dict[str, Any]] = {
     "1": {
         "steps": 1000,
@@ -84,7 +84,7 @@ WITHOUT = {
     "calibrate": {"state", "continue", *asdict(Schedule())} - {"steps", "crop", "seed"},
 }
 SHOWN = 4
-"""Pictures that TensorBoard gets."""
+"""Images that TensorBoard gets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

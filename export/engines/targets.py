@@ -34,7 +34,7 @@ TENSORRT = Target("tensorrt", module="tensorrt", extra="tensorrt", built_on_gpu=
 TARGETS = {target.name: target for target in (TENSORRT_RTX, TENSORRT)}
 
 
-def why_not(target: Target) -> str | None:
+def unavailable_reason(target: Target) -> str | None:
     """Why this machine cannot build the target's engines, and what to do about it; None where it can."""
     for module, extra in ((target.module, target.extra), ("polygraphy", "export")):
         if find_spec(module) is None:
@@ -42,7 +42,7 @@ def why_not(target: Target) -> str | None:
     return why_no_gpu() if target.built_on_gpu else None
 
 
-def why_not_openvino(precisions: Sequence[str]) -> str | None:
+def openvino_unavailable_reason(precisions: Sequence[str]) -> str | None:
     """Why the target openvino cannot be proven here in a bundle of these precisions; None where it can."""
     if "fp32" not in precisions:
         return "it runs the graphs in fp32: add fp32 to --precision"
@@ -65,7 +65,7 @@ def gpu_here() -> Gpu | None:
     return find_gpu(0) if why_no_gpu() is None else None
 
 
-def validate_capabilities(values: Sequence[str], *, half: bool) -> tuple[str, ...]:
+def validate_capabilities(values: Sequence[str], *, fp16: bool) -> tuple[str, ...]:
     """The compute capabilities, each once, in ascending order. half: whether a graph for them holds fp16.
 
     Raises TargetError for none, for an unknown one (naming the nearest), and for 7.5 with fp16.
@@ -75,12 +75,12 @@ def validate_capabilities(values: Sequence[str], *, half: bool) -> tuple[str, ..
     for value in values:
         if value not in CAPABILITIES:
             raise TargetError(str(unknown("compute capability", value, CAPABILITIES)))
-    if half and "7.5" in values:
+    if fp16 and "7.5" in values:
         raise TargetError("compute capability 7.5 does not build with fp16 normalisation: leave it out, or export fp32")
     return tuple(sorted(set(values), key=CAPABILITIES.index))
 
 
-def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None, *, half: bool) -> tuple[str, ...]:
+def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None, *, fp16: bool) -> tuple[str, ...]:
     """The compute capabilities of engines whose weights can be exchanged: that of this machine's GPU.
 
     capabilities: those asked for, None for none by name. Raises TargetError for a target without engines alone, where
@@ -95,7 +95,7 @@ def validate_refit(targets: Sequence[str], capabilities: Sequence[str] | None, *
     if capabilities is not None and tuple(capabilities) != (here,):
         asked = " ".join(capabilities)
         raise TargetError(f"--refit builds for the GPU of this machine alone, {here}, not for {asked}")
-    return validate_capabilities([here], half=half) if TENSORRT_RTX.name in targets else ()
+    return validate_capabilities([here], fp16=fp16) if TENSORRT_RTX.name in targets else ()
 
 
 def validate_build(
@@ -116,10 +116,10 @@ def validate_build(
         if capabilities:
             raise TargetError(f"{target.name} builds for the GPU of this machine: name no compute capabilities")
         return ()
-    return validate_capabilities(capabilities, half="7.5" in capabilities and is_half(onnx_path))
+    return validate_capabilities(capabilities, fp16="7.5" in capabilities and is_fp16(onnx_path))
 
 
-def is_half(onnx_path: Path) -> bool:
+def is_fp16(onnx_path: Path) -> bool:
     """Whether a graph computes in fp16: whether one of its tensors is. External data is not read."""
     import onnx
 

@@ -33,7 +33,7 @@ Module = TypeVar("Module", bound=nn.Module)
 @dataclass(frozen=True)
 class GraphPlan:
     """A component ready to be traced. inputs: example tensors by name; axes: the dynamic axes of each input;
-    multiple: what the sides of a picture are multiples of."""
+    multiple: what the sides of an image are multiples of."""
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -84,7 +84,7 @@ def plan(
 ) -> GraphPlan:
     """What to trace for one graph of `graphs_of(model)`, with example inputs on the model's device, which may be meta.
 
-    size: height and width of the example picture; by default such as a trace needs. The merged UNet is planned with
+    size: height and width of the example image; by default such as a trace needs. The merged UNet is planned with
     neutral values, and simplified unless `folded` is False.
     """
     height, width = size or (n * model.preset.size_multiple for n in TRACE_SIZE)
@@ -97,7 +97,7 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
     multiple, factor = preset.size_multiple, preset.vae_factor
     image = torch.rand(batch, 3, height, width) * 2 - 1
     crops, size = preset.mfm.crops, preset.mfm.crop_size
-    picture = {0: "batch", 2: "height", 3: "width"}
+    full = {0: "batch", 2: "height", 3: "width"}
     small = {0: "batch", 2: f"height/{factor}", 3: f"width/{factor}"}
     latent = torch.randn(batch, preset.base.vae.latent_channels, height // factor, width // factor)
     modulation = torch.randn(batch, len(model.layers), 2, preset.lora.rank)
@@ -113,7 +113,7 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
     if graph == "encoder":
         module = _FlatEncoder(clora.merged_copy(model.encoder))
         names = tuple(f"skip_{i}" for i in range(len(preset.base.vae.block_out_channels)))
-        return GraphPlan(module, {"image": image}, {"image": picture}, ("latent", *names), multiple)
+        return GraphPlan(module, {"image": image}, {"image": full}, ("latent", *names), multiple)
     if graph == "unet_dynamic":
         axes = {"latent": small, "modulation": {0: "batch"}}
         return GraphPlan(model.unet, {"latent": latent, "modulation": modulation}, axes, ("latent_restored",), multiple)
@@ -127,7 +127,7 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
     for i, skip in enumerate(skips):
         scale = height // skip.shape[2]
         inputs[f"skip_{i}"] = skip
-        axes[f"skip_{i}"] = picture if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
+        axes[f"skip_{i}"] = full if scale == 1 else {0: "batch", 2: f"height/{scale}", 3: f"width/{scale}"}
     if model.postprocess is None:
         return GraphPlan(_FlatDecoder(model.decoder), inputs, axes, ("image",), multiple)
     decisions = {
@@ -135,7 +135,7 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
         "gains": torch.randn(batch, cast(nn.Conv2d, model.postprocess.filters).out_channels),
     }
     inputs = {**inputs, "degraded": image, **decisions}
-    axes = {**axes, "degraded": picture, **{name: {0: "batch"} for name in decisions}}
+    axes = {**axes, "degraded": full, **{name: {0: "batch"} for name in decisions}}
     return GraphPlan(_PostprocessedDecoder(model.decoder, model.postprocess), inputs, axes, ("image",), multiple)
 
 
@@ -144,7 +144,7 @@ def neutral_modulation(model: DOD) -> Tensor:
     return torch.zeros(len(model.layers), 2, model.preset.lora.rank)
 
 
-def skeleton(model: Module) -> Module:
+def meta_copy(model: Module) -> Module:
     """A model, or a part of one, without its values, on the meta device: all that a trace needs, whatever its size."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): _without_values(tensor) for tensor in tensors})

@@ -17,12 +17,12 @@ from dod_runtime.console import table
 from export.graphs import components
 
 SIDE = 512
-"""Pixels of the square picture that is counted, one of it."""
+"""Pixels of the square image that is counted, one of it."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one picture. operators: calls of ATen operators that compute something (views do not); parameters: numbers the
+    """Of one image. operators: calls of ATen operators that compute something (views do not); parameters: numbers the
     graph needs; multiply_adds: of convolutions, matrix products and attention; bytes: what the operators read and write
     one by one in float32, weights included: a ceiling, for a backend fuses some of them."""
 
@@ -32,11 +32,12 @@ class Cost:
     bytes: int
 
 
-def costs(skeleton: DOD, folded: bool = True) -> dict[str, Cost]:
-    """The cost of each graph for a picture of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
+def costs(meta_copy: DOD, folded: bool = True) -> dict[str, Cost]:
+    """The cost of each graph for an image of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
     otherwise the merged UNet as merging leaves it."""
     return {
-        name: cost(components.plan(skeleton, name, 1, (SIDE, SIDE), folded)) for name in components.graphs_of(skeleton)
+        name: cost(components.plan(meta_copy, name, 1, (SIDE, SIDE), folded))
+        for name in components.graphs_of(meta_copy)
     }
 
 

@@ -23,7 +23,7 @@ UNCALLED = ("encoder.encoder", "decoder.decoder")
 """Their parts are called one by one: as islands they would never hear of a call."""
 
 
-def default_islands(model: DOD) -> tuple[str, ...]:
+def default_fp32_modules(model: DOD) -> tuple[str, ...]:
     """M and the end of each residual stream (an error in eps grows 14.6 times in the closed form): a set that asks for
     no measurement. A build measures its own, see `export.precision.search`."""
     last = len(model.unet.unet.up_blocks) - 1
@@ -37,45 +37,46 @@ def default_islands(model: DOD) -> tuple[str, ...]:
     )
 
 
-def check_islands(model: DOD, islands: Sequence[str]) -> None:
+def check_fp32_modules(model: DOD, fp32_modules: Sequence[str]) -> None:
     """GraphError on a name that the model does not have, or on a mere container, which is never called itself."""
-    for name in islands:
+    for name in fp32_modules:
         try:
             module = model.get_submodule(name)
         except AttributeError:
-            known = ", ".join(default_islands(model))
+            known = ", ".join(default_fp32_modules(model))
             raise GraphError(f"no module {name!r} to keep in float32; such are {known}") from None
         if not name or name in UNCALLED or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             parts = [f"{name}.{part}".removeprefix(".") for part, _ in module.named_children()]
             raise GraphError(f"{name or 'the model'} is never called as one: keep its parts in float32, {parts}")
 
 
-def half_copy(model: DOD, islands: Sequence[str] | None = None, dtype: torch.dtype = torch.float16) -> DOD:
+def fp16_copy(model: DOD, fp32_modules: Sequence[str] | None = None, dtype: torch.dtype = torch.float16) -> DOD:
     """A copy of the model in `dtype` whose named modules (None: the default ones) stay in float32.
 
     An island casts its inputs up. One that ends a network, or is followed by another island at the end of it, hands
-    float32 on, so that nothing is rounded in between; any other casts its result back. GraphError as `check_islands`.
+    float32 on, so that nothing is rounded in between; any other casts its result back.
+    GraphError as `check_fp32_modules`.
     """
-    islands = default_islands(model) if islands is None else islands
-    check_islands(model, islands)
-    outermost = tuple(dict.fromkeys(name for name in islands if not within(name, set(islands) - {name})))
+    fp32_modules = default_fp32_modules(model) if fp32_modules is None else fp32_modules
+    check_fp32_modules(model, fp32_modules)
+    outermost = tuple(dict.fromkeys(name for name in fp32_modules if not within(name, set(fp32_modules) - {name})))
     kept = (*outermost, *FLOAT32)
-    half = converted_copy(model, lambda name, value: value if within(name, kept) else value.to(dtype))
+    fp16 = converted_copy(model, lambda name, value: value if within(name, kept) else value.to(dtype))
     casts = _Casts(dtype)
     for name in GIVEN_FLOAT32:
         if not within(name, outermost):
-            half.get_submodule(name).register_forward_pre_hook(casts.inputs_down, with_kwargs=True)
+            fp16.get_submodule(name).register_forward_pre_hook(casts.inputs_down, with_kwargs=True)
     if not within("mfm.network", outermost):
-        half.mfm.network.register_forward_hook(casts.result_up)
+        fp16.mfm.network.register_forward_hook(casts.result_up)
     handing_on = set(_handing_on(model, outermost))
     for name in outermost:
-        module = half.get_submodule(name)
+        module = fp16.get_submodule(name)
         module.register_forward_pre_hook(casts.inputs_up, with_kwargs=True)
         if name == "encoder":
             module.register_forward_hook(casts.skips_down)
         elif name not in handing_on:
             module.register_forward_hook(casts.result_down)
-    return half
+    return fp16
 
 
 def converted_copy(model: DOD, convert: Callable[[str, Tensor], Tensor]) -> DOD:
@@ -122,10 +123,10 @@ def ends(model: DOD) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _handing_on(model: DOD, islands: Collection[str]) -> Iterator[str]:
+def _handing_on(model: DOD, fp32_modules: Collection[str]) -> Iterator[str]:
     for chain in ends(model):
         for i, name in enumerate(chain):
-            if name in islands and (i + 1 == len(chain) or chain[i + 1] in islands):
+            if name in fp32_modules and (i + 1 == len(chain) or chain[i + 1] in fp32_modules):
                 yield name
 
 

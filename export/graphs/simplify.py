@@ -36,7 +36,7 @@ __all__ = [
 @torch.no_grad()
 def simplify(model: DOD) -> None:
     """Every fold that keeps the dynamic path, in place: both time embeddings, the encoder's end, the detail modules,
-    and what doubles a picture's sides."""
+    and what doubles an image's sides."""
     fold_timestep(model.unet)
     model.mfm.h_space = fold_h_space(model.mfm.h_space)
     model.encoder = fold_encoder(model.encoder)
@@ -262,7 +262,7 @@ def fold_upsampling(model: nn.Module) -> None:
 
 
 def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """What a 3 x 3 convolution gives for a picture whose every pixel was made four: the sum of four kernels, each
+    """What a 3 x 3 convolution gives for an image whose every pixel was made four: the sum of four kernels, each
     turned round and moved by a pixel or none."""
     assert conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
     along = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64, device=conv.weight.device)

@@ -28,15 +28,15 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, tensor_spans, write_tensors
 from export.errors import GraphError
 from export.graphs import lora_op
-from export.graphs.components import GraphPlan, graphs_of, plan, skeleton
+from export.graphs.components import GraphPlan, graphs_of, meta_copy, plan
 from export.graphs.group_norm import split_sums
 from export.graphs.optimize import tidy
 from export.graphs.simplify import attentions
 
 OPSETS = {"fp32": 20, "fp16": 22}
 """23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
-PICTURES = ("encoder", "decoder")
-"""The graphs whose normalisations sum over whole pictures, a UNet's over an eighth of their width and height."""
+IMAGES = ("encoder", "decoder")
+"""The graphs whose normalisations sum over whole images, a UNet's over an eighth of their width and height."""
 GROUP_NORMALIZATION = 21
 """The opset from which the exporter writes a GroupNorm as one operator."""
 
@@ -91,14 +91,14 @@ def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) ->
     Batch, height and width are dynamic. No value of the model is read, nor is memory taken for any: only its structure
     is traced. GraphError where the exporter or onnx's full check refuses it.
     """
-    trace_planned(plan(skeleton(model), graph), graph, path, weights_path, opset)
+    trace_planned(plan(meta_copy(model), graph), graph, path, weights_path, opset)
 
 
 def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
     """`trace` for a plan of one's own, whose module lies on the meta device. graph: its name in errors, and one of
-    `PICTURES` where its normalisations are to be split."""
+    `IMAGES` where its normalisations are to be split."""
     if opset < GROUP_NORMALIZATION:
-        split_sums(planned.module, several=graph in PICTURES)
+        split_sums(planned.module, several=graph in IMAGES)
     lora_op.join(planned.module)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)

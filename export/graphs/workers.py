@@ -31,7 +31,9 @@ class TraceJob:
     opset: int
 
 
-def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: int) -> Iterator[tuple[TraceJob, float]]:
+def trace_all(
+    meta_copies: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: int
+) -> Iterator[tuple[TraceJob, float]]:
     """Trace every job, at most `workers` at once; yields each job with its seconds as it is done.
 
     skeletons: the model of each precision, see `plans.skeleton`.
@@ -43,7 +45,7 @@ def trace_all(skeletons: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: i
     # The structure goes with each job: handed to a starting process it would keep this one waiting, deaf to Ctrl-C.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (threads,))
     try:
-        for traced in as_completed([pool.submit(_trace, skeletons[job.precision], job) for job in jobs]):
+        for traced in as_completed([pool.submit(_trace, meta_copies[job.precision], job) for job in jobs]):
             yield traced.result()
         pool.shutdown()
     except BrokenProcessPool:
@@ -62,7 +64,7 @@ def _start(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _trace(skeleton: DOD, job: TraceJob) -> tuple[TraceJob, float]:
+def _trace(meta_copy: DOD, job: TraceJob) -> tuple[TraceJob, float]:
     start = time.monotonic()
-    trace(skeleton, job.graph, job.path, job.weights, job.opset)
+    trace(meta_copy, job.graph, job.path, job.weights, job.opset)
     return job, time.monotonic() - start

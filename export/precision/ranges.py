@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dod.data.degradations import degrade, rng_for
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod.model.dod import DOD
 from dod_runtime.image.geometry import crops, pad, padded_size
 from dod_runtime.image.read import read
@@ -29,7 +29,7 @@ NORMAL = 2.0**-14
 SUBNORMAL = 2.0**-24
 """The smallest float16 above 0: what is below half of it becomes 0."""
 SAFETY = 2.0
-"""What a range on the calibration pictures is multiplied with before it is held against `LARGEST`."""
+"""What a range on the calibration images is multiplied with before it is held against `LARGEST`."""
 SIDE = 256
 DEGRADED_SIDE = 1024
 """Pixels per side that a photograph is cut to before it is degraded: the degradations of a large one take seconds."""
@@ -38,8 +38,8 @@ SHARE_SAMPLES, ERROR_SAMPLES = 65536, 4096
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A calibration picture: image [1, 3, H, W], at most `SIDE` px from the middle of a photograph, and the crops
+class Sample:
+    """A calibration image: image [1, 3, H, W], at most `SIDE` px from the middle of a photograph, and the crops
     [1, K, 3, R, R] of the whole; float32 in [-1, 1]."""
 
     name: str
@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass
 class Range:
-    """What an operation's result spans in float32, over all pictures.
+    """What an operation's result spans in float32, over all images.
 
     subnormal, flushed: the share of what is not 0 that float16 holds with fewer bits, or not at all.
     """
@@ -88,7 +88,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one chain gave for a picture, float32: latent_restored [1, 4, h, w], the decoder's own result [1, 3, H, W],
+    """What one chain gave for an image, float32: latent_restored [1, 4, h, w], the decoder's own result [1, 3, H, W],
     and the image [1, 3, H, W], which post-processing may have changed, by these decisions (`share`, `gains`)."""
 
     latent: np.ndarray
@@ -99,7 +99,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Judged:
-    """An outcome against float32's: PSNR at the picture and SNR at z0, dB; -inf where it is not finite."""
+    """An outcome against float32's: PSNR at the image and SNR at z0, dB; -inf where it is not finite."""
 
     psnr_db: float
     z0_snr_db: float
@@ -107,25 +107,25 @@ class Judged:
 
 @dataclass(frozen=True)
 class Reference:
-    """The float32 chain on one picture: its outcome, and samples of every result for comparison."""
+    """The float32 chain on one image: its outcome, and samples of every result for comparison."""
 
-    picture: Picture
+    image: Sample
     outcome: Outcome
     samples: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Comparison(Judged):
-    """A chain of lower precision on one picture. snr: dB of each operation's result against float32, in the order they
+    """A chain of lower precision on one image. snr: dB of each operation's result against float32, in the order they
     came (NaN where it is not finite); overflows: those that were finite in float32 alone; low: those not in float32."""
 
-    picture: str
+    image: str
     snr: dict[str, float]
     overflows: list[Operation]
     low: set[str]
 
 
-def load_picture(path: Path, model: DOD, degradation: str = "") -> Picture:
+def load_image(path: Path, model: DOD, degradation: str = "") -> Sample:
     """The middle of a photograph at its own resolution, padded where it is no multiple of what the model takes.
 
     degradation: one of `dod.data.degradations` to apply before, the same in every run; "" for none.
@@ -139,16 +139,16 @@ def load_picture(path: Path, model: DOD, degradation: str = "") -> Picture:
     image = pad(middle, *(padded_size(side, *limits) for side in middle.shape[:2])).transpose(2, 0, 1)[None]
     taken = crops(pixels, preset.mfm.crops, preset.mfm.crop_size)[None]
     name = f"{path.name} ({degradation})" if degradation else path.name
-    return Picture(name, *(torch.from_numpy(np.ascontiguousarray(value)) for value in (image, taken)))
+    return Sample(name, *(torch.from_numpy(np.ascontiguousarray(value)) for value in (image, taken)))
 
 
 @torch.no_grad()
 def restore(
-    parts: DOD | Mapping[str, DOD], picture: Picture, probe: Probe | None = None, known: dict | None = None
+    parts: DOD | Mapping[str, DOD], sample: Sample, probe: Probe | None = None, known: dict | None = None
 ) -> Outcome:
     """The chain on path `auto`. parts: one model, or one for each of `COMPONENTS`. probe: entered for the time of it,
     inside the rounding of what is not float32, so that it sees what is rounded. known: what the components that take
-    the picture itself gave of it, by model; what is missing is added, for calls with others of the same models."""
+    the image itself gave of it, by model; what is missing is added, for calls with others of the same models."""
     use: Mapping[str, DOD] = dict.fromkeys(COMPONENTS, parts) if isinstance(parts, DOD) else parts
     known = {} if known is None else known
 
@@ -161,22 +161,22 @@ def restore(
     decoder = use["decoder"].decoder
     low = next((p.dtype for p in decoder.parameters() if p.dtype != torch.float32), torch.float32)
     with SummedInFloat32(), probe or nullcontext():
-        condition, modulation = once("mfm", lambda: use["mfm"].mfm(picture.crops))
-        latent, skips = once("encoder", lambda: use["encoder"].encoder(picture.image))
+        condition, modulation = once("mfm", lambda: use["mfm"].mfm(sample.crops))
+        latent, skips = once("encoder", lambda: use["encoder"].encoder(sample.image))
         restored = use["unet"].unet(latent, modulation)
         decoded = decoder(restored, [skip.to(low) for skip in skips]).float()
     gate, post = use["decoder"].gate, use["decoder"].postprocess
     if gate is None or post is None:
         return Outcome(restored.float().numpy(), decoded.numpy(), decoded.numpy())
-    share, gains = gate(picture.crops, condition.float())
-    image = post(decoded, picture.image, share, gains)
+    share, gains = gate(sample.crops, condition.float())
+    image = post(decoded, sample.image, share, gains)
     decisions = {"share": share.numpy(), "gains": gains.numpy()}
     return Outcome(restored.float().numpy(), decoded.numpy(), image.numpy(), decisions)
 
 
-def measure_ranges(model: DOD, pictures: Iterable[Picture], ranges: dict[str, Range]) -> Iterable[Reference]:
-    """The float32 reference of each picture in turn; `ranges` takes in every result on the way, scores included."""
-    for picture in pictures:
+def measure_ranges(model: DOD, images: Iterable[Sample], ranges: dict[str, Range]) -> Iterable[Reference]:
+    """The float32 reference of each image in turn; `ranges` takes in every result on the way, scores included."""
+    for image in images:
         samples: dict[str, Tensor] = {}
 
         def see(operation: Operation, result: Tensor, samples: dict[str, Tensor] = samples) -> None:
@@ -184,11 +184,11 @@ def measure_ranges(model: DOD, pictures: Iterable[Picture], ranges: dict[str, Ra
             if not operation.name.endswith(" scores"):
                 samples[operation.name] = _sample(result)
 
-        yield Reference(picture, restore(model, picture, Probe(model, see, scores=True)), samples)
+        yield Reference(image, restore(model, image, Probe(model, see, scores=True)), samples)
 
 
 def compare(low: DOD, reference: Reference) -> Comparison:
-    """A model of lower precision on the picture of a reference, each operation against float32's on the same way."""
+    """A model of lower precision on the image of a reference, each operation against float32's on the same way."""
     snr: dict[str, float] = {}
     overflows: list[Operation] = []
     names: set[str] = set()
@@ -204,8 +204,8 @@ def compare(low: DOD, reference: Reference) -> Comparison:
             overflows.append(operation)
         snr[operation.name] = _snr(expected, found)
 
-    figures = judged(restore(low, reference.picture, Probe(low, see)), reference.outcome)
-    return Comparison(figures.psnr_db, figures.z0_snr_db, reference.picture.name, snr, overflows, names)
+    figures = judged(restore(low, reference.image, Probe(low, see)), reference.outcome)
+    return Comparison(figures.psnr_db, figures.z0_snr_db, reference.image.name, snr, overflows, names)
 
 
 def judged(outcome: Outcome, reference: Outcome) -> Judged:

@@ -14,8 +14,8 @@ from torch import Tensor
 from dod.data.degradations import DEGRADATIONS
 from dod.model.dod import DOD
 from export.errors import ParityError
-from export.graphs.fp16 import converted_copy, half_copy, within
-from export.parity.chain import condition_of
+from export.graphs.fp16 import converted_copy, fp16_copy, within
+from export.parity.reference import condition_of
 from export.precision.ranges import (
     LARGEST,
     SAFETY,
@@ -25,13 +25,13 @@ from export.precision.ranges import (
     Reference,
     compare,
     judged,
-    load_picture,
+    load_image,
     measure_ranges,
     measure_weights,
     restore,
     worst,
 )
-from export.precision.search import BUDGET, MARGIN, Choice, Search, alone
+from export.precision.search import MARGIN, THRESHOLD, Choice, Search, alone
 
 EXACT = 200.0
 """dB that stands for "nothing differs" in the record, for JSON has no infinity; None stands for "not finite"."""
@@ -55,7 +55,7 @@ def degradations(paths: Sequence[Path], conditions: Sequence[str]) -> dict[Path,
 def calibrate(
     model: DOD,
     paths: Sequence[Path],
-    islands: Sequence[str] | None,
+    fp32_modules: Sequence[str] | None,
     say: Callable[[str], None],
     degraded: Mapping[Path, str] | None = None,
 ) -> Record:
@@ -67,36 +67,36 @@ def calibrate(
     none where half meets the budget without islands),
     `gate` (bf16 and int8), `operations` in the order of the chain, and the `weights` with the largest values.
     """
-    pictures = [load_picture(path, model, (degraded or {}).get(path, "")) for path in paths]
+    images = [load_image(path, model, (degraded or {}).get(path, "")) for path in paths]
     ranges: dict[str, Range] = {}
-    plain = half_copy(model, ())
+    plain = fp16_copy(model, ())
     references: list[Reference] = []
     none: list[Comparison] = []
-    for reference in measure_ranges(model, pictures, ranges):
+    for reference in measure_ranges(model, images, ranges):
         references.append(reference)
         none.append(compare(plain, reference))
-        say(f"ranges and half on {reference.picture.name}: PSNR {none[-1].psnr_db:.1f} dB")
+        say(f"ranges and half on {reference.image.name}: PSNR {none[-1].psnr_db:.1f} dB")
     hardest = references[worst(none)]
-    enough = none[worst(none)].psnr_db >= BUDGET + MARGIN
+    enough = none[worst(none)].psnr_db >= THRESHOLD + MARGIN
     components = {} if enough else alone(model, plain, hardest)
     del plain
     weights = measure_weights(model)
     search = Search(model, references, none, ranges, weights, say)
-    choice = search.choose() if islands is None else search.judge(islands)
+    choice = search.choose() if fp32_modules is None else search.judge(fp32_modules)
     gate = {name: measure_gate(model, name, hardest) for name in GATE}
     assert choice.comparison is not None
-    shown = next(each for each in none if each.picture == choice.comparison.picture)
+    shown = next(each for each in none if each.image == choice.comparison.image)
     return {
-        "pictures": [f"{each.picture.name} {tuple(each.picture.image.shape[2:])}" for each in references],
+        "images": [f"{each.image.name} {tuple(each.image.image.shape[2:])}" for each in references],
         "degraded": {path.name: name for path, name in (degraded or {}).items()},
-        "shown": shown.picture,
-        "budget_db": BUDGET,
+        "shown": shown.image,
+        "threshold_db": THRESHOLD,
         "margin_db": MARGIN,
         "safety": SAFETY,
         "eps_gain": round(((1 - model.unet.alpha_bar) / model.unet.alpha_bar) ** 0.5, 2),
         "sums_in_float32": sums_in_float32(),
-        "given": islands is not None,
-        "islands": choice.islands,
+        "given": fp32_modules is not None,
+        "fp32_modules": choice.fp32_modules,
         "float32_share": _share(model, choice),
         "overflows": choice.overflows,
         "uncured": choice.uncured,
@@ -104,43 +104,43 @@ def calibrate(
         "trials": [{**asdict(each), "psnr_db": _db(each.psnr_db), "z0_snr_db": _db(each.z0_snr_db)}
                    for each in choice.trials],
         "components": {name: _judged(each) for name, each in components.items()},
-        "gate": {name: {**_judged(each), "picture": hardest.picture.name} for name, each in gate.items()},
-        "operations": list(_operations(ranges, shown, choice.comparison, choice.islands)),
+        "gate": {name: {**_judged(each), "image": hardest.image.name} for name, each in gate.items()},
+        "operations": list(_operations(ranges, shown, choice.comparison, choice.fp32_modules)),
         "weights": [{"name": name, **_range(each)} for name, each in
                     sorted(weights.items(), key=lambda item: item[1].headroom)[:15]],
     }  # fmt: skip
 
 
 def check(record: Mapping[str, Any], asked: Sequence[str] = ()) -> None:
-    """ParityError where half with its islands misses the budget on the calibration pictures, or what else was asked
+    """ParityError where half with its islands misses the budget on the calibration images, or what else was asked
     for does, with the measured number and, where something overflows, its name."""
     last = record["trials"][-1]
     mend = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
     for name in asked:
         found = record["gate"][name]["psnr_db"]
-        what = f"precision {name}: PSNR {_text(found)} on {record['gate'][name]['picture']}"
-        if found is None or found < record["budget_db"]:
-            what += f", below the threshold of {record['budget_db']:g} dB"
+        what = f"precision {name}: PSNR {_text(found)} on {record['gate'][name]['image']}"
+        if found is None or found < record["threshold_db"]:
+            what += f", below the threshold of {record['threshold_db']:g} dB"
         raise ParityError(f"{what}: no graphs exist in {name}, and no bundle is written: {mend}")
-    if last["psnr_db"] is not None and last["psnr_db"] >= record["budget_db"]:
+    if last["psnr_db"] is not None and last["psnr_db"] >= record["threshold_db"]:
         return
     causes = [name for name in record["uncured"] if name in record["overflows"]] or list(record["overflows"])
     cause = record["first_lost"] or (causes[0] if causes else None)
     spans = {each["name"]: each["largest"] for each in (*record["operations"], *record["weights"])}
     lost = f"; {cause} reaches {spans[cause]:.3g}, float16 holds {LARGEST:.0f}" if cause in spans else ""
-    mend = "leave --fp32-islands out, so that they are measured" if record["given"] else "build it in fp32"
+    mend = "leave --fp32-modules out, so that they are measured" if record["given"] else "build it in fp32"
     raise ParityError(
-        f"half precision misses its budget of {record['budget_db']:g} dB with {len(record['islands'])} fp32 islands: "
+        f"half precision is below its threshold of {record['threshold_db']:g} dB with {len(record['fp32_modules'])} modules in fp32: "
         f"PSNR {_text(last['psnr_db'])}{lost}: {mend}; no bundle is written"
     )
 
 
 @torch.no_grad()
 def measure_gate(model: DOD, name: str, reference: Reference) -> Judged:
-    """The whole chain in another precision on one picture. bf16: true bfloat16 arithmetic. int8: weights of two axes
+    """The whole chain in another precision on one image. bf16: true bfloat16 arithmetic. int8: weights of two axes
     or more (low-rank ones too) rounded to 255 levels for each output channel, symmetric; arithmetic in float32."""
     if name == "bf16":
-        low = half_copy(model, (), torch.bfloat16)
+        low = fp16_copy(model, (), torch.bfloat16)
     else:
         modules = dict(model.named_modules())
 
@@ -149,7 +149,7 @@ def measure_gate(model: DOD, name: str, reference: Reference) -> Judged:
             return quantised(value, axis=1 if second else 0) if value.ndim > 1 else value
 
         low = converted_copy(model, rounded)
-    return judged(restore(low, reference.picture), reference.outcome)
+    return judged(restore(low, reference.image), reference.outcome)
 
 
 def quantised(weight: Tensor, axis: int = 0) -> Tensor:
@@ -171,15 +171,15 @@ def sums_in_float32() -> bool:
 
 
 def _operations(
-    ranges: Mapping[str, Range], none: Comparison, chosen: Comparison, islands: Mapping[str, str]
+    ranges: Mapping[str, Range], none: Comparison, chosen: Comparison, fp32_modules: Mapping[str, str]
 ) -> Iterable[Record]:
     for name, span in ranges.items():
         yield {
             "name": name,
             "component": span.stack[0],
             **_range(span),
-            "half": name in none.low,
-            "island": within(span.stack[-1], islands),
+            "torch fp16": name in none.low,
+            "fp32_module": within(span.stack[-1], fp32_modules),
             "snr_none_db": _db(none.snr.get(name)),
             "snr_db": _db(chosen.snr.get(name)),
         }
@@ -197,7 +197,7 @@ def _range(span: Range) -> Record:
 def _share(model: DOD, choice: Choice) -> float:
     """The share of the parameters that stay in float32."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(size for name, size in sizes.items() if within(name, choice.islands)) / sum(sizes.values())
+    return sum(size for name, size in sizes.items() if within(name, choice.fp32_modules)) / sum(sizes.values())
 
 
 def _judged(value: Judged) -> Record:

@@ -20,14 +20,14 @@ COLOURS = {"mfm": "#8a63b8", "encoder": "#2f7fbf", "unet": "#c9772b", "decoder":
 
 
 def section(record: Record, plot: str) -> list[str]:
-    """The paragraphs of report.md under "Precision". plot: the path of the picture beside the report."""
+    """The paragraphs of report.md under "Precision". plot: the path of the image beside the report."""
     sums = "keep their sums in float32" if record["sums_in_float32"] else "round their partial sums"
-    budget, count = record["budget_db"], len(record["pictures"])
+    threshold, count = record["threshold_db"], len(record["images"])
     return [
         "## Precision",
         f"Float32 ranges and true half arithmetic on the middle {SIDE} px of {count} photographs, path `auto`. The "
-        f"picture decides: a PSNR of at least {budget:g} dB, and of {budget + record['margin_db']:g} dB where islands "
-        f"are searched. z0 is shown beside it: an error in eps is {record['eps_gain']:g} times as large there.",
+        f"image decides: a PSNR of at least {threshold:g} dB, and of {threshold + record['margin_db']:g} dB where "
+        f"fp32 modules are searched. z0 is shown beside it: an error in eps is {record['eps_gain']:g} times as large there.",
         *_degraded(record),
         "**Witness**: PyTorch on CPU. The largest values are over all of float32's results; shares and mean squares "
         f"are over at most {SHARE_SAMPLES:,} fixed places of each, errors over {ERROR_SAMPLES:,}. Half is true: each "
@@ -37,11 +37,11 @@ def section(record: Record, plot: str) -> list[str]:
         "their range alone bears witness. ONNX Runtime on CPU computes half graphs in float32 and is no witness. "
         "No GPU was asked.",
         "### float32 islands",
-        _islands(record),
-        table(("set", "islands", "pictures", "PSNR dB", "SNR at z0 dB"), _trials(record), "lrrrr", markdown=True),
+        _fp32_modules(record),
+        table(("set", "fp32_modules", "images", "PSNR dB", "SNR at z0 dB"), _trials(record), "lrrrr", markdown=True),
         f"![ranges and errors along the chain]({plot})",
-        f"Top: the largest value of each result in float32 over all pictures, and its root mean square, between what "
-        f"float16 can hold. Bottom: the error of half along the chain on `{record['shown']}`, the worst picture.",
+        f"Top: the largest value of each result in float32 over all images, and its root mean square, between what "
+        f"float16 can hold. Bottom: the error of half along the chain on `{record['shown']}`, the worst image.",
         *_costs(record),
         "### What else was asked of the gate",
         table(("precision", "PSNR dB", "SNR at z0 dB", "verdict"), _gate(record), "lrrl", markdown=True),
@@ -73,7 +73,7 @@ def draw(record: Record, path: Path) -> None:
     top.vlines(x, np.maximum(rms, 1e-9), largest, color="#b9c2cc", linewidth=0.6)
     top.plot(x, largest, ".", color="#26323f", markersize=3.5, label="largest value")
     top.plot(x[rms > 0], rms[rms > 0], ".", color="#6f9bd1", markersize=2.5, label="root mean square")
-    beyond = np.array([row["half"] for row in rows], bool) & (largest > LARGEST / record["safety"])
+    beyond = np.array([row["torch fp16"] for row in rows], bool) & (largest > LARGEST / record["safety"])
     if beyond.any():
         top.plot(x[beyond], largest[beyond], "o", color="#c8102e", markersize=6, label="beyond the safe range")
     lines = ((LARGEST, "65,504: overflow", "#c8102e", "-"), (LARGEST / record["safety"], "", "#c8102e", ":"),
@@ -86,15 +86,15 @@ def draw(record: Record, path: Path) -> None:
     top.set_ylim(1e-8, max(4 * LARGEST, 3 * float(largest.max())))
     top.set_ylabel("magnitude in float32")
     top.legend(loc="lower left", ncols=3, frameon=True, fontsize=9)
-    top.set_title(f"{len(record['pictures'])} photographs, {len(rows)} results in the order of the chain", loc="left",
+    top.set_title(f"{len(record['images'])} photographs, {len(rows)} results in the order of the chain", loc="left",
                   fontsize=10, pad=22)  # fmt: skip
     curves = [("snr_none_db", "half without islands", "#26323f")]
-    if record["islands"]:
-        curves.append(("snr_db", f"half with {len(record['islands'])} fp32 islands", "#c8102e"))
+    if record["fp32_modules"]:
+        curves.append(("snr_db", f"half with {len(record['fp32_modules'])} fp32 islands", "#c8102e"))
     for key, label, colour in curves:
         values = np.array([np.nan if row[key] is None or row[key] >= EXACT else row[key] for row in rows], float)
         bottom.plot(x, values, ".", color=colour, markersize=2.5, label=label)
-    for place in (i for i, row in enumerate(rows) if row["island"]):
+    for place in (i for i, row in enumerate(rows) if row["fp32_module"]):
         bottom.axvspan(place - 0.5, place + 0.5, ymax=0.03, color="#c8102e", linewidth=0)
     restored = max((i for i, row in enumerate(rows) if row["name"].startswith("unet ")), default=None)
     if restored is not None and rows[restored]["snr_none_db"] is not None:
@@ -128,12 +128,12 @@ def _degraded(record: Record) -> list[str]:
     return [f"No photograph's name begins with these conditions, so photographs were degraded: {listed}."]
 
 
-def _islands(record: Record) -> str:
-    if not record["islands"]:
+def _fp32_modules(record: Record) -> str:
+    if not record["fp32_modules"]:
         chosen = "None was kept, as asked" if record["given"] else "None: half meets the budget without one"
         lines = [f"{chosen}."]
     else:
-        rows = [(f"`{name}`", why) for name, why in record["islands"].items()]
+        rows = [(f"`{name}`", why) for name, why in record["fp32_modules"].items()]
         share = f"They hold {record['float32_share']:.1%} of the parameters."
         lines = [table(("module", "why"), rows, "ll", markdown=True), share]
     if record["uncured"]:
@@ -144,7 +144,7 @@ def _islands(record: Record) -> str:
 
 def _trials(record: Record) -> list[tuple[object, ...]]:
     return [
-        (each["what"], len(each["islands"]), each["pictures"], _db(each["psnr_db"]), _db(each["z0_snr_db"]))
+        (each["what"], len(each["fp32_modules"]), each["images"], _db(each["psnr_db"]), _db(each["z0_snr_db"]))
         for each in record["trials"]
     ]
 
@@ -160,25 +160,25 @@ def _costs(record: Record) -> list[str]:
     return [
         "### Where half costs what",
         table(("alone in half", "PSNR dB", "SNR at z0 dB"), _figures(record["components"]), "lrr", markdown=True),
-        "On the picture where half without islands is worst.",
+        "On the image where half without islands is worst.",
     ]
 
 
 def _gate(record: Record) -> list[tuple[object, ...]]:
     rows = []
     for (name, psnr, snr), each in zip(_figures(record["gate"]), record["gate"].values(), strict=True):
-        spare = -1.0 if each["psnr_db"] is None else each["psnr_db"] - record["budget_db"]
+        spare = -1.0 if each["psnr_db"] is None else each["psnr_db"] - record["threshold_db"]
         verdict = "refused" if spare < 0 else "meets the budget" if spare >= record["margin_db"] else "meets it, barely"
         rows.append((name, psnr, snr, verdict))
     return rows
 
 
 def _layers(record: Record, component: str) -> str:
-    rows = [row for row in record["operations"] if row["component"] == component and row["half"]]
+    rows = [row for row in record["operations"] if row["component"] == component and row["torch fp16"]]
     rows = sorted(rows, key=lambda row: -row["largest"])[:WORST]
     cells = [
         (
-            f"`{row['name'].removeprefix(f'{component}.')}`{' (fp32)' if row['island'] else ''}",
+            f"`{row['name'].removeprefix(f'{component}.')}`{' (fp32)' if row['fp32_module'] else ''}",
             f"{row['largest']:.4g}",
             f"{np.log2(LARGEST / row['largest']):.1f}" if row["largest"] else "",
             f"{row['rms']:.3g}",

@@ -11,7 +11,7 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import read_tensors
 from dod_runtime.bundle.schema import REFITTED, MergeEntry
 from dod_runtime.console import progress
-from export.cache import Entry, Workshop, hash_sources
+from export.cache import BuildCache, Entry, hash_sources
 from export.engines.build import BUILDER, EngineJob, build_engines
 from export.engines.targets import TARGETS, Target, gpu_here
 from export.graphs import conditions
@@ -32,7 +32,7 @@ MEMORY_PER_WEIGHT = 4
 
 
 def built(
-    shop: Workshop,
+    cache: BuildCache,
     model: DOD,
     options: Options,
     conditions_with_engines: Sequence[str],
@@ -44,17 +44,17 @@ def built(
     for target in (TARGETS[name] for name in options.targets if name in TARGETS):
         named: dict[Path, tuple[str, dict[str, object]]] = {}
         planned = []
-        with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
+        with tempfile.TemporaryDirectory(dir=cache.root) as scratch:
             for engine, graph, condition in engine_list(conditions_with_engines, options.refit, model.gate is not None):
                 name = f"engines/{target.name}/{engine}.engine"
                 refittable = _exchanged(model) if engine == REFITTED else ()
-                inputs = _inputs(shop, options, target, graph, condition, refittable)
-                if shop.fresh(name, inputs) or explaining:
+                inputs = _inputs(cache, options, target, graph, condition, refittable)
+                if cache.fresh(name, inputs) or explaining:
                     continue
-                weights = shop.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
+                weights = cache.path(f"onnx/{precision}/{GRAPHS[graph]}.safetensors")
                 job = EngineJob(
-                    _graph(shop, model, precision, graph, condition, Path(scratch)),
-                    shop.path(name),
+                    _graph(cache, model, precision, graph, condition, Path(scratch)),
+                    cache.path(name),
                     target,
                     profile(components()[graph], options.batch, options.size),
                     () if target.built_on_gpu else options.capabilities,
@@ -66,11 +66,11 @@ def built(
             records = build_engines(planned, options.workers, BUILDERS_MEMORY)
             for job, record in progress(records, len(planned), f"{target.name} engines") if planned else ():
                 name, inputs = named[job.engine_path]
-                yield name, shop.record(name, inputs, record.seconds, asdict(record))
+                yield name, cache.record(name, inputs, record.seconds, asdict(record))
 
 
-def _graph(shop: Workshop, model: DOD, precision: str, graph: str, condition: str | None, scratch: Path) -> Path:
-    onnx_path = shop.path(f"onnx/{precision}/{graph}.onnx")
+def _graph(cache: BuildCache, model: DOD, precision: str, graph: str, condition: str | None, scratch: Path) -> Path:
+    onnx_path = cache.path(f"onnx/{precision}/{graph}.onnx")
     if condition is None:
         return onnx_path
     folder = scratch / condition
@@ -79,7 +79,7 @@ def _graph(shop: Workshop, model: DOD, precision: str, graph: str, condition: st
         onnx_path,
         onnx_path.with_name("unet.safetensors"),
         conditions.merge_entries(model),
-        read_tensors(shop.path(f"conditions/{condition}.safetensors"))["modulation"],
+        read_tensors(cache.path(f"conditions/{condition}.safetensors"))["modulation"],
         folder,
     )
 
@@ -91,14 +91,14 @@ def _exchanged(model: DOD) -> tuple[str, ...]:
 
 
 def _inputs(
-    shop: Workshop, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
+    cache: BuildCache, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
 ) -> dict[str, object]:
     precision = options.precisions[-1]
     gpu = gpu_here() if target.built_on_gpu or refittable else None
     return {
-        "graph": _hash(shop, f"onnx/{precision}/{graph}.onnx"),
-        "weights": _hash(shop, f"onnx/{precision}/{GRAPHS[graph]}.safetensors"),
-        "condition": condition and _hash(shop, f"conditions/{condition}.safetensors"),
+        "graph": _hash(cache, f"onnx/{precision}/{graph}.onnx"),
+        "weights": _hash(cache, f"onnx/{precision}/{GRAPHS[graph]}.safetensors"),
+        "condition": condition and _hash(cache, f"conditions/{condition}.safetensors"),
         "batch": list(options.batch),
         "size": list(options.size),
         "compute capabilities": list(options.capabilities) if gpu is None else [],
@@ -109,6 +109,6 @@ def _inputs(
     }
 
 
-def _hash(shop: Workshop, name: str) -> str | None:
-    entry = shop.used.get(name)
+def _hash(cache: BuildCache, name: str) -> str | None:
+    entry = cache.used.get(name)
     return entry and entry.sha256

@@ -13,18 +13,18 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import progress
 from export import report
-from export.cache import Workshop, hash_sources, package_sources
+from export.cache import BuildCache, hash_sources, package_sources
 from export.interface import version
-from export.parity.chain import Proof, Run, Values, load_sample, paths_of, sample_pixels, subjects
+from export.parity.check import check_count, check_parity
 from export.parity.compare import GATES, Figure
-from export.parity.proof import proof_count, prove
+from export.parity.reference import ParityCheck, Run, Values, load_sample, paths_of, sample_pixels, subjects
 from export.preflight import ROOT, hash_samples
 
 COMPUTING = (
     "graphs/fp16",
-    "parity/chain",
+    "parity/reference",
     "parity/compare",
-    "parity/proof",
+    "parity/check",
     "precision/ranges",
     "steps/parity",
     "steps/simplify",
@@ -37,64 +37,64 @@ SOURCES = [
 
 
 def measured(
-    shop: Workshop,
+    cache: BuildCache,
     model: DOD,
-    islands: Sequence[str],
+    fp32_modules: Sequence[str],
     bundle: Bundle,
     samples: Sequence[Path],
     settings: Mapping[str, object],
     explaining: bool,
     computed: Values,
 ) -> tuple[list[Figure], dict[str, Path]]:
-    """The figures of every path, step by step, and the restored samples as pictures, by sample.
+    """The figures of every path, step by step, and the restored samples as images, by sample.
 
     bundle: the files made so far. settings: what decides the model's graphs and is in no file. Where a path is stale,
     the model has no values any more afterwards: see `prove`. explaining: it is only asked what is fresh.
     computed: see `prove`.
     """
-    pictures = {path.name: f"report/{path.stem}.png" for path in samples}
+    images = {path.name: f"report/{path.stem}.png" for path in samples}
     loaded = [load_sample(path, bundle, tuple(bundle.manifest.conditions)) for path in samples]
     paths = paths_of(bundle, loaded)
     records = {path: f"report/parity/{path}.json" for path in paths}
-    inputs = {path: {"settings": settings, **_inputs(shop, bundle, samples, runs)} for path, runs in paths.items()}
+    inputs = {path: {"settings": settings, **_inputs(cache, bundle, samples, runs)} for path, runs in paths.items()}
     stale = {}
     for path, runs in paths.items():
-        wanted = [records[path], *(pictures.values() if path == "auto" else ())]
-        fresh = [shop.fresh(name, inputs[path]) for name in wanted]  # all are asked, so that all are used
+        wanted = [records[path], *(images.values() if path == "auto" else ())]
+        fresh = [cache.fresh(name, inputs[path]) for name in wanted]  # all are asked, so that all are used
         if not all(fresh) and not explaining:
             stale[path] = runs
             for name in wanted:  # one that is taken over may be a link to the file of the bundle before
-                shop.path(name).unlink(missing_ok=True)
+                cache.path(name).unlink(missing_ok=True)
     if explaining:
         return [], {}
     if stale:
         start = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=shop.root) as scratch:
-            proven = prove(model, islands, bundle, stale, Path(scratch), computed)
-            proofs = list(progress(proven, proof_count(bundle, stale), "parity"))
+        with tempfile.TemporaryDirectory(dir=cache.root) as scratch:
+            checked = check_parity(model, fp32_modules, bundle, stale, Path(scratch), computed)
+            checks = list(progress(checked, check_count(bundle, stale), "parity"))
         for path in stale:
-            figures = [figure for proof in proofs if proof.path == path for figure in proof.figures]
-            report.write_figures(figures, shop.path(records[path]))
-            shop.record(records[path], inputs[path], time.monotonic() - start)
+            figures = [figure for check in checks if check.path == path for figure in check.figures]
+            report.write_figures(figures, cache.path(records[path]))
+            cache.record(records[path], inputs[path], time.monotonic() - start)
         if "auto" in stale:
             largest = bundle.manifest.profile.size[2]
-            for sample, name in zip(samples, pictures.values(), strict=True):
-                report.write_comparison(sample_pixels(sample, largest), _restored(proofs, sample), shop.path(name))
-                shop.record(name, inputs["auto"], 0)
+            for sample, name in zip(samples, images.values(), strict=True):
+                report.write_comparison(sample_pixels(sample, largest), _restored(checks, sample), cache.path(name))
+                cache.record(name, inputs["auto"], 0)
     steps = ["merged", *(subject.step for subject in subjects(bundle))]
-    figures = [figure for name in records.values() for figure in report.read_figures(shop.path(name))]
+    figures = [figure for name in records.values() for figure in report.read_figures(cache.path(name))]
     figures.sort(key=lambda figure: steps.index(figure.step))
-    return figures, {sample: shop.path(name) for sample, name in pictures.items()}
+    return figures, {sample: cache.path(name) for sample, name in images.items()}
 
 
-def _inputs(shop: Workshop, bundle: Bundle, samples: Sequence[Path], runs: Sequence[Run]) -> dict[str, object]:
+def _inputs(cache: BuildCache, bundle: Bundle, samples: Sequence[Path], runs: Sequence[Run]) -> dict[str, object]:
     """What decides the figures of one path."""
     path, components, names = runs[0].path, runs[0].components, [run.sample.name for run in runs]
     precisions = bundle.manifest.precisions.values()
     files = {files[component] for each in precisions for files in (each.onnx, each.weights) for component in components}
     files |= {bundle.manifest.conditions[path]} if path != "auto" else set()
     return {
-        "files": {name: shop.used[name].sha256 for name in sorted(files)},
+        "files": {name: cache.used[name].sha256 for name in sorted(files)},
         "samples": hash_samples([each for each in samples if each.name in names]),
         "alone": {run.sample.name: list(run.alone) for run in runs},
         "subjects": [subject.step for subject in subjects(bundle)],
@@ -103,7 +103,7 @@ def _inputs(shop: Workshop, bundle: Bundle, samples: Sequence[Path], runs: Seque
     }
 
 
-def _restored(proofs: Sequence[Proof], sample: Path) -> np.ndarray:
+def _restored(checks: Sequence[ParityCheck], sample: Path) -> np.ndarray:
     """A sample as the last of the steps restored it that is in every bundle."""
-    shown = [each for each in proofs if (each.sample, each.path) == (sample.name, "auto") and each.step not in GATES]
+    shown = [each for each in checks if (each.sample, each.path) == (sample.name, "auto") and each.step not in GATES]
     return shown[-1].restored

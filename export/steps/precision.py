@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from dod.model.dod import DOD
-from export.cache import Workshop, hash_sources
+from export.cache import BuildCache, hash_sources
 from export.precision.record import Record, calibrate, degradations
 from export.precision.report import PLOT, draw
 from export.preflight import ROOT, Options, sample_paths
@@ -26,7 +26,7 @@ DEGRADING = [ROOT / "dod" / "data" / f"{name}.py" for name in ("degradations", "
 
 
 def measured(
-    shop: Workshop, model: DOD, options: Options, inputs: Mapping[str, object], explaining: bool
+    cache: BuildCache, model: DOD, options: Options, inputs: Mapping[str, object], explaining: bool
 ) -> Record | None:
     """The record of `calibrate`, made where it is stale (None while explaining), and its plot.
 
@@ -39,27 +39,27 @@ def measured(
         inputs["degraded by"] = hash_sources(DEGRADING)
     inputs = {
         **inputs,
-        "fp32 islands": None if options.islands is None else list(options.islands),
+        "fp32 islands": None if options.fp32_modules is None else list(options.fp32_modules),
         "measured by": hash_sources(SOURCES),
         "torch": torch.__version__,
     }
-    fresh = shop.fresh(RECORD, inputs)
+    fresh = cache.fresh(RECORD, inputs)
     if not fresh and not explaining:
         start = time.monotonic()
-        record = calibrate(model, paths, options.islands, _say, degraded)
-        shop.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
-        shop.path(RECORD).write_text(json.dumps(record) + "\n")
+        record = calibrate(model, paths, options.fp32_modules, _say, degraded)
+        cache.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
+        cache.path(RECORD).write_text(json.dumps(record) + "\n")
         seconds = time.monotonic() - start
-        print(f"{RECORD:<44} {len(record['islands']):5} islands {seconds:7.1f} s", flush=True)
-        shop.record(RECORD, inputs, seconds)
-    record = json.loads(shop.path(RECORD).read_text()) if fresh or not explaining else None
+        print(f"{RECORD:<44} {len(record['fp32_modules']):5} islands {seconds:7.1f} s", flush=True)
+        cache.record(RECORD, inputs, seconds)
+    record = json.loads(cache.path(RECORD).read_text()) if fresh or not explaining else None
     drawn = {
-        "record": shop.used[RECORD].sha256 if record else UNMEASURED,
+        "record": cache.used[RECORD].sha256 if record else UNMEASURED,
         "sources": hash_sources([ROOT / "export" / "precision" / "report.py"]),
     }
-    if not shop.fresh(PLOT, drawn) and not explaining:
+    if not cache.fresh(PLOT, drawn) and not explaining:
         assert record is not None
-        shop.make(PLOT, drawn, partial(draw, record))
+        cache.make(PLOT, drawn, partial(draw, record))
     return record
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BackendError, BundleError, DODRuntimeError, PictureError, PictureWarning, UsageError
+from .errors import BackendError, BundleError, DODRuntimeError, ImageError, ImageWarning, UsageError
 
 if TYPE_CHECKING:
     from .bundle.bundle import Bundle
@@ -25,8 +25,8 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DODRuntimeError",
-    "PictureError",
-    "PictureWarning",
+    "ImageError",
+    "ImageWarning",
     "Restoration",
     "Restorer",
     "UsageError",

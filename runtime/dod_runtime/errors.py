@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BackendError", "BundleError", "DODRuntimeError", "PictureError", "PictureWarning", "UsageError", "unknown"]
+__all__ = ["BackendError", "BundleError", "DODRuntimeError", "ImageError", "ImageWarning", "UsageError", "unknown"]
 
 
 class DODRuntimeError(Exception):
     """Base of the family. Its text is one line: what failed, with what value, and what to do."""
 
 
-class PictureError(DODRuntimeError):
-    """A picture that cannot be read, restored or written."""
+class ImageError(DODRuntimeError):
+    """An image that cannot be read, restored or written."""
 
 
 class BundleError(DODRuntimeError):
@@ -28,8 +28,8 @@ class UsageError(DODRuntimeError):
     """A request that makes no sense: an unknown condition, precision or target, a wrong argument."""
 
 
-class PictureWarning(UserWarning):
-    """Something of a picture is lost although it can be restored."""
+class ImageWarning(UserWarning):
+    """Something of an image is lost although it can be restored."""
 
 
 def unknown(kind: str, value: object, valid: Iterable[str]) -> UsageError:

@@ -101,7 +101,7 @@ class Pipeline:
         *,
         decisions: Decisions | None = None,
     ) -> np.ndarray:
-        """The pipeline of components on padded pictures; the step below `restore`, for benchmarks and tests.
+        """The pipeline of components on padded images; the step below `restore`, for benchmarks and tests.
 
         images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the MFM and the gate see, or in
         their place decisions: what `decide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each

@@ -1,4 +1,4 @@
-"""The public class: a bundle and a backend, pictures in, restored pictures out."""
+"""The public class: a bundle and a backend, images in, restored images out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from PIL import Image
 from .backends import open_backend
 from .backends.base import Options
 from .bundle.bundle import Bundle
-from .errors import PictureError, UsageError, unknown
+from .errors import ImageError, UsageError, unknown
 from .image.geometry import crops, pad, with_margins
-from .image.read import Picture, Source, read
+from .image.read import DecodedImage, Source, read
 from .image.tiling import check_tile, restore_guide, restore_tiles
 from .pipeline import Decisions, Observer, Pipeline
 
@@ -42,32 +42,33 @@ class Restoration:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that is ready to run. image: float32 [3, H, W] in [-1, 1]. crops: float32 [K, 3, R, R].
+    """An image that is ready to run. loaded: as it was read. image: float32 [3, H, W] in [-1, 1].
+    crops: float32 [K, 3, R, R].
 
-    The picture lies in the middle of `image`, between reflected margins (`geometry.with_margins`).
+    The image lies in the middle of `image`, between reflected margins (`geometry.with_margins`).
     """
 
-    picture: Picture
+    loaded: DecodedImage
     image: np.ndarray
     crops: np.ndarray | None
 
     def finish(self, restored: np.ndarray) -> Restored:
-        """Cuts the margins off a restored image, float32 [3, H, W] in [-1, 1], and gives it the picture's own kind."""
-        height, width = self.picture.pixels.shape[:2]
+        """Cuts the margins off a restored image, float32 [3, H, W] in [-1, 1], and gives it the image's own kind."""
+        height, width = self.loaded.pixels.shape[:2]
         top, left = (restored.shape[1] - height) // 2, (restored.shape[2] - width) // 2
-        return self.picture.finish(restored[:, top : top + height, left : left + width].transpose(1, 2, 0))
+        return self.loaded.finish(restored[:, top : top + height, left : left + width].transpose(1, 2, 0))
 
 
 class Restorer:
-    """Restores pictures with one bundle on one backend. Threads may share it.
+    """Restores images with one bundle on one backend. Threads may share it.
 
     bundle: the folder, or an open `Bundle`. backend: `auto` (the first of tensorrt, tensorrt_rtx, onnxruntime_cuda,
     openvino and onnxruntime_cpu that can run here), one of these, or `onnxruntime`; it never changes afterwards.
     device: index of the GPU. precision: `auto`, one that the bundle has, or `bf16`, on openvino, where the bundle's
-    parity gate passed for it. threads: of the CPU backends, all cores by default. tile: the longest side in pixels that
+    parity gate passed for it. num_threads: of the CPU backends, all cores by default. tile_size: the longest side in pixels that
     is run whole, by default the bundle's largest; a longer one is run in overlapping tiles of it, all by the modulation
-    of the whole picture and matched in tone to a guide, the whole picture restored in one run more, reduced where it is
-    larger than the bundle's largest size. bypass: False restores every picture with the model; by default the path
+    of the whole image and matched in tone to a guide, the whole image restored in one run more, reduced where it is
+    larger than the bundle's largest size. bypass: False restores every image with the model; by default the path
     `auto` lets those pass that are clean or only blurred, and the path of a condition such as `blur` all of them.
     Raises BundleError, BackendError where the backend cannot run here, and UsageError for an unknown name.
     """
@@ -76,18 +77,19 @@ class Restorer:
         self,
         bundle: str | os.PathLike[str] | Bundle,
         backend: str = "auto",
+        *,
         device: int = 0,
         precision: str = "auto",
-        threads: int | None = None,
-        tile: int | None = None,
+        num_threads: int | None = None,
+        tile_size: int | None = None,
         bypass: bool = True,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, not {threads}")
+        if num_threads is not None and num_threads < 1:
+            raise UsageError(f"num_threads must be at least 1, not {num_threads}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
-        self._sizes = multiple, least, check_tile(tile, multiple, least, largest)
-        self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, threads))
+        self._sizes = multiple, least, check_tile(tile_size, multiple, least, largest)
+        self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, num_threads))
         self._pipeline = Pipeline(self.bundle, self._backend, bypass)
         # What a backend holds outlives it in part, such as ONNX Runtime's arena: a restorer may be dropped unclosed.
         weakref.finalize(self, self._backend.close).atexit = False
@@ -113,59 +115,57 @@ class Restorer:
         return self._backend.conditions
 
     @overload
-    def restore(self, picture: Source, condition: str = ..., *, details: Literal[True]) -> Restoration: ...
+    def restore(self, image: Source, condition: str = ..., *, details: Literal[True]) -> Restoration: ...
 
     @overload
-    def restore(self, picture: Source, condition: str = ..., *, details: Literal[False] = ...) -> Restored: ...
+    def restore(self, image: Source, condition: str = ..., *, details: Literal[False] = ...) -> Restored: ...
 
-    def restore(self, picture: Source, condition: str = "auto", *, details: bool = False) -> Restored | Restoration:
-        """Restores one picture.
+    def restore(self, image: Source, condition: str = "auto", *, details: bool = False) -> Restored | Restoration:
+        """Restores one image.
 
-        picture: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
+        image: a path, a Pillow image, or an array HW or HWC of uint8, uint16 or float in 0..1. A path or an image
         gives an image, upright, with its colour profile; an array gives an array of the same dtype and layout.
-        A picture of any size: see `tile` above. details: return a `Restoration`, which has the picture's bypass share.
-        Raises PictureError for what is no picture, and where half precision overflows on it; UsageError for an unknown
+        An image of any size: see `tile` above. details: return a `Restoration`, which has the image's bypass share.
+        Raises ImageError for what is no image, and where half precision overflows on it; UsageError for an unknown
         condition.
         """
         self.check_condition(condition)
-        (restored,) = self._run_batch([self.prepare(picture, condition)], condition)
-        if isinstance(restored, PictureError):
+        (restored,) = self._run_batch([self.prepare(image, condition)], condition)
+        if isinstance(restored, ImageError):
             raise restored
         return restored if details else restored.image
 
     def restore_many(
         self,
-        pictures: Iterable[Source],
+        images: Iterable[Source],
         condition: str = "auto",
         batch_size: int = 1,
         *,
         return_errors: bool = False,
         details: bool = False,
     ) -> Iterator[Any]:
-        """Restores pictures one after the other, lazily and in order.
+        """Restores images one after the other, lazily and in order.
 
         Neighbours that pad to the same size run together, at most `batch_size` and never more than the bundle takes.
-        A bad picture raises its PictureError when its turn comes, or is given in its place with `return_errors`. Gives
+        A bad image raises its ImageError when its turn comes, or is given in its place with `return_errors`. Gives
         what `restore` gives.
         """
         self.check_condition(condition)
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, not {batch_size}")
         most = min(batch_size, self.bundle.manifest.profile.batch[2])
-        return _given(self._stream(pictures, condition, most), return_errors, details)
+        return _given(self._stream(images, condition, most), return_errors, details)
 
-    def _stream(
-        self, pictures: Iterable[Source], condition: str, batch_size: int
-    ) -> Iterator[Restoration | PictureError]:
+    def _stream(self, images: Iterable[Source], condition: str, batch_size: int) -> Iterator[Restoration | ImageError]:
         batch: list[Prepared] = []
-        for picture in pictures:
-            following: Prepared | PictureError
+        for image in images:
+            following: Prepared | ImageError
             try:
-                following = self.prepare(picture, condition)
-            except PictureError as error:
+                following = self.prepare(image, condition)
+            except ImageError as error:
                 following = error
             fits = isinstance(following, Prepared) and (not batch or following.image.shape == batch[0].image.shape)
-            ready: list[Restoration | PictureError] = []
+            ready: list[Restoration | ImageError] = []
             if batch and (not fits or len(batch) == batch_size):
                 ready, batch = self._run_batch(batch, condition), []
             if isinstance(following, Prepared):
@@ -176,10 +176,10 @@ class Restorer:
         if batch:
             yield from self._run_batch(batch, condition)
 
-    def warm_up(self, condition: str = "auto", size: tuple[int, int] | None = None, batch_size: int = 1) -> None:
-        """Opens a condition's path before its first picture: what that would wait for otherwise, once.
+    def warmup(self, condition: str = "auto", size: tuple[int, int] | None = None, batch_size: int = 1) -> None:
+        """Opens a condition's path before its first image: what that would wait for otherwise, once.
 
-        Reads, hashes, merges, compiles or deserialises; runs no picture. size: (height, width) in px of the pictures to
+        Reads, hashes, merges, compiles or deserialises; runs no image. size: (height, width) in px of the images to
         come, by default the bundle's usual one; openvino alone has to know it, and compiles all but the UNet anew
         for others. Raises UsageError for an unknown condition and a size or batch_size below 1, and as the bundle and
         the backend do.
@@ -205,9 +205,9 @@ class Restorer:
         if condition not in self.conditions:
             raise unknown("condition", condition, self.conditions)
 
-    def prepare(self, picture: Source, condition: str = "auto") -> Prepared:
-        """Reads and pads a picture; takes its crops where the MFM or the gate sees them. Raises PictureError."""
-        loaded = read(picture)
+    def prepare(self, pixels: Source, condition: str = "auto") -> Prepared:
+        """Reads and pads an image; takes its crops where the MFM or the gate sees them. Raises ImageError."""
+        loaded = read(pixels)
         sides = loaded.pixels.shape[:2]
         height, width = (with_margins(side, *self._sizes) for side in sides)
         padded = pad(loaded.pixels, height, width, (height - sides[0]) // 2, (width - sides[1]) // 2)
@@ -215,18 +215,18 @@ class Restorer:
         rule, seen = self.bundle.manifest.crops, self._pipeline.sees_crops(condition)
         return Prepared(loaded, image, crops(loaded.pixels, rule.count, rule.size) if seen else None)
 
-    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restoration | PictureError]:
+    def _run_batch(self, batch: list[Prepared], condition: str) -> list[Restoration | ImageError]:
         images = np.stack([each.image for each in batch])
         taken = [each.crops for each in batch if each.crops is not None]
         restored, shares = self._run(images, np.stack(taken) if taken else None, condition)
-        results: list[Restoration | PictureError] = []
+        results: list[Restoration | ImageError] = []
         for each, image, share in zip(batch, restored, shares, strict=True):
             if not np.isfinite(image).all():
                 overflow = (
                     f"{self.description} gave values that are no numbers, as an overflow in half precision does; "
                     "try precision fp32, and rebuild the bundle with more fp32 islands"
                 )
-                results.append(PictureError(overflow))
+                results.append(ImageError(overflow))
                 continue
             results.append(Restoration(each.finish(image), float(share)))
         return results
@@ -282,8 +282,8 @@ class Restorer:
         return f"Restorer({str(self.bundle.folder)!r}, backend={self.backend!r}, precision={self.precision!r})"
 
 
-def _given(results: Iterator[Restoration | PictureError], return_errors: bool, details: bool) -> Iterator[Any]:
+def _given(results: Iterator[Restoration | ImageError], return_errors: bool, details: bool) -> Iterator[Any]:
     for result in results:
-        if isinstance(result, PictureError) and not return_errors:
+        if isinstance(result, ImageError) and not return_errors:
             raise result
-        yield result if details or isinstance(result, PictureError) else result.image
+        yield result if details or isinstance(result, ImageError) else result.image

@@ -18,7 +18,7 @@ from benchmarks.classical import (
     richardson_lucy,
 )
 from dod.data.degradations import DEGRADATIONS, blur, degrade, rng_for
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod.evaluation.metrics import psnr
 
 
@@ -97,7 +97,7 @@ def test_richardson_lucy_sharpens_what_a_gaussian_blurred() -> None:
     np.testing.assert_allclose(once, by_hand[40:56, 40:56], atol=1e-3)
 
 
-def test_levels_bring_a_dark_picture_to_white() -> None:
+def test_levels_bring_a_dark_image_to_white() -> None:
     truth = photograph()
     dark = truth * np.float32(0.2)
     np.testing.assert_allclose(levels_and_gamma(dark), levels_and_gamma(truth), atol=1e-5)
@@ -105,7 +105,7 @@ def test_levels_bring_a_dark_picture_to_white() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
-def test_flat_pictures_stay_finite(value: int) -> None:
+def test_flat_images_stay_finite(value: int) -> None:
     assert set(METHODS) == set(DEGRADATIONS)
     for name in METHODS:
         restored = classical(np.full((32, 24, 3), value, np.uint8), name)

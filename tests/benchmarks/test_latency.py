@@ -68,11 +68,11 @@ def test_table_and_json(tiny_bundle: Path, condition: str, tmp_path: Path) -> No
 
 
 def check_row(row: dict[str, Any]) -> None:
-    parts = {"encoder", "unet", "decoder", "picture"} | ({"mfm"} if row["path"] == "auto" else set())
+    parts = {"encoder", "unet", "decoder", "image"} | ({"mfm"} if row["path"] == "auto" else set())
     assert set(row["ms"]) == parts and row["runs"] == 2
     for ms in row["ms"].values():
         assert 0 < ms["min"] <= ms["p50"] <= ms["p90"] <= ms["p99"]
-    assert sum(row["ms"][part]["min"] for part in parts - {"picture"}) < row["ms"]["picture"]["p99"]
+    assert sum(row["ms"][part]["min"] for part in parts - {"image"}) < row["ms"]["image"]["p99"]
     if row["backend"] == "pytorch_cpu":
         assert row["passed"] is None and row["speed_up"] == 1 and row["snr_db"] is None
     else:
@@ -94,9 +94,9 @@ def test_no_speed_up_where_parity_failed(
     reference, *failed = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert reference["speed_up"] == 1 and [row["backend"] for row in failed] == ["openvino", "onnxruntime_cpu"]
     assert all(row["speed_up"] is None and row["passed"] is False for row in failed)
-    for backend, budget in (("openvino", "SNR 70 dB"), ("onnxruntime_cpu", "SNR 80 dB")):
+    for backend, threshold in (("openvino", "SNR 70 dB"), ("onnxruntime_cpu", "SNR 80 dB")):
         line = next(line for line in done.stdout.splitlines() if f"{backend} fp32" in line)
-        assert line.endswith(f"FAILED: {budget}") and "x" not in line.split("fp32")[1]
+        assert line.endswith(f"FAILED: {threshold}") and "x" not in line.split("fp32")[1]
 
 
 def test_the_reference_is_what_the_bundle_was_built_from(tiny_bundle: Path, other_checkpoint: Path) -> None:
@@ -108,8 +108,8 @@ def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:
     """Component by component, PyTorch gives what the whole module gives; merged, what the branches give."""
     bundle = Bundle.open(tiny_bundle)
     model = load_reference(bundle)
-    reference, half = TorchModel(model, "cpu", "fp32"), TorchModel(model, "cpu", "fp16")
-    for each in (reference, half):
+    reference, fp16 = TorchModel(model, "cpu", "fp32"), TorchModel(model, "cpu", "fp16")
+    for each in (reference, fp16):
         each.merge([condition])
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     with Restorer(bundle, "onnxruntime_cpu") as restorer, torch.no_grad():
@@ -120,7 +120,7 @@ def test_the_reference_is_the_model(tiny_bundle: Path, condition: str) -> None:
         modulation = model.mfm.network(model.prototypes[condition][None])
         assert np.abs(found[condition] - model(image, modulation).numpy()).max() < 1e-4
         for path, truth in found.items():
-            assert 40 < psnr_db(truth, Runner(half, restorer, Job(pixels, 1, path)).restore()) < 90
+            assert 40 < psnr_db(truth, Runner(fp16, restorer, Job(pixels, 1, path)).restore()) < 90
 
 
 def test_switching_is_timed_and_compared(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,26 +135,26 @@ def test_switching_is_timed_and_compared(tiny_bundle: Path, monkeypatch: pytest.
 
 
 def test_speed_ups_go_by_the_fastest_sound_pytorch() -> None:
-    ms = {"picture": {"p50": 100.0}}
+    ms = {"image": {"p50": 100.0}}
     torch_row = Row(64, 1, "auto", "pytorch_cuda", "fp32", "cuda", "", 2, 1.0, ms, 99, 99, None, None)
-    half = replace(torch_row, precision="fp16", ms={"picture": {"p50": 40.0}}, passed=True)
-    fast = replace(torch_row, backend="tensorrt", ms={"picture": {"p50": 20.0}}, passed=True)
+    fp16 = replace(torch_row, precision="fp16", ms={"image": {"p50": 40.0}}, passed=True)
+    fast = replace(torch_row, backend="tensorrt", ms={"image": {"p50": 20.0}}, passed=True)
     alone = replace(fast, backend="onnxruntime_cpu", device="cpu")
-    assert [row.speed_up for row in with_speed_ups([torch_row, half, fast, alone])] == [0.4, 1, 2, None]
-    broken = replace(half, passed=False)
+    assert [row.speed_up for row in with_speed_ups([torch_row, fp16, fast, alone])] == [0.4, 1, 2, None]
+    broken = replace(fp16, passed=False)
     assert [row.speed_up for row in with_speed_ups([torch_row, broken, fast])] == [1, None, 5]
 
 
 def test_bad_input(tiny_bundle: Path, tmp_path: Path) -> None:
     figures, text = tmp_path / "new" / "figures.json", tmp_path / "a.txt"
-    text.write_text("no picture")
+    text.write_text("no image")
     for arguments, words in (
         (("--conditions", "fog"), ("unknown condition 'fog'", "auto")),
         (("--backends", "onnx"), ("unknown backend 'onnx'",)),
         (("--backends", "tensorrt"), ("tensorrt", "onnxruntime_cpu")),
         (("--precision", "int8"), ("unknown precision 'int8'", "fp32")),
-        (("--picture", text), (f"not a picture: {text}",)),
-        (("--picture", tmp_path / "b.png"), ("no such file: ", "b.png")),
+        (("--image", text), (f"not an image: {text}",)),
+        (("--image", tmp_path / "b.png"), ("no such file: ", "b.png")),
         (("--size", 1_000_000), ("1000000", "--max")),
         (("--size", 0), ("--size must be more than 0",)),
         (("--batch", 99), ("--batch 99", "at most")),

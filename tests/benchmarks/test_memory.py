@@ -21,16 +21,16 @@ def test_table_and_json(tiny_bundle: Path, tmp_path: Path) -> None:
     assert [(row["backend"], row["path"]) for row in rows] == [("openvino", "auto"), ("onnxruntime_cpu", "auto")]
     for row in rows:
         assert row["opening_seconds"] > 0.1 and 20e6 < row["opening_bytes"] <= row["bytes"] < 2e9
-        assert len(row["picture_seconds"]) == 2 and min(row["picture_seconds"]) > 0
+        assert len(row["image_seconds"]) == 2 and min(row["image_seconds"]) > 0
         assert f"{row['bytes'] / 1e9:.2f}" in done.stdout and f"{row['opening_seconds']:.1f}" in done.stdout
 
 
 def test_the_opening_alone(tiny_bundle: Path, tmp_path: Path) -> None:
-    words = "--size", 64, "--conditions", "noise", "--backends", "openvino", "--pictures", 0
+    words = "--size", 64, "--conditions", "noise", "--backends", "openvino", "--images", 0
     done = run("memory", "--bundle", tiny_bundle, *words, where=tmp_path)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "build" / "memory.json").read_text())["rows"]
-    assert row["opening_seconds"] > 0.1 and row["picture_seconds"] == []
+    assert row["opening_seconds"] > 0.1 and row["image_seconds"] == []
 
 
 def test_a_process_that_holds_more_shows_it() -> None:
@@ -45,7 +45,7 @@ def test_what_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
         (("--backends", "openvin"), "unknown backend of the CPU 'openvin' (did you mean 'openvino'?)"),
         (("--conditions", "hase"), "'hase'"),
         (("--size", 4000), "4000"),
-        (("--pictures", -1), "--pictures must be at least 0, not -1"),
+        (("--images", -1), "--images must be at least 0, not -1"),
     ):
         refused(run("memory", "--bundle", tiny_bundle, *words, where=tmp_path), message)
     with pytest.raises(BackendError, match="openvino failed on hase: .*unknown condition"):

@@ -1,4 +1,4 @@
-"""`benchmarks/quality.py` on toy bundles: its figures are those of its pictures."""
+"""`benchmarks/quality.py` on toy bundles: its figures are those of its images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.photographs import OWN, SCIKIT_IMAGE, photographs
 from benchmarks.quality import main
 from benchmarks.tasks import TASKS
 from dod.data.degradations import DEGRADATIONS, degrade, rng_for
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod.evaluation.evaluate import evaluate, find_scenes
 from dod.evaluation.metrics import psnr
 from dod_runtime.errors import UsageError
@@ -28,7 +28,7 @@ from tests.runtime.toy_bundle import write_toy_bundle
 
 @pytest.fixture(scope="module")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that gives back every picture as it was."""
+    """A bundle that gives back every image as it was."""
     folder = tmp_path_factory.mktemp("identity") / "bundle"
     return write_toy_bundle(folder, effect=0, precisions=["fp32"], conditions=DEGRADATIONS)
 
@@ -42,14 +42,14 @@ def finished(identity: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return done.stdout, where / "build" / "quality"
 
 
-def test_pictures_and_figures_agree(finished: tuple[str, Path]) -> None:
+def test_images_and_figures_agree(finished: tuple[str, Path]) -> None:
     printed, out = finished
     figures = json.loads((out / "quality.json").read_text())
     assert list(figures["tasks"]) == [task.name for task in TASKS]
     for kind in ("input", "output"):
-        for each in evaluate(find_scenes(out / kind, out / "truth")).result.pictures:
+        for each in evaluate(find_scenes(out / kind, out / "truth")).result.images:
             task, _, name = each.name.partition("/")
-            stated = figures["tasks"][task]["pictures"][name][kind]
+            stated = figures["tasks"][task]["images"][name][kind]
             assert stated["psnr"] == (None if task == "clean" else pytest.approx(each.values["psnr"], abs=1e-9))
             assert stated["ssim"] == pytest.approx(each.values["ssim"], abs=1e-9)
     mean = figures["tasks"]["noise-25"]["mean"]["input"]["psnr"]
@@ -67,7 +67,7 @@ def test_inputs_are_the_degradations_of_the_seed(finished: tuple[str, Path]) -> 
     hazy, parameters = degrade(truth.astype(np.float32) / np.float32(255), "haze", rng_for("chelsea", "haze", 0))
     with Image.open(out / "input" / "haze" / "chelsea.png") as written:
         np.testing.assert_array_equal(np.asarray(written), np.rint(hazy * 255).astype(np.uint8))
-    stated = json.loads((out / "quality.json").read_text())["tasks"]["haze"]["pictures"]["chelsea"]
+    stated = json.loads((out / "quality.json").read_text())["tasks"]["haze"]["images"]["chelsea"]
     assert stated["parameters"]["beta"] == parameters["beta"]
     depth = hashlib.sha256(parameters["depth"].tobytes()).hexdigest()
     assert stated["parameters"]["depth"] == {"shape": [96, 96], "sha256": depth}
@@ -120,7 +120,7 @@ def _psnr(out: Path, kind: str, task: str) -> float:
 def test_photographs_come_with_the_wheel() -> None:
     found = photographs()
     assert tuple(found) == SCIKIT_IMAGE
-    assert all(picture.dtype == np.uint8 and picture.shape[2] == 3 for picture in found.values())
+    assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in found.values())
 
 
 def test_photographs_of_several_sources(tmp_path: Path) -> None:
@@ -138,15 +138,15 @@ def test_bad_input(identity: Path, tmp_path: Path) -> None:
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     shutil.copytree(tmp_path / "broken", tmp_path / "kept")
     for arguments, words in (
         (("--condition", "hase"), ("unknown condition 'hase'", "did you mean 'haze'")),
         (("--backend", "onnx"), ("unknown backend 'onnx'",)),
         (("--backend", "tensorrt"), ("without the target tensorrt",)),
         (("--photographs", tmp_path / "nowhere"), ("no such folder", "nowhere")),
-        (("--photographs", tmp_path / "empty"), ("no pictures in",)),
-        (("--photographs", tmp_path / "broken"), ("not a picture", "a.png")),
+        (("--photographs", tmp_path / "empty"), ("no images in",)),
+        (("--photographs", tmp_path / "broken"), ("not an image", "a.png")),
         (("--limit", 0), ("--limit must be at least 1",)),
         (("--out", "."), ("--out .: name the folder itself",)),
         (("--out", tmp_path / "kept"), ("kept", "choose another folder")),
@@ -156,10 +156,10 @@ def test_bad_input(identity: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "kept").iterdir()] == ["a.png"]
 
 
-def test_pictures_larger_than_the_bundle_takes(identity: Path, tmp_path: Path) -> None:
+def test_images_larger_than_the_bundle_takes(identity: Path, tmp_path: Path) -> None:
     done = run_here(main, "--bundle", identity, "--out", tmp_path / "out", "--size", 200, "--limit", 1)
     assert done.returncode == 0, done.stderr
     for path in (tmp_path / "out").rglob("*.png"):
-        with Image.open(path) as picture:
-            assert path.name.startswith("contact") or picture.size == (200, 200)
+        with Image.open(path) as image:
+            assert path.name.startswith("contact") or image.size == (200, 200)
     assert "a clean photograph comes back at 60.00 dB" in done.stdout

@@ -17,24 +17,24 @@ def test_runs_take_turns_after_the_warm_up() -> None:
     def visit(name: str) -> Callable[[], Mapping[str, float]]:
         def run() -> Mapping[str, float]:
             order.append(name)
-            return {"picture": float(len(order))}
+            return {"image": float(len(order))}
 
         return run
 
     series = measure([visit(name) for name in "abc"], Turns(warmup=0, runs=4), "test")
     assert "".join(order) == "abc" * 5
-    assert [each.first["picture"] for each in series] == [1, 2, 3]
-    assert series[1].parts["picture"] == [5, 8, 11, 14]
+    assert [each.first["image"] for each in series] == [1, 2, 3]
+    assert series[1].parts["image"] == [5, 8, 11, 14]
 
 
 def slow() -> Mapping[str, float]:
     time.sleep(0.005)
-    return {"picture": 0.005}
+    return {"image": 0.005}
 
 
 def test_rounds_fill_the_time() -> None:
-    assert 3 < len(measure([slow], Turns(seconds=0.4, warmup=0.001, least=3), "test")[0].parts["picture"]) <= 80
-    assert len(measure([slow], Turns(seconds=0.001, warmup=0.001, least=3), "test")[0].parts["picture"]) == 3
+    assert 3 < len(measure([slow], Turns(seconds=0.4, warmup=0.001, least=3), "test")[0].parts["image"]) <= 80
+    assert len(measure([slow], Turns(seconds=0.001, warmup=0.001, least=3), "test")[0].parts["image"]) == 3
 
 
 def test_warm_up_does_not_count() -> None:

@@ -17,7 +17,7 @@ POSTPROCESS = {"filters": 4, "taps": 9, "window": 15, "width": 32}
 
 
 def photographed(folder: Path) -> list[str]:
-    """Make of the fixture `folder` a preset with a trained checkpoint; the options that name it and its pictures."""
+    """Make of the fixture `folder` a preset with a trained checkpoint; the options that name it and its images."""
     shutil.rmtree(folder / "photographs")
     (folder / "photographs").mkdir()
     for path in sorted(SAMPLES.glob("*.jpg")) + sorted(SAMPLES.glob("*.png")):

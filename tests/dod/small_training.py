@@ -1,4 +1,4 @@
-"""Runs of training that take seconds: pictures, a schedule, and the arguments of the commands."""
+"""Runs of training that take seconds: images, a schedule, and the arguments of the commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, worker
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """(noisy, clean) pictures; a run that asks for sample `stop` is interrupted."""
+    """(noisy, clean) images; a run that asks for sample `stop` is interrupted."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.stop = stop

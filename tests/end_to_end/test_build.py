@@ -47,7 +47,7 @@ def test_the_bundle_is_complete(tiny_build: Build) -> None:
         weights = set(bundle.manifest.precisions[precision].weights.values())
         assert len(weights) == 4, "both UNet graphs share one weights file"
     precision = json.loads((folder / "report" / "precision.json").read_text())
-    assert list(precision["islands"]) == list(bundle.manifest.precisions["fp16"].fp32_islands)
+    assert list(precision["fp32_modules"]) == list(bundle.manifest.precisions["fp16"].fp32_modules)
     assert precision["trials"][-1]["psnr_db"] >= 45 and (folder / "report" / "precision.png").is_file()
     assert (folder / "report.md").is_file() and not list(folder.parent.glob("*.partial"))
     for name in (*(f"onnx/fp16/{graph}.onnx" for graph in GRAPHS), "engines/tensorrt_rtx/unet_noise.engine"):
@@ -56,17 +56,17 @@ def test_the_bundle_is_complete(tiny_build: Build) -> None:
 
 def test_every_figure_is_there_and_in_budget(tiny_build: Build) -> None:
     figures = json.loads((tiny_build[0] / "bundle.json").read_text())["parity"]
-    chain = {(row["path"], row["step"]) for row in figures if row["component"] == "chain"}
-    steps = {"onnx fp32", "openvino fp32", "half", "onnx fp16"}
+    chain = {(row["path"], row["step"]) for row in figures if row["component"] == "pipeline"}
+    steps = {"onnx fp32", "openvino fp32", "torch fp16", "onnx fp16"}
     assert chain >= {("auto", step) for step in steps} | {("noise", step) for step in steps | {"merged"}}
-    assert {row["component"] for row in figures} >= set(GRAPHS) | {"chain", "layer"}
+    assert {row["component"] for row in figures} >= set(GRAPHS) | {"pipeline", "layer"}
     assert all(row["passed"] for row in figures if row["step"] not in GATES)
-    assert all("fp32" in row["witness"] for row in figures if row["step"] == "onnx fp16")
+    assert all("fp32" in row["measured_with"] for row in figures if row["step"] == "onnx fp16")
 
 
 def test_bf16_is_offered_where_every_figure_of_its_gate_passed(tiny_build: Build) -> None:
     bundle = Bundle.open(tiny_build[0])
-    gate = [row for row in bundle.manifest.parity if row["step"] == "openvino bf16" and row["component"] == "chain"]
+    gate = [row for row in bundle.manifest.parity if row["step"] == "openvino bf16" and row["component"] == "pipeline"]
     assert {row["path"] for row in gate} == ({"auto", "noise", "haze"} if reduced_precisions() else set())
     passed = bool(gate) and all(row["passed"] for row in gate)
     assert bundle.manifest.targets["openvino"].precisions == (("fp32", "bf16") if passed else ("fp32",))
@@ -231,7 +231,7 @@ def test_a_killed_builder_is_named_and_the_rest_is_kept(copy: tuple[Path, list[s
         (["--max", "250"], ["--max 250", "240", "256"]),
         (["--min", "256", "--opt", "128"], ["--min <= --opt <= --max"]),
         (["--compute-capabilities", "9.9"], ["9.9", "8.9"]),
-        (["--fp32-islands", "unet.nothing"], ["unet.nothing", "unet.unet.conv_out"]),
+        (["--fp32-modules", "unet.nothing"], ["unet.nothing", "unet.unet.conv_out"]),
     ],
 )
 def test_wrong_arguments(tiny_build: Build, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -255,7 +255,7 @@ def test_an_overflow_without_its_cure_fails_the_build(
 ) -> None:
     arguments = [str(planted_checkpoint), "--out", str(tmp_path / "x"), "--targets", "onnxruntime", *SIZES]
     arguments += ["--samples", str(photographs), "--precision", "fp16", "--conditions", "noise"]
-    done = build_engines(*arguments, "--fp32-islands", where=tmp_path)
+    done = build_engines(*arguments, "--fp32-modules", where=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "x").exists()
     message = done.stderr.strip().splitlines()[-1]
     assert f"{LOUD} conv2d reaches" in message and "float16 holds 65504" in message, done.stderr
@@ -268,7 +268,7 @@ def test_an_overflow_is_cured_by_the_build(planted_checkpoint: Path, photographs
     arguments += ["--samples", str(photographs), "--precision", "fp16", "--conditions", "noise"]
     done = build_engines(*arguments, where=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert Bundle.open(tmp_path / "x").manifest.precisions["fp16"].fp32_islands == (BLOCK,)
+    assert Bundle.open(tmp_path / "x").manifest.precisions["fp16"].fp32_modules == (BLOCK,)
     report = (tmp_path / "x" / "report.md").read_text()
     assert f"`{BLOCK}`" in report and (tmp_path / "x" / "report" / "precision.png").is_file()
 

@@ -37,7 +37,7 @@ def test_winograd_restores_the_same(
     rewritten: dict[str, tuple[str, ...]] = {}
 
     def rewrite(model: Any, places: Places | None, smallest: dict[str, tuple[int, ...]]) -> None:
-        if "latent" in smallest:  # that of the picture below, though the bundle's multiple allows for others
+        if "latent" in smallest:  # that of the image below, though the bundle's multiple allows for others
             smallest = {**smallest, "latent": (1, 4, 16, 12)}
         rewritten[" ".join(smallest)] = winograd_rewrite(model, places, smallest)
 

@@ -32,7 +32,7 @@ def test_every_condition_is_checked_and_none_is_dropped_unasked(
     assert done.returncode == 0, done.stderr
     conditions = set(Bundle.open(out).manifest.conditions)
     rows = json.loads((out / "bundle.json").read_text())["parity"]
-    checked = {row["path"] for row in rows if (row["component"], row["step"]) == ("chain", "onnx fp32")}
+    checked = {row["path"] for row in rows if (row["component"], row["step"]) == ("pipeline", "onnx fp32")}
     assert len(conditions) == 5 and checked == {"auto", *conditions}
     for text in (done.stdout, (out / "report.md").read_text()):
         assert all(condition in text for condition in conditions) and "NOT CHECKED" not in text

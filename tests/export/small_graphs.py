@@ -58,7 +58,7 @@ def export_block(path: Path) -> Path:
 def tiny_graph(path: Path, node: onnx.NodeProto) -> Path:
     """A graph of one node, from image (fp32) to restored, with a constant `half` (fp16) and `scales` at hand."""
     constants = [
-        helper.make_tensor("half", TensorProto.FLOAT16, [1], [1.0]),
+        helper.make_tensor("torch fp16", TensorProto.FLOAT16, [1], [1.0]),
         helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, "height", "width"])

@@ -86,7 +86,7 @@ def test_compute_capabilities(
         (["--opt", "512", "--max", "256"], ["--min <= --opt <= --max, found 256, 512, 256"]),
         (["--batch", "0", "4"], ["--batch takes positive numbers, found 0"]),
         (["--batch", "4", "1"], ["--batch 4 1: the usual batch comes first, then the largest"]),
-        (["--fp32-islands", "unet.nothing"], ["no module 'unet.nothing'", "unet.unet.conv_out"]),
+        (["--fp32-modules", "unet.nothing"], ["no module 'unet.nothing'", "unet.unet.conv_out"]),
     ],
 )
 def test_what_does_not_fit_the_model(
@@ -158,15 +158,15 @@ def test_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_samples_without_pictures(
+def test_samples_without_images(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, exists: bool
 ) -> None:
     folder = tmp_path / "samples"
     if exists:
         folder.mkdir()
-        (folder / "notes.txt").write_text("no picture")
+        (folder / "notes.txt").write_text("no image")
     arguments = [str(tiny_checkpoint), "--targets", "onnxruntime", "--samples", str(folder)]
-    assert f"no photographs in {folder}: give a folder of pictures" in refused(capsys, tmp_path / "x", *arguments)
+    assert f"no photographs in {folder}: give a folder of images" in refused(capsys, tmp_path / "x", *arguments)
 
 
 def test_samples_of_one_name(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,8 @@ import pytest
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.errors import UsageError
 from dod_runtime.permissions import current_umask
-from export import cache
-from export.cache import Entry, Workshop, hash_sources, key_of, package_sources
+from export import cache as cache_module
+from export.cache import BuildCache, Entry, hash_sources, key_of, package_sources
 from export.preflight import MODEL_MODULES, ROOT
 from export.steps import engines as engine_step
 from export.steps import parity as parity_step
@@ -37,31 +37,31 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "mini"
 
 
-def make(shop: Workshop, inputs: dict | None = None, text: str = "graph", name: str = NAME) -> bool:
+def make(cache: BuildCache, inputs: dict | None = None, text: str = "graph", name: str = NAME) -> bool:
     """Whether the file was made, rather than kept."""
 
     def maker(path: Path) -> dict[str, int]:
         path.write_text(text)
         return {"layers": 3}
 
-    return shop.make(name, INPUTS if inputs is None else inputs, maker)[1]
+    return cache.make(name, INPUTS if inputs is None else inputs, maker)[1]
 
 
 def bundle_of_before(out: Path, text: str = "graph") -> None:
     """What an earlier build left at `out`, as far as a workshop looks at it."""
-    shop = Workshop(out)
-    make(shop, text=text)
+    cache = BuildCache(out)
+    make(cache, text=text)
     (out / NAME).parent.mkdir(parents=True)
-    (shop.folder / NAME).replace(out / NAME)
-    (out / MANIFEST).write_text(json.dumps({"build": {name: asdict(entry) for name, entry in shop.used.items()}}))
-    (shop.root / "ledger.json").unlink()
+    (cache.folder / NAME).replace(out / NAME)
+    (out / MANIFEST).write_text(json.dumps({"build": {name: asdict(entry) for name, entry in cache.used.items()}}))
+    (cache.root / "ledger.json").unlink()
 
 
 def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
-    shop = Workshop(out)
-    assert make(shop) and shop.reasons[NAME] == "stale: not built yet"
-    assert not make(shop, text="never written")
-    again = Workshop(out)
+    cache = BuildCache(out)
+    assert make(cache) and cache.reasons[NAME] == "stale: not built yet"
+    assert not make(cache, text="never written")
+    again = BuildCache(out)
     assert not make(again, text="never written")
     assert again.reasons[NAME] == "fresh: same inputs (base, size, settings)"
     assert (
@@ -69,7 +69,7 @@ def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
         and again.path(NAME).parent == out.parent / "mini.partial/files/onnx/fp32"
     )
     entry = again.used[NAME]
-    assert entry.facts == {"layers": 3} and entry.bytes == 5 and entry == shop.used[NAME]
+    assert entry.facts == {"layers": 3} and entry.bytes == 5 and entry == cache.used[NAME]
 
 
 @pytest.mark.parametrize(
@@ -84,66 +84,66 @@ def test_made_once_and_kept_by_the_next_run(out: Path) -> None:
     ],
 )
 def test_a_change_of_inputs_makes_it_again_and_is_named(out: Path, inputs: dict, reason: str) -> None:
-    make(Workshop(out))
-    shop = Workshop(out)
-    assert make(shop, inputs, "other")
-    assert shop.reasons[NAME] == reason and shop.path(NAME).read_text() == "other"
-    assert not make(Workshop(out), inputs)
+    make(BuildCache(out))
+    cache = BuildCache(out)
+    assert make(cache, inputs, "other")
+    assert cache.reasons[NAME] == reason and cache.path(NAME).read_text() == "other"
+    assert not make(BuildCache(out), inputs)
 
 
 @pytest.mark.parametrize("damage", ["grapH", "graph and more", None])
 def test_a_damaged_file_is_made_again(out: Path, damage: str | None) -> None:
-    make(Workshop(out))
-    shop = Workshop(out)
-    shop.path(NAME).unlink() if damage is None else shop.path(NAME).write_text(damage)
-    assert make(shop) and shop.reasons[NAME] == "stale: the file is missing or was changed"
-    assert shop.path(NAME).read_text() == "graph" and not make(Workshop(out))
+    make(BuildCache(out))
+    cache = BuildCache(out)
+    cache.path(NAME).unlink() if damage is None else cache.path(NAME).write_text(damage)
+    assert make(cache) and cache.reasons[NAME] == "stale: the file is missing or was changed"
+    assert cache.path(NAME).read_text() == "graph" and not make(BuildCache(out))
 
 
 def test_what_was_not_touched_since_is_not_read_again(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle_of_before(out)
     read: list[Path] = []
-    single = cache.hash_file
-    monkeypatch.setattr(cache, "hash_file", lambda path: read.append(path) or single(path))
-    with Workshop(out) as shop:
-        hash_ahead(shop)
-        assert not make(shop) and not read
+    single = cache_module.hash_file
+    monkeypatch.setattr(cache_module, "hash_file", lambda path: read.append(path) or single(path))
+    with BuildCache(out) as cache:
+        hash_ahead(cache)
+        assert not make(cache) and not read
     os.utime(out / NAME, ns=(1, 1))  # as in a bundle that was copied
-    with Workshop(out) as shop:
-        hash_ahead(shop)
-        assert not make(shop) and read == [out / NAME]
-        assert shop.used[NAME].mark[-1] == 1
+    with BuildCache(out) as cache:
+        hash_ahead(cache)
+        assert not make(cache) and read == [out / NAME]
+        assert cache.used[NAME].mark[-1] == 1
     os.utime(out / NAME, ns=(10**9, 10**9))
-    with Workshop(out) as shop:
-        assert not make(shop) and shop.used[NAME].mark == [], "no mark where a file system counts in seconds"
+    with BuildCache(out) as cache:
+        assert not make(cache) and cache.used[NAME].mark == [], "no mark where a file system counts in seconds"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("damage", [None, "grapf", "gone"])
 @pytest.mark.parametrize("copied", [False, True])
 def test_hashed_ahead_is_hashed_as_it_is(out: Path, when: str, damage: str | None, copied: bool) -> None:
-    with Workshop(out) as shop:
-        make(shop)
-        path = shop.path(NAME)
+    with BuildCache(out) as cache:
+        make(cache)
+        path = cache.path(NAME)
     if copied:
         os.utime(path, ns=(1, 1))
-    shop = Workshop(out)
+    cache = BuildCache(out)
     if when == "after":
-        hash_ahead(shop)
+        hash_ahead(cache)
     if damage == "gone":
         path.unlink()
     elif damage:
         path.write_text(damage)
     if when == "before":
-        hash_ahead(shop)
-    with shop:
-        assert make(shop) == (damage is not None)
-        assert not make(shop, text="another"), "what was made since is not taken for what was hashed"
+        hash_ahead(cache)
+    with cache:
+        assert make(cache) == (damage is not None)
+        assert not make(cache, text="another"), "what was made since is not taken for what was hashed"
 
 
-def hash_ahead(shop: Workshop) -> None:
+def hash_ahead(cache: BuildCache) -> None:
     """Hashes, and waits until it is done."""
-    shop.hash_ahead()
+    cache.hash_ahead()
     for thread in threading.enumerate():
         if thread.name == "hashing ahead":
             thread.join()
@@ -151,25 +151,25 @@ def hash_ahead(shop: Workshop) -> None:
 
 def test_taken_over_from_the_bundle_of_before(out: Path) -> None:
     bundle_of_before(out)
-    shop = Workshop(out)
-    assert not make(shop, text="never written") and shop.reasons[NAME].startswith("fresh")
-    assert shop.path(NAME).read_text() == "graph" == (out / NAME).read_text()
+    cache = BuildCache(out)
+    assert not make(cache, text="never written") and cache.reasons[NAME].startswith("fresh")
+    assert cache.path(NAME).read_text() == "graph" == (out / NAME).read_text()
 
 
 def test_what_was_taken_over_can_be_made_again_without_touching_the_bundle(out: Path) -> None:
     bundle_of_before(out)
-    shop = Workshop(out)
-    make(shop)
-    assert make(shop, {"base": "new"}, "other")
-    assert shop.path(NAME).read_text() == "other" and (out / NAME).read_text() == "graph"
+    cache = BuildCache(out)
+    make(cache)
+    assert make(cache, {"base": "new"}, "other")
+    assert cache.path(NAME).read_text() == "other" and (out / NAME).read_text() == "graph"
 
 
 def test_what_is_taken_over_has_the_permissions_of_the_umask(out: Path) -> None:
     bundle_of_before(out)
-    linked = Workshop(out)
+    linked = BuildCache(out)
     assert not make(linked) and linked.path(NAME).samefile(out / NAME)
     (out / NAME).chmod(0o600)
-    copied = Workshop(out)
+    copied = BuildCache(out)
     assert not make(copied) and not copied.path(NAME).samefile(out / NAME)
     assert copied.path(NAME).stat().st_mode & 0o777 == 0o666 & ~current_umask()
     assert (out / NAME).stat().st_mode & 0o777 == 0o600, "the bundle before stays as it was"
@@ -178,8 +178,8 @@ def test_what_is_taken_over_has_the_permissions_of_the_umask(out: Path) -> None:
 def test_a_damaged_bundle_of_before_is_not_taken_over(out: Path) -> None:
     bundle_of_before(out)
     (out / NAME).write_text("grapH")
-    shop = Workshop(out)
-    assert make(shop) and shop.path(NAME).read_text() == "graph" and (out / NAME).read_text() == "grapH"
+    cache = BuildCache(out)
+    assert make(cache) and cache.path(NAME).read_text() == "graph" and (out / NAME).read_text() == "grapH"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -188,70 +188,70 @@ def test_an_interrupted_maker_leaves_no_half_file(out: Path, error: BaseExceptio
         path.write_text("gra")
         raise error
 
-    shop = Workshop(out)
+    cache = BuildCache(out)
     with pytest.raises((KeyboardInterrupt, OSError)):
-        shop.make(NAME, INPUTS, maker)
-    assert not [path for path in shop.folder.rglob("*") if path.is_file()]
-    assert NAME not in shop.used and make(Workshop(out))
+        cache.make(NAME, INPUTS, maker)
+    assert not [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert NAME not in cache.used and make(BuildCache(out))
 
 
 def test_an_interrupted_maker_leaves_the_file_of_before(out: Path) -> None:
-    make(Workshop(out))
-    shop = Workshop(out)
+    make(BuildCache(out))
+    cache = BuildCache(out)
 
     def maker(path: Path) -> None:
         path.write_text("oth")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shop.make(NAME, {"base": "new"}, maker)
-    assert [path.name for path in shop.path(NAME).parent.iterdir()] == ["mfm.onnx"]
-    assert not make(Workshop(out))
+        cache.make(NAME, {"base": "new"}, maker)
+    assert [path.name for path in cache.path(NAME).parent.iterdir()] == ["mfm.onnx"]
+    assert not make(BuildCache(out))
 
 
 def test_one_build_at_a_time(out: Path) -> None:
-    with Workshop(out) as shop:
-        scratch = shop.root / f"{tempfile.gettempprefix()}references"
+    with BuildCache(out) as cache:
+        scratch = cache.root / f"{tempfile.gettempprefix()}references"
         scratch.mkdir()
-        with pytest.raises(UsageError, match="another build of .*mini is at work"), Workshop(out):
+        with pytest.raises(UsageError, match="another build of .*mini is at work"), BuildCache(out):
             pass
-        assert scratch.is_dir() and make(shop)
-    with Workshop(out) as shop:
-        assert not scratch.exists() and not make(shop)
+        assert scratch.is_dir() and make(cache)
+    with BuildCache(out) as cache:
+        assert not scratch.exists() and not make(cache)
 
 
 def test_a_block_that_made_nothing_leaves_nothing(out: Path) -> None:
     bundle_of_before(out)
     shutil.rmtree(out.with_name("mini.partial"))
-    with Workshop(out) as shop:
-        assert shop.fresh(NAME, INPUTS) and shop.root.exists()
-    assert not shop.root.exists() and (out / NAME).read_text() == "graph"
+    with BuildCache(out) as cache:
+        assert cache.fresh(NAME, INPUTS) and cache.root.exists()
+    assert not cache.root.exists() and (out / NAME).read_text() == "graph"
 
 
 @pytest.mark.parametrize("found", [False, True])
 def test_an_abandoned_build_leaves_what_it_found(out: Path, found: bool) -> None:
     if found:
-        with Workshop(out) as shop:
-            make(shop)
-    with Workshop(out) as shop:
-        make(shop, name="report/precision.json")
-        shop.abandon()
-    assert shop.root.exists() is found
-    assert make(Workshop(out)) is not found
+        with BuildCache(out) as cache:
+            make(cache)
+    with BuildCache(out) as cache:
+        make(cache, name="report/precision.json")
+        cache.abandon()
+    assert cache.root.exists() is found
+    assert make(BuildCache(out)) is not found
 
 
 @pytest.mark.parametrize("ledger", ["", "{", "[]", '{"a": 1}', '{"onnx/fp32/mfm.onnx": {"bytes": 5}}', "null"])
 def test_a_damaged_ledger_keeps_nothing(out: Path, ledger: str) -> None:
-    make(Workshop(out))
+    make(BuildCache(out))
     (out.parent / "mini.partial/ledger.json").write_text(ledger)
-    shop = Workshop(out)
-    assert make(shop) and shop.reasons[NAME] == "stale: not built yet"
+    cache = BuildCache(out)
+    assert make(cache) and cache.reasons[NAME] == "stale: not built yet"
 
 
 def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(Workshop(out), name="old/left over.onnx")
-    shop = Workshop(out)
-    make(shop)
+    make(BuildCache(out), name="old/left over.onnx")
+    cache = BuildCache(out)
+    make(cache)
     written = {}
 
     def write_bundle(manifest: dict, staging: Path, destination: Path, hashes: dict) -> str:
@@ -260,13 +260,13 @@ def test_finish_keeps_what_this_run_used(out: Path, monkeypatch: pytest.MonkeyPa
         return "the bundle"
 
     monkeypatch.setattr("export.cache.write_bundle", write_bundle)
-    assert shop.finish({"name": "mini"}) == "the bundle"
+    assert cache.finish({"name": "mini"}) == "the bundle"
     assert written["destination"] == out and written["files"] == ["onnx", "onnx/fp32", NAME]
     key = key_of(json.loads(json.dumps(INPUTS)))
     assert written["manifest"]["files"] == {NAME: {"key": key}} and written["manifest"]["name"] == "mini"
-    assert written["hashes"] == {NAME: shop.used[NAME].sha256}
-    assert Entry(**written["manifest"]["build"][NAME]) == shop.used[NAME]
-    assert not shop.root.exists()
+    assert written["hashes"] == {NAME: cache.used[NAME].sha256}
+    assert Entry(**written["manifest"]["build"][NAME]) == cache.used[NAME]
+    assert not cache.root.exists()
 
 
 def test_key_of() -> None:

@@ -1,4 +1,4 @@
-"""What is written of a proof: the figures' file, the table, the comparison pictures."""
+"""What is written of a proof: the figures' file, the table, the comparison images."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.export.parity.test_compare import of_psnr
 def test_figures_survive_the_file(tmp_path: Path) -> None:
     reference, value = of_psnr(50)
     figures = [
-        figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5),
-        figure("a.png", "auto", "chain", "onnx fp32", reference, reference),
+        figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
+        figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
         figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
-        figure("b.png", "auto", "chain", "half", reference, value * np.inf),
+        figure("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
     ]
     write_figures(figures, tmp_path / "parity.json")
     assert read_figures(tmp_path / "parity.json") == figures
@@ -29,21 +29,21 @@ def test_figures_survive_the_file(tmp_path: Path) -> None:
 
 def test_the_table_shows_the_worst() -> None:
     reference, value = of_psnr(50)
-    good = figure("a.png", "auto", "chain", "half", reference + 0.5, value + 0.5)
-    exact = figure("b.png", "auto", "chain", "half", reference, reference)
+    good = figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5)
+    exact = figure("b.png", "auto", "pipeline", "torch fp16", reference, reference)
     assert "50.0" in parity_table([exact, good]) and "FAILED" not in parity_table([exact, good])
     assert "exact" in parity_table([exact])
-    bad = figure("c.png", "auto", "chain", "half", *of_psnr(44))
+    bad = figure("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
     text = parity_table([good, bad, exact])
     assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
-    lost = figure("c.png", "auto", "chain", "half", reference + 0.5, value * np.inf)
+    lost = figure("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
     assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
 
 
 def test_paths_that_no_runtime_ran_are_listed() -> None:
     reference, value = of_psnr(50)
-    ran = figure("a.png", "auto", "chain", "onnx fp32", reference + 0.5, value + 0.5)
-    in_pytorch = figure("a.png", "rain", "chain", "merged", reference + 0.5, value + 0.5)
+    ran = figure("a.png", "auto", "pipeline", "onnx fp32", reference + 0.5, value + 0.5)
+    in_pytorch = figure("a.png", "rain", "pipeline", "merged", reference + 0.5, value + 0.5)
     alone = figure("a.png", "rain", "unet_merged", "onnx fp32", reference + 0.5, value + 0.5)
     paths = ("auto", "haze", "rain")
     assert unchecked([ran, in_pytorch, alone], paths) == ["haze", "rain"]
@@ -55,7 +55,7 @@ def test_paths_that_no_runtime_ran_are_listed() -> None:
     assert row["path"] == "haze" and row["passed"] is None and row.keys() == rows([ran])[0].keys()
 
 
-def test_the_comparison_picture(tmp_path: Path) -> None:
+def test_the_comparison_image(tmp_path: Path) -> None:
     degraded = np.broadcast_to(np.array([10, 20, 30], np.float32) / 127.5 - 1, (21, 18, 3))
     restored = np.zeros((1, 3, 24, 20), np.float32)
     restored[0, 0] = 2  # beyond the range

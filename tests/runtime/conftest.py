@@ -13,13 +13,13 @@ from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle whose conditions change the picture visibly."""
+    """A bundle whose conditions change the image visibly."""
     return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("toy") / "bundle"))
 
 
 @pytest.fixture(scope="session")
 def identity(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle that gives back every picture as it was."""
+    """A bundle that gives back every image as it was."""
     return Bundle.open(write_toy_bundle(tmp_path_factory.mktemp("identity") / "bundle", effect=0, precisions=["fp32"]))
 
 
@@ -39,6 +39,6 @@ def copy(tmp_path: Path) -> Path:
 def photo() -> np.ndarray:
     """uint8 [60, 90, 3]: gradients and an edge, so that a shifted or mirrored result shows."""
     rows, columns = np.mgrid[0:60, 0:90]
-    picture = np.stack([rows * 4, columns * 2, 255 - rows - columns], axis=-1)
-    picture[20:30, 10:70] = (250, 20, 120)
-    return picture.astype(np.uint8)
+    image = np.stack([rows * 4, columns * 2, 255 - rows - columns], axis=-1)
+    image[20:30, 10:70] = (250, 20, 120)
+    return image.astype(np.uint8)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from dod_runtime.console import Parser, progress, run_command, table
-from dod_runtime.errors import PictureError, unknown
+from dod_runtime.errors import ImageError, unknown
 
 
 def raising(error: BaseException):
@@ -23,7 +23,7 @@ def raising(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (PictureError("not a picture:\n x.png"), 2, "error: not a picture: x.png\n"),
+        (ImageError("not an image:\n x.png"), 2, "error: not an image: x.png\n"),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), 2, "error: No space left on device: a.png\n"),
         (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), 2, "error: Invalid link: a -> b\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
@@ -45,7 +45,7 @@ def test_a_bug_is_not_hidden() -> None:
 
 
 def test_debug_shows_the_traceback(capsys) -> None:
-    assert run_command(raising(PictureError("x")), ["--debug"]) == 2
+    assert run_command(raising(ImageError("x")), ["--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 

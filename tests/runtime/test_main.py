@@ -37,51 +37,51 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 @pytest.fixture
-def picture(tmp_path: Path, photo: np.ndarray) -> Path:
+def image(tmp_path: Path, photo: np.ndarray) -> Path:
     Image.fromarray(photo).save(tmp_path / "in.png")
     return tmp_path / "in.png"
 
 
-def test_file_to_file(picture: Path, identity: Bundle, photo: np.ndarray) -> None:
-    done = run(picture, picture.with_name("out.png"), bundle=identity.folder)
+def test_file_to_file(image: Path, identity: Bundle, photo: np.ndarray) -> None:
+    done = run(image, image.with_name("out.png"), bundle=identity.folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("onnxruntime_") and "the first that can run here" in done.stdout
-    with Image.open(picture.with_name("out.png")) as result:
+    with Image.open(image.with_name("out.png")) as result:
         np.testing.assert_array_equal(np.asarray(result), photo)
 
 
-def test_options(picture: Path, toy: Bundle) -> None:
+def test_options(image: Path, toy: Bundle) -> None:
     names = ("--condition", "haze", "--backend", "onnxruntime_cpu", "--precision", "fp16")
-    done = run(picture, picture.with_name("out.jpg"), *names, "--threads", 1, "--tile", 64, bundle=toy.folder)
+    done = run(image, image.with_name("out.jpg"), *names, "--threads", 1, "--tile", 64, bundle=toy.folder)
     assert done.returncode == 0, done.stderr
     assert "1 threads, fp16; asked for" in done.stdout
-    with Image.open(picture.with_name("out.jpg")) as result:
+    with Image.open(image.with_name("out.jpg")) as result:
         assert result.format == "JPEG" and result.size == (90, 60)
 
 
-def test_folder_to_folder_with_bad_pictures(tmp_path: Path, toy: Bundle, photo: np.ndarray) -> None:
+def test_folder_to_folder_with_bad_images(tmp_path: Path, toy: Bundle, photo: np.ndarray) -> None:
     photos, restored = tmp_path / "photos", tmp_path / "restored"
     (photos / "sub").mkdir(parents=True)
     Image.fromarray(photo).save(photos / "a.png")
     Image.fromarray(photo).save(photos / "sub" / "b.jpg")
     Image.fromarray(photo).save(photos / "z.webp")
-    (photos / "bad.png").write_text("no picture")
+    (photos / "bad.png").write_text("no image")
     (photos / "cut.jpg").write_bytes((photos / "sub" / "b.jpg").read_bytes()[:900])
-    (photos / "notes.txt").write_text("no picture, and not meant to be one")
+    (photos / "notes.txt").write_text("no image, and not meant to be one")
     done = run(photos, restored, "--batch-size", 2, bundle=toy.folder)
     assert done.returncode == 1
     written = sorted(path.relative_to(restored).as_posix() for path in restored.rglob("*") if path.is_file())
     assert written == ["a.png", "sub/b.jpg", "z.webp"]
-    assert "3 of 5 pictures restored" in done.stdout
+    assert "3 of 5 images restored" in done.stdout
     failed = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
-    assert len(failed) == 2 and "bad.png: not a picture" in failed[0] and "cut.jpg: cannot read" in failed[1]
+    assert len(failed) == 2 and "bad.png: not an image" in failed[0] and "cut.jpg: cannot read" in failed[1]
     assert "Traceback" not in done.stderr and "restoring 5/5" in done.stderr
 
 
-def test_output_folder_inside_the_input(tmp_path: Path, toy: Bundle, picture: Path) -> None:
+def test_output_folder_inside_the_input(tmp_path: Path, toy: Bundle, image: Path) -> None:
     for _ in range(2):
         done = run(tmp_path, tmp_path / "restored", bundle=toy.folder)
-        assert done.returncode == 0 and "1 of 1 pictures restored" in done.stdout
+        assert done.returncode == 0 and "1 of 1 images restored" in done.stdout
     assert [path.name for path in (tmp_path / "restored").iterdir()] == ["in.png"]
 
 
@@ -93,30 +93,30 @@ def test_warnings_are_one_line(tmp_path: Path, toy: Bundle, photo: np.ndarray) -
     assert done.stderr == f"warning: {tmp_path / 'two.tif'} has 2 frames: only the first is restored\n"
 
 
-def test_usage_errors(picture: Path, toy: Bundle, tmp_path: Path) -> None:
+def test_usage_errors(image: Path, toy: Bundle, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     before = sorted(os.listdir(tmp_path))
-    refused(run(picture), "the following arguments are required: output", "--help")
-    refused(run(picture, out, "--batch", 2), "unrecognized arguments")
-    refused(run(picture, out, "--condition", "hase", bundle=toy.folder), "'hase'", "did you mean 'haze'", "auto")
-    refused(run(picture, out, "--backend", "cuda", bundle=toy.folder), "unknown backend 'cuda'", "onnxruntime_cpu")
-    refused(run(picture, out, "--backend", "tensorrt", bundle=toy.folder), "cannot run here", "onnxruntime_cpu")
-    refused(run(picture, out, "--precision", "int8", bundle=toy.folder), "unknown precision", "fp32, fp16")
-    refused(run(picture, out, "--tile", 100, bundle=toy.folder), "tile 100", "multiples of 16 from 32 to 128", "is 96")
-    refused(run(picture, out, bundle=tmp_path / "none"), "no such bundle", "build_engines.py")
-    refused(run(picture, out, bundle=tmp_path), "is not a bundle")
+    refused(run(image), "the following arguments are required: output", "--help")
+    refused(run(image, out, "--batch", 2), "unrecognized arguments")
+    refused(run(image, out, "--condition", "hase", bundle=toy.folder), "'hase'", "did you mean 'haze'", "auto")
+    refused(run(image, out, "--backend", "cuda", bundle=toy.folder), "unknown backend 'cuda'", "onnxruntime_cpu")
+    refused(run(image, out, "--backend", "tensorrt", bundle=toy.folder), "cannot run here", "onnxruntime_cpu")
+    refused(run(image, out, "--precision", "int8", bundle=toy.folder), "unknown precision", "fp32, fp16")
+    refused(run(image, out, "--tile", 100, bundle=toy.folder), "tile 100", "multiples of 16 from 32 to 128", "is 96")
+    refused(run(image, out, bundle=tmp_path / "none"), "no such bundle", "build_engines.py")
+    refused(run(image, out, bundle=tmp_path), "is not a bundle")
     refused(run(tmp_path / "none.png", out, bundle=toy.folder), "no such file")
-    refused(run(picture, picture, bundle=toy.folder), "INPUT and OUTPUT are both")
+    refused(run(image, image, bundle=toy.folder), "INPUT and OUTPUT are both")
     refused(run(tmp_path, tmp_path, bundle=toy.folder), "INPUT and OUTPUT are both")
-    refused(run(picture, tmp_path, bundle=toy.folder), "name the file to write")
-    refused(run(tmp_path, picture, bundle=toy.folder), "name a folder")
-    refused(run(picture, tmp_path / "out.xyz", bundle=toy.folder), "unknown extension .xyz")
+    refused(run(image, tmp_path, bundle=toy.folder), "name the file to write")
+    refused(run(tmp_path, image, bundle=toy.folder), "name a folder")
+    refused(run(image, tmp_path / "out.xyz", bundle=toy.folder), "unknown extension .xyz")
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_bad_pictures_are_usage_errors_too(tmp_path: Path, toy: Bundle) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    refused(run(tmp_path / "text.png", tmp_path / "out.png", bundle=toy.folder), "not a picture", "text.png")
+def test_bad_images_are_usage_errors_too(tmp_path: Path, toy: Bundle) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    refused(run(tmp_path / "text.png", tmp_path / "out.png", bundle=toy.folder), "not an image", "text.png")
     Image.new("LA", (10, 10)).save(tmp_path / "alpha.png")
     refused(run(tmp_path / "alpha.png", tmp_path / "out.jpg", bundle=toy.folder), "JPEG holds no transparency")
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "out.jpg").exists()
@@ -129,10 +129,10 @@ def test_outputs_must_not_overwrite_inputs(tmp_path: Path, toy: Bundle, photo: n
     refused(run(tmp_path / "in", tmp_path, bundle=toy.folder), "would overwrite")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(run(empty, tmp_path / "out", bundle=toy.folder), "no pictures in")
+    refused(run(empty, tmp_path / "out", bundle=toy.folder), "no images in")
 
 
-def test_what_the_disk_refuses_of_one_picture_does_not_end_the_folder(
+def test_what_the_disk_refuses_of_one_image_does_not_end_the_folder(
     tmp_path: Path, toy: Bundle, photo: np.ndarray
 ) -> None:
     long = f"{'a' * 250}.png"
@@ -142,29 +142,29 @@ def test_what_the_disk_refuses_of_one_picture_does_not_end_the_folder(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "one").write_text("where a folder should be")
     done = run(tmp_path / "in", tmp_path / "out", bundle=toy.folder)
-    assert done.returncode == 1 and "2 of 3 pictures restored" in done.stdout
+    assert done.returncode == 1 and "2 of 3 images restored" in done.stdout
     assert f"failed: {tmp_path}/in/one/a.png: " in done.stderr and done.stderr.count("failed: ") == 1
     assert sorted(os.listdir(tmp_path / "out" / "two")) == [long, "b.png"]
 
 
-def test_a_changed_bundle(picture: Path, tmp_path: Path) -> None:
+def test_a_changed_bundle(image: Path, tmp_path: Path) -> None:
     bundle = write_toy_bundle(tmp_path / "bundle", precisions=["fp32"])
     path = bundle / "onnx/fp32/encoder.onnx"
     raw = bytearray(path.read_bytes())
     raw[10] ^= 1
     path.write_bytes(raw)
-    refused(run(picture, tmp_path / "out.png", bundle=bundle), "encoder.onnx was changed", "rebuild with: python")
+    refused(run(image, tmp_path / "out.png", bundle=bundle), "encoder.onnx was changed", "rebuild with: python")
     path.unlink()
-    refused(run(picture, tmp_path / "out.png", bundle=bundle), "lacks the file onnx/fp32/encoder.onnx")
+    refused(run(image, tmp_path / "out.png", bundle=bundle), "lacks the file onnx/fp32/encoder.onnx")
     assert not (tmp_path / "out.png").exists()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a limit of POSIX")
-def test_no_room_on_the_disk(picture: Path, tmp_path: Path, toy: Bundle) -> None:
+def test_no_room_on_the_disk(image: Path, tmp_path: Path, toy: Bundle) -> None:
     import resource
 
     done = subprocess.run(
-        command(picture, tmp_path / "out.png", bundle=toy.folder),
+        command(image, tmp_path / "out.png", bundle=toy.folder),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -174,8 +174,8 @@ def test_no_room_on_the_disk(picture: Path, tmp_path: Path, toy: Bundle) -> None
     assert sorted(os.listdir(tmp_path)) == ["in.png"]
 
 
-def test_debug_shows_the_traceback(picture: Path, tmp_path: Path) -> None:
-    done = run(picture, tmp_path / "out.png", "--debug", bundle=tmp_path / "none")
+def test_debug_shows_the_traceback(image: Path, tmp_path: Path) -> None:
+    done = run(image, tmp_path / "out.png", "--debug", bundle=tmp_path / "none")
     assert done.returncode == 2 and "Traceback" in done.stderr and "BundleError" in done.stderr
 
 

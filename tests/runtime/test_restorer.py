@@ -14,37 +14,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dod_runtime import Bundle, BundleError, PictureError, Restorer, UsageError
+from dod_runtime import Bundle, BundleError, ImageError, Restorer, UsageError
 from dod_runtime.pipeline import path_of
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 
 @pytest.fixture(scope="module")
 def restorer(toy: Bundle) -> Iterator[Restorer]:
-    with Restorer(toy, backend="onnxruntime_cpu", threads=1) as opened:
+    with Restorer(toy, backend="onnxruntime_cpu", num_threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def same(identity: Bundle) -> Iterator[Restorer]:
-    with Restorer(identity, backend="onnxruntime_cpu", threads=1) as opened:
+    with Restorer(identity, backend="onnxruntime_cpu", num_threads=1) as opened:
         yield opened
 
 
 @given(height=st.integers(1, 128), width=st.integers(1, 128), condition=st.sampled_from(["auto", "haze"]))
 @settings(max_examples=40)
 def test_any_size_comes_back_whole(height: int, width: int, condition: str, same: Restorer) -> None:
-    picture = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(same.restore(picture, condition), picture)
+    image = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(same.restore(image, condition), image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 128), (128, 1), (128, 128), (31, 33)])
 def test_extreme_sizes(size: tuple[int, int], same: Restorer) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(same.restore(picture), picture)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(same.restore(image), image)
 
 
-def test_kinds_of_pictures(same: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
+def test_kinds_of_images(same: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(photo).save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(photo)):
         result = same.restore(source)
@@ -64,23 +64,23 @@ def test_kinds_of_pictures(same: Restorer, photo: np.ndarray, tmp_path: Path) ->
 @pytest.mark.parametrize("backend", ["onnxruntime_cpu", "openvino"])
 @pytest.mark.parametrize("condition", ["auto", "haze"])
 @pytest.mark.parametrize(("size", "batch_size"), [((60, 90), 1), ((60, 90), 2), ((200, 300), 1)])
-def test_a_warm_path_opens_nothing_for_its_first_picture(
+def test_a_warm_path_opens_nothing_for_its_first_image(
     backend: str, condition: str, size: tuple[int, int], batch_size: int, ov_toy: Bundle, monkeypatch
 ) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    with Restorer(ov_toy, backend=backend, threads=1) as restorer:
-        restorer.warm_up(condition, size, batch_size)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    with Restorer(ov_toy, backend=backend, num_threads=1) as restorer:
+        restorer.warmup(condition, size, batch_size)
         monkeypatch.setattr(type(restorer._backend), "_open", None)
-        pictures = list(restorer.restore_many([picture] * batch_size, condition, batch_size))
-    assert [each.shape for each in pictures] == [picture.shape] * batch_size
+        images = list(restorer.restore_many([image] * batch_size, condition, batch_size))
+    assert [each.shape for each in images] == [image.shape] * batch_size
 
 
 def test_a_path_of_a_bundle_that_was_changed_is_not_opened(copy: Path) -> None:
-    with Restorer(copy, backend="onnxruntime_cpu", threads=1) as restorer:
+    with Restorer(copy, backend="onnxruntime_cpu", num_threads=1) as restorer:
         weights = copy / "onnx" / "fp32" / "decoder.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
         with pytest.raises(BundleError, match="decoder.safetensors was changed"):
-            restorer.warm_up("haze")
+            restorer.warmup("haze")
 
 
 def test_conditions_differ_and_switching_is_idempotent(restorer: Restorer, photo: np.ndarray) -> None:
@@ -119,11 +119,11 @@ def test_padding_does_not_reach_the_mfm(restorer: Restorer, photo: np.ndarray) -
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_many_are_one_by_one_and_in_order(batch_size: int, restorer: Restorer, photo: np.ndarray) -> None:
-    pictures = [photo, photo[:50], photo[:, :60], photo[:30], photo[:60], photo[::-1], photo[:, ::-1]]
-    found = list(restorer.restore_many(iter(pictures), "haze", batch_size))
-    assert len(found) == len(pictures)
-    for picture, result in zip(pictures, found, strict=True):
-        assert np.abs(result.astype(int) - restorer.restore(picture, "haze").astype(int)).max() <= 1
+    images = [photo, photo[:50], photo[:, :60], photo[:30], photo[:60], photo[::-1], photo[:, ::-1]]
+    found = list(restorer.restore_many(iter(images), "haze", batch_size))
+    assert len(found) == len(images)
+    for image, result in zip(images, found, strict=True):
+        assert np.abs(result.astype(int) - restorer.restore(image, "haze").astype(int)).max() <= 1
 
 
 def test_batches_hold_neighbours_of_one_size(
@@ -137,8 +137,8 @@ def test_batches_hold_neighbours_of_one_size(
         return run(images, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(restorer, "run_components", recording)
-    pictures = [photo] * 5 + [photo[:20]] + [photo[:57]] * 2
-    list(restorer.restore_many(pictures, batch_size=100))
+    pixels_given = [photo] * 5 + [photo[:20]] + [photo[:57]] * 2
+    list(restorer.restore_many(pixels_given, batch_size=100))
     assert sizes == [3, 2, 1, 2]
 
 
@@ -154,13 +154,13 @@ def test_many_is_lazy(restorer: Restorer, photo: np.ndarray) -> None:
     assert len(taken) <= 2
 
 
-def test_a_bad_picture_among_many(restorer: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
-    pictures = [photo, tmp_path / "none.png", photo, np.zeros((200, 4), np.int8), photo]
-    found = list(restorer.restore_many(pictures, "noise", 3, return_errors=True))
-    assert [type(each).__name__ for each in found] == ["ndarray", "PictureError", "ndarray", "PictureError", "ndarray"]
-    generator = restorer.restore_many(pictures, "noise", 3)
+def test_a_bad_image_among_many(restorer: Restorer, photo: np.ndarray, tmp_path: Path) -> None:
+    images = [photo, tmp_path / "none.png", photo, np.zeros((200, 4), np.int8), photo]
+    found = list(restorer.restore_many(images, "noise", 3, return_errors=True))
+    assert [type(each).__name__ for each in found] == ["ndarray", "ImageError", "ndarray", "ImageError", "ndarray"]
+    generator = restorer.restore_many(images, "noise", 3)
     next(generator)
-    with pytest.raises(PictureError, match="no such file"):
+    with pytest.raises(ImageError, match="no such file"):
         next(generator)
 
 
@@ -172,11 +172,11 @@ def test_usage(restorer: Restorer, toy: Bundle, photo: np.ndarray) -> None:
     with pytest.raises(UsageError, match="batch_size must be at least 1"):
         restorer.restore_many([photo], batch_size=0)
     with pytest.raises(UsageError, match=r"at least 1, not 1 and \(0, 32\)"):
-        restorer.warm_up(size=(0, 32))
+        restorer.warmup(size=(0, 32))
     with pytest.raises(UsageError, match="threads must be at least 1"):
-        Restorer(toy, threads=0)
+        Restorer(toy, num_threads=0)
     with pytest.raises(UsageError, match="tile 72: .* multiples of 16 from 32 to 128 pixels; the nearest is 64"):
-        Restorer(toy, tile=72)
+        Restorer(toy, tile_size=72)
     with pytest.raises(BundleError, match="no such bundle"):
         Restorer("none")
 
@@ -194,11 +194,11 @@ def test_zero_padding_leaves_no_frame(
             images = np.lib.stride_tricks.sliding_window_view(np.pad(images, padding), width, axis).mean(-1)
         return images.astype(np.float32)
 
-    picture = np.full((*size, 3), 200, np.uint8)
+    image = np.full((*size, 3), 200, np.uint8)
     monkeypatch.setattr(same, "run_components", mean_with_zeros)
-    restored = same.restore(picture, "haze")
+    restored = same.restore(image, "haze")
     assert isinstance(restored, np.ndarray)
-    error = np.abs(restored.astype(int) - picture)
+    error = np.abs(restored.astype(int) - image)
     if size == (128, 96):  # no room for a margin above and below
         assert error.max() > 10 and not error[reach:-reach].any()
     else:
@@ -207,32 +207,32 @@ def test_zero_padding_leaves_no_frame(
 
 @pytest.mark.parametrize("size", [(129, 4), (4, 129), (300, 200), (200, 129), (513, 128)])
 def test_tiles_join_without_a_seam(size: tuple[int, int], same: Restorer) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for condition in ("auto", "haze"):
-        np.testing.assert_array_equal(same.restore(picture, condition), picture)
+        np.testing.assert_array_equal(same.restore(image, condition), image)
 
 
-def test_tiles_share_the_modulation_of_the_whole_picture(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_share_the_modulation_of_the_whole_image(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy sees 8 pixels around a place: tiles differ from the whole where they end, and by the guide's tone."""
-    picture = np.random.default_rng(1).integers(0, 256, (112, 96, 3), dtype=np.uint8)
-    picture[:, :40] //= 4  # other crops in other tiles, so that a modulation of their own would show
-    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile=64) as tiled:
+    image = np.random.default_rng(1).integers(0, 256, (112, 96, 3), dtype=np.uint8)
+    image[:, :40] //= 4  # other crops in other tiles, so that a modulation of their own would show
+    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile_size=64) as tiled:
         components: list[str] = []
         run = tiled._backend.run
         monkeypatch.setattr(tiled._backend, "run", lambda name, *rest: (components.append(name), run(name, *rest))[1])
-        expected, found = (each.restore(picture).astype(int) for each in (whole, tiled))
+        expected, found = (each.restore(image).astype(int) for each in (whole, tiled))
         assert components.count("mfm") == 1 and components.count("decoder") == 10  # a guide and nine tiles
         assert np.abs(found - expected)[:20, :12].max() <= 3
-        assert not np.array_equal(whole.restore(picture, "haze"), expected)
+        assert not np.array_equal(whole.restore(image, "haze"), expected)
 
 
 @pytest.mark.parametrize("size", [(128, 96), (101, 128), (30, 128), (97, 97), (65, 66)])
 def test_the_guide_of_tiles_is_the_image_restored_whole_where_the_bundle_takes_it(
     size: tuple[int, int], toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     seen: list[np.ndarray] = []
-    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile=64) as tiled:
+    with Restorer(toy, "onnxruntime_cpu") as whole, Restorer(toy, "onnxruntime_cpu", tile_size=64) as tiled:
         for each in (whole, tiled):
             run = each._backend.run
             monkeypatch.setattr(
@@ -243,7 +243,7 @@ def test_the_guide_of_tiles_is_the_image_restored_whole_where_the_bundle_takes_i
                     run(name, inputs, *rest),
                 )[1],
             )
-            each.restore(picture, "haze")
+            each.restore(image, "haze")
     one, guide, *tiles = seen
     assert guide.shape == one.shape and {tile.shape[2:] for tile in tiles} <= {(64, 64)}
     np.testing.assert_array_equal(guide, one)
@@ -267,7 +267,10 @@ def test_the_gate_decides_on_auto_and_never_on_a_named_path(
     backend: str, gated: Bundle, ungated: Bundle, photo
 ) -> None:
     dark, bright = 40 + photo // 8, 200 - photo // 8
-    with Restorer(gated, backend, threads=1) as restorer, Restorer(ungated, "onnxruntime_cpu", threads=1) as plain:
+    with (
+        Restorer(gated, backend, num_threads=1) as restorer,
+        Restorer(ungated, "onnxruntime_cpu", num_threads=1) as plain,
+    ):
         for image, least, most in ((dark, 0.0, 0.1), (bright, 0.9, 1.0)):
             assert least <= restorer.restore(image, details=True).bypass_share <= most
             prepared = restorer.prepare(image)
@@ -289,8 +292,8 @@ def test_the_gate_decides_on_auto_and_never_on_a_named_path(
 def test_the_bypass_can_be_switched_off(gated: Bundle, ungated: Bundle, photo: np.ndarray) -> None:
     bright = 255 - photo // 8
     with (
-        Restorer(gated, "onnxruntime_cpu", threads=1, bypass=False) as restorer,
-        Restorer(ungated, "onnxruntime_cpu", threads=1) as plain,
+        Restorer(gated, "onnxruntime_cpu", num_threads=1, bypass=False) as restorer,
+        Restorer(ungated, "onnxruntime_cpu", num_threads=1) as plain,
     ):
         for condition in ("auto", "haze", "noise"):
             found = restorer.restore(bright, condition, details=True)
@@ -301,7 +304,7 @@ def test_the_bypass_can_be_switched_off(gated: Bundle, ungated: Bundle, photo: n
 def test_tiles_share_what_the_gate_decided_of_the_whole_image(gated: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.zeros((160, 160, 3), np.uint8)
     image[:, 80:] = 255  # by itself one half would pass the model and the other would not
-    with Restorer(gated, "onnxruntime_cpu", threads=1, tile=64) as restorer:
+    with Restorer(gated, "onnxruntime_cpu", num_threads=1, tile_size=64) as restorer:
         ran: list[str] = []
         run = restorer._backend.run
         monkeypatch.setattr(restorer._backend, "run", lambda name, *rest: (ran.append(name), run(name, *rest))[1])
@@ -315,7 +318,7 @@ def test_paths_with_a_gate_run_it_where_it_decides(gated: Bundle, photo: np.ndar
     assert path_of(gated, "auto", bypass=False) == ("mfm", "encoder", "unet_dynamic", "decoder")
     assert path_of(gated, "haze") == ("encoder", "unet_merged", "decoder")
     assert path_of(gated, "noise") == ("gate", "encoder", "unet_merged", "decoder")
-    with Restorer(gated, "onnxruntime_cpu", threads=1) as restorer:
+    with Restorer(gated, "onnxruntime_cpu", num_threads=1) as restorer:
         assert restorer.prepare(photo, "haze").crops is None and restorer.prepare(photo, "noise").crops is not None
         found = list(restorer.restore_many([photo, 255 - photo // 8], batch_size=2, details=True))
         assert found[0].bypass_share < found[1].bypass_share
@@ -323,19 +326,19 @@ def test_paths_with_a_gate_run_it_where_it_decides(gated: Bundle, photo: np.ndar
         assert alone.bypass_share == pytest.approx(found[0].bypass_share, abs=1e-5)
 
 
-def test_large_pictures_in_a_batch(same: Restorer) -> None:
-    pictures = [np.random.default_rng(i).integers(0, 256, (140, 90, 3), dtype=np.uint8) for i in range(3)]
-    for picture, found in zip(pictures, same.restore_many(pictures, batch_size=2), strict=True):
-        np.testing.assert_array_equal(found, picture)
+def test_large_images_in_a_batch(same: Restorer) -> None:
+    images = [np.random.default_rng(i).integers(0, 256, (140, 90, 3), dtype=np.uint8) for i in range(3)]
+    for image, found in zip(images, same.restore_many(images, batch_size=2), strict=True):
+        np.testing.assert_array_equal(found, image)
 
 
 def test_values_that_are_no_numbers_are_an_error(restorer: Restorer, photo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restorer, "run_components", lambda images, *_, **__: np.full_like(images, np.nan))
-    with pytest.raises(PictureError, match=r"gave values that are no numbers.*try precision fp32"):
+    with pytest.raises(ImageError, match=r"gave values that are no numbers.*try precision fp32"):
         restorer.restore(photo)
 
 
-def test_an_overflow_of_one_picture_leaves_the_others_of_its_batch(same: Restorer, photo, monkeypatch) -> None:
+def test_an_overflow_of_one_image_leaves_the_others_of_its_batch(same: Restorer, photo, monkeypatch) -> None:
     def second_overflows(images: np.ndarray, *_: object, **__: object) -> np.ndarray:
         restored = images.copy()
         restored[1:2] = np.inf
@@ -343,11 +346,11 @@ def test_an_overflow_of_one_picture_leaves_the_others_of_its_batch(same: Restore
 
     monkeypatch.setattr(same, "run_components", second_overflows)
     first, second, third = same.restore_many([photo] * 3, batch_size=3, return_errors=True)
-    assert isinstance(second, PictureError) and "no numbers" in str(second)
+    assert isinstance(second, ImageError) and "no numbers" in str(second)
     assert all(np.array_equal(each, photo) for each in (first, third))
     given = same.restore_many([photo] * 3, batch_size=3)
     assert np.array_equal(next(given), photo)
-    with pytest.raises(PictureError, match="no numbers"):
+    with pytest.raises(ImageError, match="no numbers"):
         next(given)
 
 
@@ -357,8 +360,8 @@ def test_what_it_says_of_itself(restorer: Restorer) -> None:
 
 
 def test_half_is_close_to_single(toy: Bundle, restorer: Restorer, photo: np.ndarray) -> None:
-    with Restorer(toy, backend="onnxruntime", precision="fp16") as half:
-        difference = half.restore(photo, "haze").astype(int) - restorer.restore(photo, "haze").astype(int)
+    with Restorer(toy, backend="onnxruntime", precision="fp16") as fp16:
+        difference = fp16.restore(photo, "haze").astype(int) - restorer.restore(photo, "haze").astype(int)
     assert np.abs(difference).max() <= 2
 
 

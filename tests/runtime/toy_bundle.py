@@ -1,6 +1,6 @@
 """A bundle of toy graphs that follows the format to the letter, built with onnx and safetensors in a moment.
 
-encoder: an 8x8 pixel-unshuffle as a strided convolution, so that the latent holds the whole picture. unet: two
+encoder: an 8x8 pixel-unshuffle as a strided convolution, so that the latent holds the whole image. unet: two
 conditional layers, a convolution and a linear one (stored [out, in], transposed in the graph), on a residual. decoder:
 the encoder's inverse, and a little of each skip. With `effect=0` the whole chain is the identity.
 """
@@ -95,9 +95,9 @@ def toy_components(gated: bool = False) -> dict[str, Any]:
     image = spec("image", 3, "height", "width")
     latent, restored = (spec(name, LATENT, "height/8", "width/8") for name in ("latent", "latent_restored"))
     modulation = spec("modulation", LAYERS, 2, RANK)
-    half = {"fp32": "float32", "fp16": "float16"}
+    fp16 = {"fp32": "float32", "fp16": "float16"}
     sides = [("height", "width"), *((f"height/{1 << i}", f"width/{1 << i}") for i in (1, 2, 3))]
-    skips = [spec(f"skip_{i}", SKIP, *side, dtype=half) for i, side in enumerate(sides)]
+    skips = [spec(f"skip_{i}", SKIP, *side, dtype=fp16) for i, side in enumerate(sides)]
     crops = spec("crops", CROPS["count"], 3, CROPS["size"], CROPS["size"])
     decisions = [spec("share", 1), spec("gains", FILTERS)]
     gate = {"gate": {"inputs": [crops, spec("condition", 3)], "outputs": decisions}} if gated else {}
@@ -144,7 +144,7 @@ def write_toy_bundle(
         files[precision] = {
             "onnx": {component: f"{root}/{component}.onnx" for component in graphs},
             "weights": {component: f"{root}/{name}.safetensors" for component, name in graphs.items()},
-            "fp32_islands": ["mfm"] if precision == "fp16" else [],
+            "fp32_modules": ["mfm"] if precision == "fp16" else [],
         }
     (staging / "conditions").mkdir()
     for condition in conditions:

@@ -168,19 +168,19 @@ def toy_graph(component: str, precision: str, weights: Path, spec: Mapping[str, 
     gated = any(entry["name"] == "share" for entry in spec["inputs"])
     kind_of = f"gated_{component}" if gated else component
     nodes, inner = list(NODES[kind_of]), INNER[kind_of]
-    half = precision == "fp16" and component not in ("mfm", "gate")
+    fp16 = precision == "fp16" and component not in ("mfm", "gate")
     before, after = [], []
     for part, casts in (("inputs", before), ("outputs", after)):
         for entry in spec[part]:
             name, kind = entry["name"], "Identity"
             if name in inner:
                 ends = [name, inner[name]] if part == "inputs" else [inner[name], name]
-                to = TensorProto.FLOAT16 if half and part == "inputs" else TensorProto.FLOAT
-                kind, attributes = ("Cast", {"to": to}) if half else ("Identity", {})
+                to = TensorProto.FLOAT16 if fp16 and part == "inputs" else TensorProto.FLOAT
+                kind, attributes = ("Cast", {"to": to}) if fp16 else ("Identity", {})
                 casts.append(helper.make_node(kind, ends[:1], ends[1:], **attributes))
     nodes = [*before, *nodes, *after]
     used = {name for node in nodes for name in node.input}
-    scale = np.array(SCALE, np.float16 if half else np.float32)
+    scale = np.array(SCALE, np.float16 if fp16 else np.float32)
     constants = [onnx.numpy_helper.from_array(v, k) for k, v in {**CONSTANTS, "scale": scale}.items() if k in used]
     initializers = [tensor for name, tensor in _external(weights).items() if name in used]
 

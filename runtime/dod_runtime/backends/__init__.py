@@ -11,7 +11,16 @@ from ..bundle.schema import REDUCED
 from ..errors import BackendError, unknown
 from .base import Backend, Options
 
-__all__ = ["BACKENDS", "ON_CPU", "Backend", "Options", "check_precision", "open_backend", "survey", "why_not"]
+__all__ = [
+    "BACKENDS",
+    "ON_CPU",
+    "Backend",
+    "Options",
+    "check_precision",
+    "open_backend",
+    "available_backends",
+    "unavailable_reason",
+]
 
 # In the order in which backend="auto" tries them.
 MODULES = {
@@ -30,14 +39,14 @@ def _module(name: str) -> Any:
     return import_module(f".{MODULES[name]}", __name__)
 
 
-def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
     """Why the backend `name` cannot run this bundle on this machine; None where it can."""
-    return _module(name).why_not(name, bundle, options)
+    return _module(name).unavailable_reason(name, bundle, options)
 
 
-def survey(bundle: Bundle, options: Options | None = None) -> dict[str, str | None]:
+def available_backends(bundle: Bundle, options: Options | None = None) -> dict[str, str | None]:
     """For each backend, in the order of preference, why it cannot run here; None where it can."""
-    return {name: why_not(name, bundle, options or Options()) for name in BACKENDS}
+    return {name: unavailable_reason(name, bundle, options or Options()) for name in BACKENDS}
 
 
 def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[Backend, str]:
@@ -51,7 +60,7 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> tuple[Backend, 
     check_precision(options.precision, bundle)
     reasons: dict[str, str] = {}
     for candidate in GROUPS.get(name, (name,)):
-        reason = why_not(candidate, bundle, options)
+        reason = unavailable_reason(candidate, bundle, options)
         if reason is None:
             try:
                 backend: Backend = _module(candidate).open_backend(candidate, bundle, options)
@@ -80,7 +89,7 @@ def _because(asked: str, taken: str, reasons: Mapping[str, str]) -> str:
 
 def _refusal(asked: str, bundle: Bundle, options: Options, reasons: Mapping[str, str]) -> str:
     why = "; ".join(f"{name}: {reason}" if name != asked else reason for name, reason in reasons.items())
-    rest = [name for name in BACKENDS if name not in reasons and why_not(name, bundle, options) is None]
+    rest = [name for name in BACKENDS if name not in reasons and unavailable_reason(name, bundle, options) is None]
     if asked == "auto":
         return f"no backend can run this bundle here: {why}"
     return f"backend {asked} cannot run here: {why}. What can run here: {', '.join(rest) or 'nothing'}"

@@ -12,11 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller asked for. device: index of the GPU. threads: of the CPU, None for all cores."""
+    """What the caller asked for. device: index of the GPU. num_threads: of the CPU, None for all cores."""
 
     device: int = 0
     precision: str = "auto"
-    threads: int | None = None
+    num_threads: int | None = None
 
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -49,7 +49,7 @@ class Backend(Protocol):
         ...
 
     def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
-        """Surrounds the components of one batch of pictures [B, 3, H, W]: no other thread's run comes between."""
+        """Surrounds the components of one batch of images [B, 3, H, W]: no other thread's run comes between."""
         ...
 
     def stopwatch(self) -> Callable[[], float]:
@@ -68,6 +68,6 @@ def choose_precision(asked: str, offered: tuple[str, ...], preferred: str) -> st
     return preferred if preferred in offered else next(iter(offered), None)
 
 
-def kept_sessions(weight_bytes: int, budget: int = 4 << 30, most: int = 8) -> int:
+def kept_sessions(weight_bytes: int, threshold: int = 4 << 30, most: int = 8) -> int:
     """How many merged UNets to keep loaded: as many as fit into `budget` bytes, from one to `most`."""
-    return max(1, min(most, budget // max(1, weight_bytes)))
+    return max(1, min(most, threshold // max(1, weight_bytes)))

@@ -24,7 +24,7 @@ from ..bundle.merge import Kinds
 from ..bundle.safetensors import ALIGNMENT
 from ..errors import BackendError
 
-__all__ = ["laid_out", "own_map", "shed", "shedding"]
+__all__ = ["allocate", "own_map", "release_pages", "releases_pages"]
 
 SPILLED = "dod-merged-"
 INTERVAL = 0.25  # seconds
@@ -34,7 +34,7 @@ _own: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()  #
 _lock = threading.Lock()
 
 
-def shed(folder: Path | None) -> None:
+def release_pages(folder: Path | None) -> None:
     """Gives back the pages of our own maps and of all maps of files in `folder`; whoever reads them maps them again.
 
     Libraries make and end maps of their own while this goes over them, and what then lies at an address may be memory
@@ -64,13 +64,13 @@ def shed(folder: Path | None) -> None:
 
 
 @contextmanager
-def shedding(folder: Path | None, meanwhile: bool = True) -> Iterator[None]:
+def releases_pages(folder: Path | None, meanwhile: bool = True) -> Iterator[None]:
     """Calls `shed(folder)` at the end and, meanwhile, every quarter of a second."""
     done = threading.Event()
 
     def repeat() -> None:
         while not done.wait(INTERVAL if meanwhile else None):
-            shed(folder)
+            release_pages(folder)
 
     thread = threading.Thread(target=repeat, name="dod-shedding", daemon=True)
     thread.start()
@@ -79,11 +79,11 @@ def shedding(folder: Path | None, meanwhile: bool = True) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        shed(folder)
+        release_pages(folder)
 
 
 def own_map(path: Path) -> np.ndarray:
-    """The bytes of a file, uint8 [size], read-only, whose pages `shed` gives back at no more cost than a `laid_out`
+    """The bytes of a file, uint8 [size], read-only, whose pages `shed` gives back at no more cost than a `allocate`
     array's. Raises OSError, and ValueError for an empty file."""
     with path.open("rb") as file:
         return _owned(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -97,7 +97,7 @@ def _owned(made: mmap.mmap) -> np.ndarray:
     return array
 
 
-def laid_out(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
+def allocate(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
     """Arrays to be written, each at an address of ALIGNMENT.
 
     on_disk: in one temporary file without a name, mapped, that ends with the last of them, so that `shed` can give

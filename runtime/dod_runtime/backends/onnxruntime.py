@@ -19,7 +19,7 @@ from .gpu import find_gpu
 from .mapped import own_map
 from .sessions import Sessions
 
-__all__ = ["OnnxRuntime", "open_backend", "why_not"]
+__all__ = ["OnnxRuntime", "open_backend", "unavailable_reason"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -27,7 +27,7 @@ COPYING = ["ConstantFolding"]
 """Optimizers that copy weights, which no model of gigabytes has the room for; its UNets run without any."""
 
 
-def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
     """Why ONNX Runtime on CUDA or on the CPU cannot run `bundle` here; None where it can."""
     if "onnxruntime" not in bundle.manifest.targets:
         return "this bundle was built without the target onnxruntime"
@@ -67,7 +67,7 @@ class OnnxRuntime(Sessions):
 
     On the CPU all sessions of the process take their memory from one arena, no more than they ask for: arenas of their
     own, which grow by doubling and plan a block for all of a graph besides, hold up to two and a half times as much and
-    are no faster. It goes back to the system when the backend is closed, after a picture of another size than the last,
+    are no faster. It goes back to the system when the backend is closed, after an image of another size than the last,
     whose blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a
     twentieth.
     """
@@ -77,7 +77,7 @@ class OnnxRuntime(Sessions):
 
         precision = _precision(name, bundle, options)
         if precision is None:
-            raise BackendError(why_not(name, bundle, options) or "no precision to run")
+            raise BackendError(unavailable_reason(name, bundle, options) or "no precision to run")
         super().__init__(bundle, bundle.manifest.precisions[precision])
         self.name, self.precision = name, precision
         self._ort, self._options = onnxruntime, options
@@ -91,7 +91,7 @@ class OnnxRuntime(Sessions):
             except Exception as error:  # as in `run`
                 raise BackendError(f"ONNX Runtime cannot make its arena: {_first_line(error)}") from error
             self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
+            place = "the CPU" if options.num_threads is None else f"the CPU, {options.num_threads} threads"
         else:
             place = f"GPU {self._device}, {find_gpu(self._device).name}"
             self._session("encoder", None)
@@ -124,7 +124,7 @@ class OnnxRuntime(Sessions):
         return dict(zip(names, binding.get_outputs(), strict=True))
 
     def _run_last(self, session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        # The picture gets memory of its own: in the arena it would keep whatever block it came to lie in.
+        # The image gets memory of its own: in the arena it would keep whatever block it came to lie in.
         decoder = self._bundle.manifest.components["decoder"]
         arrays = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         sizes = next(spec.sizes(arrays[spec.name].shape) for spec in decoder.inputs)
@@ -152,7 +152,7 @@ class OnnxRuntime(Sessions):
                 encoder.run(None, {"image": np.zeros((1, 3, side, side), np.float32)}, self._returning)
 
     def _ending(self, inputs: Mapping[str, Any]) -> Any:
-        """The options of the run that ends a picture: whether the arena goes back."""
+        """The options of the run that ends an image: whether the arena goes back."""
         before, self._shape = self._shape, np.shape(inputs["latent_restored"])
         return self._returning if self._large or before not in ((), self._shape) else None
 
@@ -163,8 +163,8 @@ class OnnxRuntime(Sessions):
         if self._device is None:
             options.add_session_config_entry("session.use_env_allocators", "1")
             options.enable_mem_pattern = False
-        if self._options.threads is not None:
-            options.intra_op_num_threads = self._options.threads
+        if self._options.num_threads is not None:
+            options.intra_op_num_threads = self._options.num_threads
         try:
             if self._device is None and self._large and component.startswith("unet"):
                 return self._lend(component, path, options, values)

@@ -19,7 +19,7 @@ from ..bundle.merge import side_by_side
 from ..bundle.schema import Precision
 from ..errors import unknown
 from .base import Shapes, kept_sessions
-from .mapped import laid_out, shedding
+from .mapped import allocate, releases_pages
 
 __all__ = ["Sessions"]
 
@@ -47,7 +47,7 @@ class Sessions(ABC):
 
     @abstractmethod
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
-        """A session of a component's graph with `values`, as `laid_out` gives them, in place of its initializers of the
+        """A session of a component's graph with `values`, as `allocate` gives them, in place of its initializers of the
         same names. shapes: of the inputs, in their order, where the session is to serve no other; else none.
         """
 
@@ -101,8 +101,8 @@ class Sessions(ABC):
     def _merged(self, condition: str) -> dict[str, np.ndarray]:
         # The bundle's own pages stay meanwhile: two threads read them, and what is taken away comes from the disk anew.
         with self._sparing(None):
-            return self._bundle.merged(self._files, condition, partial(laid_out, on_disk=self._large))
+            return self._bundle.merged(self._files, condition, partial(allocate, on_disk=self._large))
 
     def _sparing(self, folder: Path | None, meanwhile: bool = True) -> AbstractContextManager[None]:
         """Surrounds merging, opening and running: keeps no pages of mapped weights of gigabytes, see `shed`."""
-        return shedding(folder, meanwhile) if self._large else nullcontext()
+        return releases_pages(folder, meanwhile) if self._large else nullcontext()

@@ -28,7 +28,7 @@ __all__ = [
     "dimension",
 ]
 
-SCHEMA = 4
+SCHEMA = 5
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
 GATE = "gate"
 """The component of models with post-processing: it decides once per image how much of it passes the model."""
@@ -51,7 +51,7 @@ class TensorSpec:
         return self.dtypes if isinstance(self.dtypes, str) else self.dtypes[precision]
 
     def sized(self, batch: int, height: int, width: int) -> tuple[int, ...]:
-        """Its shape for so many pictures of this size in pixels."""
+        """Its shape for so many images of this size in pixels."""
         known = {"batch": batch, "height": height, "width": width}
         return tuple(dimension(size, known) for size in self.shape)
 
@@ -103,7 +103,7 @@ class Precision:
 
     onnx: Mapping[str, str]
     weights: Mapping[str, str]
-    fp32_islands: tuple[str, ...] = ()
+    fp32_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,9 +275,9 @@ def _component(node: Node) -> Component:
 
 
 def _precision(node: Node) -> Precision:
-    islands = tuple(name.text() for name in node["fp32_islands"].list()) if "fp32_islands" in node else ()
+    fp32_modules = tuple(name.text() for name in node["fp32_modules"].list()) if "fp32_modules" in node else ()
     onnx, weights = ({key: item.file() for key, item in node[part].items()} for part in ("onnx", "weights"))
-    return Precision(onnx, weights, islands)
+    return Precision(onnx, weights, fp32_modules)
 
 
 def _merge_entry(node: Node) -> MergeEntry:

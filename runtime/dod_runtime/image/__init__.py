@@ -1,1 +1,1 @@
-"""Pictures in and out, and what happens to their sizes in between."""
+"""Images in and out, and what happens to their sizes in between."""

@@ -6,7 +6,7 @@ from math import isqrt
 
 import numpy as np
 
-from ..errors import PictureError
+from ..errors import ImageError
 
 __all__ = ["MARGIN", "crop_indices", "crops", "pad", "padded_size", "reflect_indices", "with_margins"]
 
@@ -35,16 +35,16 @@ def reflect_indices(length: int, extended: int, before: int = 0) -> np.ndarray:
 def padded_size(length: int, multiple: int, least: int, largest: int) -> int:
     """The side that the graphs see for a side of `length` pixels: a multiple, and at least `least` pixels.
 
-    Raises PictureError where it would be more than `largest`.
+    Raises ImageError where it would be more than `largest`.
 
     >>> [padded_size(n, 64, 256, 1024) for n in (1, 256, 257, 1024)]
     [256, 256, 320, 1024]
     """
     padded = -(-max(length, least) // multiple) * multiple
     if padded > largest:
-        raise PictureError(
+        raise ImageError(
             f"a side of {length} pixels is too large: this bundle takes at most {largest // multiple * multiple}; "
-            f"reduce the picture, or rebuild the bundle with --max {-(-length // multiple) * multiple}"
+            f"reduce the image, or rebuild the bundle with --max {-(-length // multiple) * multiple}"
         )
     return padded
 
@@ -91,7 +91,7 @@ def crop_indices(length: int, per_axis: int, size: int) -> np.ndarray:
 
 
 def crops(pixels: np.ndarray, count: int, size: int) -> np.ndarray:
-    """The crops that the MFM sees, from the picture at its own resolution, before any padding.
+    """The crops that the MFM sees, from the image at its own resolution, before any padding.
 
     pixels: [H, W, 3]. Returns [count, 3, size, size], row by row; `count` is a square number.
     """

@@ -76,7 +76,7 @@ def blend_weights(length: int, tile: int) -> np.ndarray:
 
 
 def tiles(height: int, width: int, tile: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """The rows, columns and weights (float32 [rows, columns]) of each tile of a picture, row by row.
+    """The rows, columns and weights (float32 [rows, columns]) of each tile of an image, row by row.
 
     All tiles are of one size, so that a backend prepares for it once; the weights of all sum to one at every pixel.
     """

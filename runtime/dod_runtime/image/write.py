@@ -1,4 +1,4 @@
-"""Writes pictures: the format by the extension, the colour profile kept, a file whole or absent."""
+"""Writes images: the format by the extension, the colour profile kept, a file whole or absent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import PictureError
+from ..errors import ImageError
 from .read import KEPT_INFO
 
 __all__ = ["check_writable", "format_of", "save"]
@@ -32,11 +32,11 @@ def format_of(path: str | os.PathLike[str]) -> str | None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> str:
-    """The format of a file to be written. Raises PictureError before any work is done for an unknown extension."""
+    """The format of a file to be written. Raises ImageError before any work is done for an unknown extension."""
     name = format_of(path)
     if name is None:
         suffix = Path(path).suffix or "(none)"
-        raise PictureError(
+        raise ImageError(
             f"cannot write {path}: unknown extension {suffix}; use .png, .jpg, .tif, .webp, .bmp or another of "
             + ", ".join(sorted(FORMATS))
         )
@@ -47,14 +47,14 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes `image` to `path` at once: an interrupted write leaves what was there before.
 
     JPEG at quality 95 and without chroma subsampling; the colour profile, EXIF and resolution of `image.info` go
-    along. Raises PictureError where the format cannot hold the picture, and OSError where the disk cannot.
+    along. Raises ImageError where the format cannot hold the image, and OSError where the disk cannot.
     """
     path = Path(path)
     name = check_writable(path)
     if image.mode in ("LA", "RGBA") and name not in ALPHA:
-        raise PictureError(f"cannot write {path}: {name} holds no transparency; use .png, .webp or .tif")
+        raise ImageError(f"cannot write {path}: {name} holds no transparency; use .png, .webp or .tif")
     if image.mode == "I;16" and name not in DEEP:
-        raise PictureError(f"cannot write {path}: {name} holds no 16-bit grey; use .png or .tif")
+        raise ImageError(f"cannot write {path}: {name} holds no 16-bit grey; use .png or .tif")
     if image.mode == "LA" and name == "BMP":
         image = image.convert("RGBA")
     options = {key: image.info[key] for key in KEPT_INFO if image.info.get(key)}
@@ -74,5 +74,5 @@ def _encode(image: Image.Image, path: Path, name: str, options: dict[str, Any]) 
     try:
         image.save(file, name, **options)
     except Exception as error:  # encoders, like decoders, fail with exceptions of many kinds
-        raise PictureError(f"cannot write {path} as {name}: {str(error) or type(error).__name__}") from error
+        raise ImageError(f"cannot write {path} as {name}: {str(error) or type(error).__name__}") from error
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""A small tree in the published layout, of random pictures whose pixels tell where they are from."""
+"""A small tree in the published layout, of random images whose pixels tell where they are from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAIRS = {  # degradation: (degraded, clean) below the root
 }
 
 
-def picture(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
+def image(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
     """uint8 [H, W, 3], every value even, so that a degraded copy can be told by adding one."""
     return 2 * np.random.default_rng(seed).integers(0, 127, (size[1], size[0], 3), dtype=np.uint8)
 
@@ -28,25 +28,25 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_tree(root: Path) -> Path:
-    """Three hazy pictures of two of three clean ones, two pairs of rain, blur and low light, two clean ones for noise.
+    """Three hazy images of two of three clean ones, two pairs of rain, blur and low light, two clean ones for noise.
 
     Degraded pixels are the clean ones plus one, so that places can be compared exactly. All PNG but WED's BMP.
     """
     train = root / "Train"
     for number, name in enumerate(("0025", "3068", "5425")):
-        save(train / "Dehaze/original" / f"{name}.png", picture(number))
+        save(train / "Dehaze/original" / f"{name}.png", image(number))
     for name in HAZE:
         number = ("0025", "3068").index(name.split("/")[1].split("_")[0])
-        save(train / "Dehaze/synthetic" / f"{name}.png", picture(number) + 1)
+        save(train / "Dehaze/synthetic" / f"{name}.png", image(number) + 1)
     for number in (1, 2):
-        save(train / "Derain/gt" / f"norain-{number}.png", picture(10 + number))
-        save(train / "Derain/rainy" / f"rain-{number}.png", picture(10 + number) + 1)
-        save(train / "Deblur/sharp" / f"GOPR0372_07_00_00004{number}.png", picture(20 + number))
-        save(train / "Deblur/blur" / f"GOPR0372_07_00_00004{number}.png", picture(20 + number) + 1)
-        save(train / "Enhance/gt" / f"{number}.png", picture(30 + number))
-        save(train / "Enhance/low" / f"{number}.png", picture(30 + number) + 1)
-    save(train / "Denoise/00001.bmp", picture(40))
-    save(train / "Denoise/a8143.png", picture(41))
+        save(train / "Derain/gt" / f"norain-{number}.png", image(10 + number))
+        save(train / "Derain/rainy" / f"rain-{number}.png", image(10 + number) + 1)
+        save(train / "Deblur/sharp" / f"GOPR0372_07_00_00004{number}.png", image(20 + number))
+        save(train / "Deblur/blur" / f"GOPR0372_07_00_00004{number}.png", image(20 + number) + 1)
+        save(train / "Enhance/gt" / f"{number}.png", image(30 + number))
+        save(train / "Enhance/low" / f"{number}.png", image(30 + number) + 1)
+    save(train / "Denoise/00001.bmp", image(40))
+    save(train / "Denoise/a8143.png", image(41))
     (train / "Derain/rainy/.DS_Store").write_bytes(b"\0")
     (train / "Derain/rainy/._rain-1.png").write_bytes(b"\0")
     (train / "Denoise/Thumbs.db").write_bytes(b"\0")
@@ -54,7 +54,7 @@ def make_tree(root: Path) -> Path:
 
 
 def make_lists(folder: Path) -> Path:
-    """Lists as in PromptIR's `data_dir`: two of the three hazy pictures, one rainy, one clean."""
+    """Lists as in PromptIR's `data_dir`: two of the three hazy images, one rainy, one clean."""
     lines = {
         "hazy/hazy_outside.txt": f"synthetic/{HAZE[2]}.png\nsynthetic/{HAZE[0]}.png\n",
         "rainy/rainTrain.txt": "rainy/rain-2.png",

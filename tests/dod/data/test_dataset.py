@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")
     Image.fromarray(data.astronaut()[:200, :240]).save(folder / "b.png")
     Image.fromarray(data.chelsea()[:160, :300]).save(folder / "a.png")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -91,8 +91,8 @@ def test_recoloured_is_the_same_scene_in_more_hues(folder: Path) -> None:
         strongest.append((int(a.mean((1, 2)).argmax()), int(b.mean((1, 2)).argmax())))
     assert {b for _, b in strongest} == {0, 1, 2}
     assert sum(a != b for a, b in strongest) > 20
-    half = PhotographCrops(folder, recoloured=0.5, **options)
-    assert 10 < sum(torch.equal(half[i][1], plain[i][1]) for i in range(60)) < 50
+    fp16 = PhotographCrops(folder, recoloured=0.5, **options)
+    assert 10 < sum(torch.equal(fp16[i][1], plain[i][1]) for i in range(60)) < 50
 
 
 def test_mist_leaves_what_is_near_alone() -> None:
@@ -110,11 +110,11 @@ def test_mist_leaves_what_is_near_alone() -> None:
 
 def test_misty_samples(folder: Path) -> None:
     options = {"crop": 64, "seed": 4, "degradations": ("noise",), "clean_fraction": 0.5, "windows": 1}
-    plain, half = PhotographCrops(folder, **options), PhotographCrops(folder, misty=0.5, **options)
-    same = sum(torch.equal(half[i][1], plain[i][1]) for i in range(60))
+    plain, fp16 = PhotographCrops(folder, **options), PhotographCrops(folder, misty=0.5, **options)
+    same = sum(torch.equal(fp16[i][1], plain[i][1]) for i in range(60))
     assert 15 < same < 50
-    assert all(torch.equal(*half[i][:2]) for i in range(60) if half[i][2] == 1), "mist is no degradation"
-    assert half.identity["misty"] == 0.5
+    assert all(torch.equal(*fp16[i][:2]) for i in range(60) if fp16[i][2] == 1), "mist is no degradation"
+    assert fp16.identity["misty"] == 0.5
 
 
 def test_of_more_windows_the_most_detailed(tmp_path: Path) -> None:
@@ -187,6 +187,6 @@ def test_no_photographs(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("damage", ["text", "truncated"])
 def test_unreadable_photograph_is_named(tmp_path: Path, folder: Path, damage: str) -> None:
     whole = (folder / "a.png").read_bytes()
-    (tmp_path / "broken.png").write_bytes(b"not a picture" if damage == "text" else whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cannot read the picture .*broken\.png"):
+    (tmp_path / "broken.png").write_bytes(b"not an image" if damage == "text" else whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"cannot read the image .*broken\.png"):
         PhotographCrops(tmp_path, crop=32, seed=0)

@@ -16,7 +16,7 @@ from dod.data.degradations import DEGRADATIONS
 from dod.data.pairs import PairedCrops, check_pairs, list_files
 from dod.data.trees import SETTINGS, find_pairs
 from dod.errors import DataError
-from tests.dod.data.small_tree import HAZE, make_lists, make_tree, picture, save
+from tests.dod.data.small_tree import HAZE, image, make_lists, make_tree, save
 
 RAINY = "Train/Derain/rainy/rain-1.png"
 
@@ -58,19 +58,19 @@ def test_samples(whole: Path) -> None:
             assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32 and tensor.is_contiguous()
             assert tensor.min() >= -1 and tensor.max() <= 1
         assert found_in(pixels(clean), np.asarray(Image.open(pair.clean)))
-        if pair.degraded is not None:  # made as the clean picture plus one: the same place, turned alike
+        if pair.degraded is not None:  # made as the clean image plus one: the same place, turned alike
             assert np.array_equal(pixels(degraded), pixels(clean) + 1)
 
 
 def test_every_way_to_turn_occurs(whole: Path) -> None:
     crops = PairedCrops(whole, crop=64, seed=0, degradations=("rain",))
     firsts = {tuple(crops[i][1][:, 0, 0].tolist() + crops[i][1][:, 0, 1].tolist()) for i in range(400)}
-    assert len(firsts) > 150  # 2 pictures, 17 places, 8 ways: 272 in all
+    assert len(firsts) > 150  # 2 images, 17 places, 8 ways: 272 in all
 
 
 def test_degradations_are_balanced(root: Path) -> None:
     for number in range(40):
-        save(root / f"Train/Dehaze/synthetic/part3/0025_1_{number}.png", picture(0))
+        save(root / f"Train/Dehaze/synthetic/part3/0025_1_{number}.png", image(0))
     crops = PairedCrops(root, crop=16, seed=0)
     counts = np.bincount([crops.names.index(crops.source(i).degradation) for i in range(2000)], minlength=5)
     assert crops.counts["haze"] == 43 and np.all(np.abs(counts - 400) < 80)
@@ -132,22 +132,22 @@ def test_lists(root: Path, tmp_path: Path) -> None:
 
 
 def test_unequal_sizes_name_both(root: Path) -> None:
-    save(root / "Train/Derain/gt/norain-2.png", picture(0, (70, 64)))
+    save(root / "Train/Derain/gt/norain-2.png", image(0, (70, 64)))
     with pytest.raises(DataError, match=r"1 of 11 pairs .*rain-2\.png is 80x64, .*norain-2\.png is 70x64"):
         PairedCrops(root, 16, 0)
 
 
-def test_small_pictures_are_named(root: Path) -> None:
+def test_small_images_are_named(root: Path) -> None:
     PairedCrops(root, 64, 0)[0]
     with pytest.raises(DataError, match=r"11 of 11 .* crop of 65 px: .*0025_0.8_0.04.png is 80x64, .* and 6 more;"):
         PairedCrops(root, 65, 0)
 
 
-def test_unreadable_pictures_are_refused_or_skipped(root: Path) -> None:
+def test_unreadable_images_are_refused_or_skipped(root: Path) -> None:
     broken = [root / RAINY, root / "Train/Dehaze/original/0025.png", root / "Train/Denoise/00001.bmp"]
-    for path, damage in zip(broken, (b"", b"not a picture", b"BM"), strict=True):
+    for path, damage in zip(broken, (b"", b"not an image", b"BM"), strict=True):
         path.write_bytes(damage)
-    with pytest.raises(DataError, match=r"3 of 19 pictures cannot be read: .*--skip-broken") as caught:
+    with pytest.raises(DataError, match=r"3 of 19 images cannot be read: .*--skip-broken") as caught:
         PairedCrops(root, 16, 0)
     assert all(str(path) in str(caught.value) for path in broken)
     crops = PairedCrops(root, 16, 0, skip_broken=True)
@@ -158,24 +158,24 @@ def test_unreadable_pictures_are_refused_or_skipped(root: Path) -> None:
 
 def test_nothing_left(root: Path) -> None:
     for path in (root / "Train/Derain/gt").iterdir():
-        path.write_bytes(b"not a picture")
+        path.write_bytes(b"not an image")
     with pytest.raises(DataError, match="no pair for rain is left"):
         PairedCrops(root, 16, 0, skip_broken=True)
 
 
-def test_a_picture_cut_short(root: Path) -> None:
-    """Its header is whole, so only reading it shows the damage: which shows too that pictures are read when drawn."""
+def test_a_image_cut_short(root: Path) -> None:
+    """Its header is whole, so only reading it shows the damage: which shows too that images are read when drawn."""
     path = root / RAINY
     path.write_bytes(path.read_bytes()[:3000])
     strict = PairedCrops(root, 16, 0, degradations=("rain",))
     hit = next(i for i in range(100) if strict.source(i).degraded == path)
-    with pytest.raises(DataError, match=rf"cannot read the picture {path}"):
+    with pytest.raises(DataError, match=rf"cannot read the image {path}"):
         strict[hit]
     lenient = PairedCrops(root, 16, 0, degradations=("rain",), skip_broken=True)
     assert lenient.skipped == []
     with pytest.warns(UserWarning, match=rf"sample {hit}: .*{path}.* another pair"):
         _, clean, _ = lenient[hit]
-    assert found_in(pixels(clean), picture(12))
+    assert found_in(pixels(clean), image(12))
     sound = next(i for i in range(100) if strict.source(i).degraded != path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -185,7 +185,7 @@ def test_a_picture_cut_short(root: Path) -> None:
         lenient[hit]
 
 
-def test_a_broken_clean_picture_counts_once(root: Path) -> None:
+def test_a_broken_clean_image_counts_once(root: Path) -> None:
     (root / "Train/Dehaze/original/0025.png").write_bytes(b"")
     good, broken = check_pairs(find_pairs(root, "haze"), skip_broken=True)
     assert [pair.degraded for pair in good] == [root / f"Train/Dehaze/synthetic/{HAZE[2]}.png"]

@@ -50,15 +50,15 @@ def test_prepare_reduces_and_never_enlarges(size: tuple[int, int], expected: tup
 
 
 def test_prepare_gives_upright_rgb() -> None:
-    picture = Image.new("L", (40, 20))
-    picture.getexif()[0x0112] = 6
-    prepared = prepare(picture, 100)
+    image = Image.new("L", (40, 20))
+    image.getexif()[0x0112] = 6
+    prepared = prepare(image, 100)
     assert prepared.mode == "RGB" and prepared.size == (20, 40)
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one package of two pictures, and a list that names them."""
+    """A folder with one package of two images, and a list that names them."""
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN" / "control").write_text(
@@ -67,8 +67,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tree / "share").mkdir()
     Image.fromarray(data.astronaut()).save(tree / "share" / "astronaut.png")
     Image.fromarray(data.coffee()[:200]).convert("L").save(tree / "share" / "coffee.jpg")
-    (tree / "share" / "broken.jpg").write_bytes(b"not a picture")
-    (tree / "share" / "empty.edj").write_bytes(b"no \xff\xd8\xff picture")
+    (tree / "share" / "broken.jpg").write_bytes(b"not an image")
+    (tree / "share" / "empty.edj").write_bytes(b"no \xff\xd8\xff image")
     (tree / "share" / "theme.edj").write_bytes(
         b"\0eet" + jpeg(data.coffee()[:60]) + b"\0" + jpeg(data.rocket()) + b"\0"
     )
@@ -104,12 +104,12 @@ def test_command_prepares_both_splits(packages: Path, tmp_path: Path, capsys: py
         "train/astronaut.png",
     ]
     assert "1 photographs in" in capsys.readouterr().out
-    with Image.open(out / "train" / "astronaut.png") as picture:
-        assert picture.size == (128, 128) and picture.mode == "RGB"
-        assert picture.text["Source"] == "Debian package toy, share/astronaut.png"  # type: ignore[attr-defined]
-        assert picture.text["Author"] == "Zoë Someone"  # type: ignore[attr-defined]
+    with Image.open(out / "train" / "astronaut.png") as image:
+        assert image.size == (128, 128) and image.mode == "RGB"
+        assert image.text["Source"] == "Debian package toy, share/astronaut.png"  # type: ignore[attr-defined]
+        assert image.text["Author"] == "Zoë Someone"  # type: ignore[attr-defined]
         expected = Image.fromarray(data.astronaut()).resize((128, 128), Image.Resampling.LANCZOS)
-        assert np.array_equal(np.asarray(picture), np.asarray(expected))
+        assert np.array_equal(np.asarray(image), np.asarray(expected))
 
 
 @needs_dpkg
@@ -122,15 +122,15 @@ def test_only_what_changed_is_written_again(packages: Path, tmp_path: Path, monk
     assert train.stat().st_mtime_ns == stamps[0] and held_out.stat().st_mtime_ns != stamps[1]
 
     prepare_photographs(out, packages, longest=64)
-    with Image.open(train) as picture:
-        assert max(picture.size) == 64
+    with Image.open(train) as image:
+        assert max(image.size) == 64
 
     own = out / "train" / "own.png"
     Image.new("RGB", (8, 8)).save(own)
     _list(monkeypatch, [_toy("astronaut", "held_out"), _toy("coffee", "held_out", ".jpg")])
     prepare_photographs(out, packages, longest=64)
-    assert not train.exists() and (out / "held_out" / "astronaut.png").exists(), "a picture is in both splits"
-    assert own.exists(), "a picture of someone else was deleted"
+    assert not train.exists() and (out / "held_out" / "astronaut.png").exists(), "an image is in both splits"
+    assert own.exists(), "an image of someone else was deleted"
 
 
 @needs_dpkg
@@ -196,14 +196,12 @@ def test_longest_must_be_positive(tmp_path: Path) -> None:
 
 
 @needs_dpkg
-def test_the_largest_picture_of_a_theme_is_taken(
-    packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_largest_image_of_a_theme_is_taken(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _list(monkeypatch, [_toy("theme", "train", ".edj")])
     (path,) = prepare_photographs(tmp_path / "out", packages)
-    with Image.open(path) as picture:
-        assert picture.size == data.rocket().shape[1::-1]
-        assert np.abs(np.asarray(picture, np.float32) - data.rocket()).mean() < 4
+    with Image.open(path) as image:
+        assert image.size == data.rocket().shape[1::-1]
+        assert np.abs(np.asarray(image, np.float32) - data.rocket()).mean() < 4
     _list(monkeypatch, [_toy("empty", "train", ".edj")])
-    with pytest.raises(DataError, match=r"cannot read share/empty.edj of toy: no JPEG picture in it"):
+    with pytest.raises(DataError, match=r"cannot read share/empty.edj of toy: no JPEG image in it"):
         prepare_photographs(tmp_path / "out", packages)

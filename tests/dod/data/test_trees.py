@@ -9,7 +9,7 @@ import pytest
 from dod.data.degradations import DEGRADATIONS
 from dod.data.trees import LISTS, SETTINGS, Pair, find_pairs
 from dod.errors import DataError
-from tests.dod.data.small_tree import HAZE, PAIRS, make_lists, make_tree, picture, save
+from tests.dod.data.small_tree import HAZE, PAIRS, image, make_lists, make_tree, save
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_settings_of_the_paper() -> None:
     assert set(PAIRS) == set(DEGRADATIONS)
 
 
-def test_many_hazy_pictures_of_one_clean(root: Path) -> None:
+def test_many_hazy_images_of_one_clean(root: Path) -> None:
     folder = root / "Train/Dehaze"
     clean = {"0025": folder / "original/0025.png", "3068": folder / "original/3068.png"}
     assert find_pairs(root, "haze") == [
@@ -37,10 +37,10 @@ def test_many_hazy_pictures_of_one_clean(root: Path) -> None:
     ]
 
 
-def test_a_clean_picture_in_another_format(root: Path) -> None:
+def test_a_clean_image_in_another_format(root: Path) -> None:
     for name in ("original/0025.png", "synthetic/part1/0025_0.8_0.04.png"):
         path = root / "Train/Dehaze" / name
-        save(path.with_suffix(".jpg"), picture(0))
+        save(path.with_suffix(".jpg"), image(0))
         path.unlink()
     cleans = [pair.clean.name for pair in find_pairs(root, "haze")]
     assert cleans == ["0025.jpg", "0025.jpg", "3068.png"]
@@ -49,8 +49,8 @@ def test_a_clean_picture_in_another_format(root: Path) -> None:
 def test_rain_is_paired_by_number(root: Path) -> None:
     folder = root / "Train/Derain"
     for number in (10, 100):  # neither is taken for rain-1
-        save(folder / f"rainy/rain-{number}.png", picture(0))
-        save(folder / f"gt/norain-{number}.png", picture(0))
+        save(folder / f"rainy/rain-{number}.png", image(0))
+        save(folder / f"gt/norain-{number}.png", image(0))
     names = [(pair.degraded.name, pair.clean.name) for pair in find_pairs(root, "rain") if pair.degraded]
     assert sorted(names) == [(f"rain-{n}.png", f"norain-{n}.png") for n in (1, 10, 100, 2)]
 
@@ -64,7 +64,7 @@ def test_equal_names(root: Path, task: str) -> None:
         assert pair.degraded == root / degraded / pair.clean.name and pair.clean.parent == root / clean
 
 
-def test_noise_has_clean_pictures_only(root: Path) -> None:
+def test_noise_has_clean_images_only(root: Path) -> None:
     folder = root / "Train/Denoise"
     assert find_pairs(root, "noise") == [Pair("noise", None, folder / name) for name in ("00001.bmp", "a8143.png")]
 
@@ -93,7 +93,7 @@ def test_a_linked_folder(root: Path) -> None:
 )
 def test_test_trees(tmp_path: Path, task: str, degraded: str | None, clean: str) -> None:
     for name in filter(None, (degraded, clean)):
-        save(tmp_path / name, picture(0))
+        save(tmp_path / name, image(0))
     expected = Pair(task, degraded and tmp_path / degraded, tmp_path / clean)  # type: ignore[arg-type]
     assert find_pairs(tmp_path, task, "test") == [expected]
 
@@ -109,7 +109,7 @@ def test_lists_choose_and_order(root: Path, lists: Path) -> None:
 
 def test_a_list_leaves_the_rest_of_the_tree_alone(root: Path, lists: Path) -> None:
     (root / "Train/Derain/gt/norain-1.png").unlink()
-    save(root / "Train/Derain/gt/norain-9.png", picture(0))
+    save(root / "Train/Derain/gt/norain-9.png", image(0))
     assert len(find_pairs(root, "rain", list_file=lists / LISTS["rain"])) == 1
 
 
@@ -121,9 +121,9 @@ def test_a_list_leaves_the_rest_of_the_tree_alone(root: Path, lists: Path) -> No
             "rainy/rain-1.png\n\nrainy/rain-7.png\n",
             r"rain\.txt names 1 files .*Derain: line 3: rainy/rain-7\.png",
         ),
-        ("rain", "rain-1.png", r"1 pictures outside .*rainy: line 1: .*rain-1\.png"),
+        ("rain", "rain-1.png", r"1 images outside .*rainy: line 1: .*rain-1\.png"),
         ("noise", "".join(f"{i}.bmp\n" for i in range(9)), r"names 9 files .*line 5: 4\.bmp and 4 more"),
-        ("haze", "\n \n", r"names no picture: .* relative to .*Dehaze"),
+        ("haze", "\n \n", r"names no image: .* relative to .*Dehaze"),
     ],
 )
 def test_bad_lists(root: Path, tmp_path: Path, task: str, text: str, message: str) -> None:
@@ -155,33 +155,33 @@ def test_empty_folders(root: Path, task: str) -> None:
     for folder in filter(None, PAIRS[task]):
         shutil.rmtree(root / folder)
         (root / folder).mkdir()
-        with pytest.raises(DataError, match=f"no pictures in {root / folder}: none ends in .bmp"):
+        with pytest.raises(DataError, match=f"no images in {root / folder}: none ends in .bmp"):
             find_pairs(root, task)
         make_tree(root)
 
 
-def test_unpaired_pictures_are_counted_and_named(root: Path) -> None:
+def test_unpaired_images_are_counted_and_named(root: Path) -> None:
     rain = root / "Train/Derain"
     for number in range(3, 10):
-        save(rain / f"rainy/rain-{number}.png", picture(0))
-    save(rain / "gt/norain-77.png", picture(0))
+        save(rain / f"rainy/rain-{number}.png", image(0))
+    save(rain / "gt/norain-77.png", image(0))
     with pytest.raises(DataError) as caught:
         find_pairs(root, "rain")
     assert str(caught.value) == (
-        f"unpaired pictures: 7 of 9 in {rain / 'rainy'} have no clean version in {rain / 'gt'}: "
+        f"unpaired images: 7 of 9 in {rain / 'rainy'} have no clean version in {rain / 'gt'}: "
         "rain-3.png, rain-4.png, rain-5.png, rain-6.png, rain-7.png and 2 more; "
         f"1 of 3 in {rain / 'gt'} have no rain version in {rain / 'rainy'}: norain-77.png. Complete or remove them"
     )
 
 
-def test_hazy_pictures_without_a_clean_one(root: Path) -> None:
+def test_hazy_images_without_a_clean_one(root: Path) -> None:
     (root / "Train/Dehaze/original/0025.png").unlink()
     with pytest.raises(DataError, match=r"2 of 3 in .*: part1/0025_0.85_0.2.png, part1/0025_0.8_0.04.png"):
         find_pairs(root, "haze")
 
 
-def test_two_clean_pictures_of_one_name(root: Path) -> None:
-    save(root / "Train/Dehaze/original/0025.jpg", picture(0))
+def test_two_clean_images_of_one_name(root: Path) -> None:
+    save(root / "Train/Dehaze/original/0025.jpg", image(0))
     with pytest.raises(DataError, match=r"0025\.jpg and .*0025\.png are both the clean version"):
         find_pairs(root, "haze")
 

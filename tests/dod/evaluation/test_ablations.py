@@ -11,7 +11,7 @@ from dod.errors import run_command
 from dod.evaluation import ablations
 from dod.evaluation.ablations import PLAIN, ROWS, Variant, as_markdown
 from dod.evaluation.metrics import CORE, psnr
-from dod.evaluation.restoration import restore_picture
+from dod.evaluation.restoration import restore_image
 from dod.training import objectives
 from tests.dod.data.small_tree import make_tree, save
 
@@ -68,7 +68,7 @@ def test_published_trees_are_trained_and_measured_on(
     data = json.loads((tmp_path / "out" / "ablations.json").read_text())
     row = next(row for row in data["rows"] if row["variant"]["conditional"] == "unet")
 
-    # The same by hand: the mean over the tasks' means of what this model gives for pictures cropped to 32 x 48 px.
+    # The same by hand: the mean over the tasks' means of what this model gives for images cropped to 32 x 48 px.
     arguments = ablations._parser().parse_args(words)
     models = []
     ablations.trained(Variant("unet", 8), arguments, lambda model: models.append(model) or {})
@@ -78,7 +78,7 @@ def test_published_trees_are_trained_and_measured_on(
             degraded, truth = (
                 np.asarray(Image.open(each))[4:36, 4:52] for each in (path, tmp_path / "truth" / task / path.name)
             )
-            found.append(psnr(restore_picture(models[-1], degraded), truth))
+            found.append(psnr(restore_image(models[-1], degraded), truth))
     assert row["psnr"] == pytest.approx(np.mean([np.mean(found) for found in tasks.values()]), abs=1e-3)
     assert f"{row['psnr']:.2f}" in printed and data["setting"]["learning_rates"] == [5e-5, 1e-4]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dod.checkpoint import save_checkpoint
 from dod.data.degradations import DEGRADATIONS, noise, rng_for
 from dod.errors import ConfigError, DataError, run_command
-from dod.evaluation.conditions import condition_of, degraded_pictures, main, synthetic_pictures
+from dod.evaluation.conditions import condition_of, degraded_images, main, synthetic_images
 from dod.evaluation.confusion import Confusion, Named, confusion, report
 from dod.evaluation.tsne import COLOURS, draw, embed
 from dod.model.dod import DOD
@@ -34,8 +34,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, box in (("haze", (0, 0, 130, 110)), ("rain", (100, 50, 220, 130)), ("noise", (60, 60, 170, 171))):
         path = folder / ("more" if name == "rain" else "") / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
-        with Image.open(SAMPLES / f"{name}.png") as picture:
-            picture.convert("RGB").crop(box).save(path)
+        with Image.open(SAMPLES / f"{name}.png") as image:
+            image.convert("RGB").crop(box).save(path)
     return folder
 
 
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> P
     """A tiny model calibrated on the photographs themselves, so that the table has right answers, and not only them."""
     model = randomise(DOD.from_preset(tiny()))
     by_name: dict[str, list[torch.Tensor]] = {}
-    for _, label, pixels in synthetic_pictures(photographs, DEGRADATIONS, SIZE, seed=5):
+    for _, label, pixels in synthetic_images(photographs, DEGRADATIONS, SIZE, seed=5):
         by_name.setdefault(label, []).append(torch.from_numpy(condition_of(model, pixels)).float())
     model.prototypes = {name: torch.stack(c).mean(0) for name, c in by_name.items()}
     everything = torch.stack([c for each in by_name.values() for c in each])
@@ -66,11 +66,11 @@ def run_here(*arguments: object) -> int:
 
 
 def crop(path: Path, size: int) -> np.ndarray:
-    """The middle of a picture file, cut by Pillow."""
-    with Image.open(path) as picture:
-        left, top = max(0, (picture.width - size) // 2), max(0, (picture.height - size) // 2)
-        right, bottom = min(picture.width, left + size), min(picture.height, top + size)
-        return np.asarray(picture.convert("RGB").crop((left, top, right, bottom)))
+    """The middle of an image file, cut by Pillow."""
+    with Image.open(path) as image:
+        left, top = max(0, (image.width - size) // 2), max(0, (image.height - size) // 2)
+        right, bottom = min(image.width, left + size), min(image.height, top + size)
+        return np.asarray(image.convert("RGB").crop((left, top, right, bottom)))
 
 
 def test_table_counts_and_accuracy() -> None:
@@ -92,8 +92,8 @@ def test_table_counts_and_accuracy() -> None:
     ]
 
 
-def test_pictures_are_the_degraded_middles(photographs: Path) -> None:
-    made = list(synthetic_pictures(photographs, ["noise=25", "clean", "noise"], SIZE, seed=3, draws=2))
+def test_images_are_the_degraded_middles(photographs: Path) -> None:
+    made = list(synthetic_images(photographs, ["noise=25", "clean", "noise"], SIZE, seed=3, draws=2))
     assert [(name, label) for name, label, _ in made[:5]] == [
         ("haze", label) for label in ("noise=25", "noise=25", "clean", "noise", "noise")
     ]
@@ -121,7 +121,7 @@ def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path
     prototypes = {k: standardise(v.double().numpy(), statistics) for k, v in model.prototypes.items()}
     expected = np.zeros((5, 5), int)
     names = []
-    for name, label, pixels in synthetic_pictures(photographs, DEGRADATIONS, SIZE, seed=0, draws=2):
+    for name, label, pixels in synthetic_images(photographs, DEGRADATIONS, SIZE, seed=0, draws=2):
         image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None] * 2 - 1
         with torch.no_grad():
             c = standardise(model.modulation(image)[0][0].double().numpy(), statistics)
@@ -133,8 +133,8 @@ def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path
     assert 0 < expected.trace() < expected.sum() == 30  # neither all right nor all wrong: the table tells something
     assert found["overall"] == pytest.approx(expected.trace() / 30)
     assert found["accuracy"]["rain"] == pytest.approx(expected[1, 1] / 6)
-    for each, (name, label, nearest, distance) in zip(found["pictures"], names, strict=True):
-        assert (each["picture"], each["label"], each["nearest"]) == (name, label, nearest)
+    for each, (name, label, nearest, distance) in zip(found["images"], names, strict=True):
+        assert (each["image"], each["label"], each["nearest"]) == (name, label, nearest)
         assert each["distance"] == pytest.approx(distance, abs=1e-4)
     assert found["settings"] == {
         "model": str(checkpoint),
@@ -146,29 +146,29 @@ def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path
     printed = [line.split() for line in done.stdout.splitlines()]
     assert printed[1][0] == "haze" and list(map(int, printed[1][1:6])) == expected[0].tolist()
     assert printed[6][-2] == f"{100 * expected.trace() / 30:.1f}"
-    with Image.open(tmp_path / "new" / "out" / "conditions.png") as picture:
-        assert picture.format == "PNG" and max(picture.size) > 1000  # the other side is as t-SNE spreads the points
-        pixels = np.asarray(picture.convert("RGB"), float)
+    with Image.open(tmp_path / "new" / "out" / "conditions.png") as source:
+        assert source.format == "PNG" and max(source.size) > 1000  # the other side is as t-SNE spreads the points
+        pixels = np.asarray(source.convert("RGB"), float)
     for name in DEGRADATIONS:
         colour = [255 - 0.85 * (255 - int(COLOURS[name][i : i + 2], 16)) for i in (1, 3, 5)]
         assert (abs(pixels - colour).max(axis=2) < 3).sum() > 200, f"{name} is not drawn"
 
 
-def test_folder_of_degraded_pictures_gives_the_same(
+def test_folder_of_degraded_images_gives_the_same(
     checkpoint: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was degraded here and saved, read back with --degraded, is named the same."""
     labels = ("haze", "noise=50", "clean")
-    for name, label, pixels in synthetic_pictures(photographs, labels, SIZE, seed=0):
-        path = tmp_path / "pictures" / label / f"{name}.png"
+    for name, label, pixels in synthetic_images(photographs, labels, SIZE, seed=0):
+        path = tmp_path / "images" / label / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.rint(pixels * 255).astype(np.uint8)).save(path)
     common = ("--model", checkpoint, "--size", SIZE, "--no-figure", "--out")
     assert run_here(photographs, "--degradations", *labels, *common, tmp_path / "made") == 0
-    assert run_here("--degraded", tmp_path / "pictures", *common, tmp_path / "read") == 0
+    assert run_here("--degraded", tmp_path / "images", *common, tmp_path / "read") == 0
     of_made, of_read = (json.loads((tmp_path / n / "conditions.json").read_text()) for n in ("made", "read"))
     nearest, distances = (
-        [{(p["picture"], p["label"]): p[key] for p in each["pictures"]} for each in (of_made, of_read)]
+        [{(p["image"], p["label"]): p[key] for p in each["images"]} for each in (of_made, of_read)]
         for key in ("nearest", "distance")
     )
     assert nearest[0] == nearest[1]
@@ -198,8 +198,8 @@ def test_figure_holds_every_group_in_its_colour(tmp_path: Path) -> None:
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1) + np.diag(np.full(24, np.inf))
     assert [groups[i] for i in distance.argmin(1)] == groups  # t-SNE keeps the four heaps apart
     draw(points, groups, "title", tmp_path / "figure.png")
-    with Image.open(tmp_path / "figure.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3).astype(int)
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
     for colour in ((0x56, 0xB4, 0xE9), (0xD5, 0x5E, 0x00)):  # haze, and the strongest noise
         painted = 0.85 * np.array(colour) + 0.15 * 255  # as opaque as `draw` paints
         assert (np.abs(pixels - painted).max(1) <= 3).sum() > 200
@@ -210,9 +210,9 @@ def test_what_is_missing_is_named(photographs: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "flat" / "haze").mkdir(parents=True)
     for arguments, words in (
         ((tmp_path / "nowhere",), "no such folder"),
-        ((tmp_path / "empty",), "no pictures in"),
+        ((tmp_path / "empty",), "no images in"),
         (("--degraded", tmp_path / "empty"), "has no subfolders"),
-        (("--degraded", tmp_path / "flat"), f"no pictures in {tmp_path / 'flat' / 'haze'}"),
+        (("--degraded", tmp_path / "flat"), f"no images in {tmp_path / 'flat' / 'haze'}"),
         ((photographs, "--degradations", "smoke"), "unknown degradation 'smoke'"),
         ((photographs, "--degradations", "rain=3"), "unknown degradation 'rain=3'"),
         ((photographs, "--size", "0"), "--size 0"),
@@ -230,12 +230,12 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         embed(np.eye(5))
 
 
-def test_few_or_equal_pictures_and_bad_levels(photographs: Path) -> None:
-    with pytest.raises(DataError, match="at least 4 pictures, not 3"):
+def test_few_or_equal_images_and_bad_levels(photographs: Path) -> None:
+    with pytest.raises(DataError, match="at least 4 images, not 3"):
         embed(np.eye(3))
-    with pytest.raises(DataError, match="all 5 pictures have the same condition"):
+    with pytest.raises(DataError, match="all 5 images have the same condition"):
         embed(np.ones((5, 3)))
     with pytest.raises(ConfigError, match="must be a number"):
-        next(synthetic_pictures(photographs, ["noise=much"], SIZE))
+        next(synthetic_images(photographs, ["noise=much"], SIZE))
     with pytest.raises(DataError, match="no such folder"):
-        next(degraded_pictures(photographs / "nowhere", SIZE))
+        next(degraded_images(photographs / "nowhere", SIZE))

@@ -17,12 +17,12 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from dod.checkpoint import load_model
-from dod.data.pictures import crop_to_multiple, match
+from dod.data.images import crop_to_multiple, match
 from dod.errors import DataError, run_command
 from dod.evaluation.contact_sheet import Entry, contact_sheet
 from dod.evaluation.evaluate import evaluate, find_scenes, main
 from dod.evaluation.metrics import core_values, psnr, ssim
-from dod.evaluation.restoration import restore_picture
+from dod.evaluation.restoration import restore_image
 from dod.evaluation.scores import Score, mean
 from dod_runtime.image.geometry import pad
 
@@ -33,8 +33,8 @@ def noisy(seed: int, shape: tuple[int, ...] = (20, 30, 3)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def save(folder: Path, **pictures: np.ndarray) -> Path:
-    for name, pixels in pictures.items():
+def save(folder: Path, **images: np.ndarray) -> Path:
+    for name, pixels in images.items():
         path = folder / f"{name.replace('__', '/')}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -75,7 +75,7 @@ def test_known_values() -> None:
         (noisy(0, (6, 30, 3)), noisy(1, (6, 30, 3)), "7x7"),
     ],
 )
-def test_pictures_that_cannot_be_compared(a: np.ndarray, b: np.ndarray, words: str) -> None:
+def test_images_that_cannot_be_compared(a: np.ndarray, b: np.ndarray, words: str) -> None:
     with pytest.raises(DataError, match=words) as caught:
         core_values("street", a, b)
     assert str(caught.value).startswith("street: ")
@@ -87,7 +87,7 @@ def test_pairs_go_by_path_without_extension(tmp_path: Path) -> None:
     Image.fromarray(noisy(0)).save(truths / "a.bmp")
     assert list(match(outputs, truths)) == ["a", "rain/b"]
     done = evaluate(find_scenes(outputs, truths))
-    assert [each.values["psnr"] for each in done.result.pictures] == [math.inf, math.inf]
+    assert [each.values["psnr"] for each in done.result.images] == [math.inf, math.inf]
 
 
 def test_command_prints_and_writes(tmp_path: Path) -> None:
@@ -96,28 +96,28 @@ def test_command_prints_and_writes(tmp_path: Path) -> None:
     done = run(outputs, truths, "--json", tmp_path / "new" / "f.json", "--markdown", tmp_path / "f.md")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["picture", "PSNR", "dB", "SSIM"] and lines[2].split() == ["b", "inf", "1.0000"]
+    assert lines[0].split() == ["image", "PSNR", "dB", "SSIM"] and lines[2].split() == ["b", "inf", "1.0000"]
     found = json.loads((tmp_path / "new" / "f.json").read_text())
-    assert found["pictures"][0]["psnr"] == pytest.approx(psnr(noisy(0), noisy(2)))
-    assert found["pictures"][1] == {"name": "b", "psnr": None, "ssim": 1.0}
+    assert found["images"][0]["psnr"] == pytest.approx(psnr(noisy(0), noisy(2)))
+    assert found["images"][1] == {"name": "b", "psnr": None, "ssim": 1.0}
     assert found["metrics"]["ssim"]["library"].startswith("scikit-image 0.") and found["crop_to_multiple"] == 1
     text = (tmp_path / "f.md").read_text()
-    assert text.startswith("| picture | PSNR dB |") and "- SSIM: 7x7 windows" in text
+    assert text.startswith("| image | PSNR dB |") and "- SSIM: 7x7 windows" in text
 
 
 def test_tasks_are_the_first_folders_and_count_alike(tmp_path: Path) -> None:
-    """Two pictures of rain at 20 and 30 dB and one of haze at 40: 32.5 over the tasks, 30 over the pictures."""
+    """Two images of rain at 20 and 30 dB and one of haze at 40: 32.5 over the tasks, 30 over the images."""
     black = np.zeros((10, 10, 3), np.uint8)
     truths, outputs = tmp_path / "truths", tmp_path / "outputs"
     for name, error in {"rain__light__a": 25.5, "rain__b": 25.5 / 10**0.5, "haze__c": 2.55}.items():
-        picture = np.full(black.shape, math.floor(error), np.uint8)
-        picture.reshape(-1)[: round(_share(error) * picture.size)] += 1
+        image = np.full(black.shape, math.floor(error), np.uint8)
+        image.reshape(-1)[: round(_share(error) * image.size)] += 1
         save(truths, **{name: black})
-        save(outputs, **{name: picture})
+        save(outputs, **{name: image})
     done = run(outputs, truths, "--json", tmp_path / "f.json", "--markdown", tmp_path / "f.md", "--metrics", "psnr")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "f.json").read_text())
-    assert {task: each["pictures"] for task, each in found["tasks"].items()} == {"haze": 1, "rain": 2}
+    assert {task: each["images"] for task, each in found["tasks"].items()} == {"haze": 1, "rain": 2}
     assert found["tasks"]["rain"]["psnr"] == pytest.approx(25, abs=0.05) and "ssim" not in found["mean"]
     assert found["mean"]["psnr"] == pytest.approx(32.5, abs=0.05)
     last, found_mean = done.stdout.splitlines()[-3:], round(found["mean"]["psnr"], 2)
@@ -142,15 +142,15 @@ def test_crop_to_multiple_is_in_the_middle(tmp_path: Path) -> None:
         save(tmp_path / "truths", whole=truth, cut=truth),
     )
     cropped = evaluate(find_scenes(outputs, truths), ["psnr"], multiple=16).result
-    assert [each.values["psnr"] for each in cropped.pictures] == [math.inf, math.inf]
-    with pytest.raises(DataError, match="cut: the pictures differ in size: 48x32 and 49x35"):
+    assert [each.values["psnr"] for each in cropped.images] == [math.inf, math.inf]
+    with pytest.raises(DataError, match="cut: the images differ in size: 48x32 and 49x35"):
         evaluate(find_scenes(outputs, truths), ["psnr"])
     with pytest.raises(DataError, match="cut: 48x32 is too small .* multiple of 64"):
         evaluate(find_scenes(outputs, truths), ["psnr"], multiple=64)
 
 
-def test_a_checkpoint_restores_pictures_of_any_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Saved, they are those of the model on the picture that the runtime would pad; and they are what is measured."""
+def test_a_checkpoint_restores_images_of_any_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Saved, they are those of the model on the image that the runtime would pad; and they are what is measured."""
     degraded, clean = noisy(0, (70, 50, 3)), noisy(1, (70, 50, 3))
     inputs, truths, saved = (
         save(tmp_path / "in", haze__a=degraded),
@@ -160,8 +160,8 @@ def test_a_checkpoint_restores_pictures_of_any_size(tiny_checkpoint: Path, tmp_p
     files = ("--json", tmp_path / "f.json", "--sheet", tmp_path / "sheet.png", "--save", saved)
     done = run(inputs, truths, "--checkpoint", tiny_checkpoint, *files, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    with Image.open(saved / "haze" / "a.png") as picture:
-        restored = np.asarray(picture)
+    with Image.open(saved / "haze" / "a.png") as image:
+        restored = np.asarray(image)
     model = load_model(tiny_checkpoint)
     multiple = model.preset.size_multiple
     padded = pad(degraded, *(-(-side // multiple) * multiple for side in degraded.shape[:2]))
@@ -174,15 +174,15 @@ def test_a_checkpoint_restores_pictures_of_any_size(tiny_checkpoint: Path, tmp_p
         expected = model(tensor(padded), model.modulation(tensor(degraded))[1])[0, :, :70, :50]
     difference = (expected.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5 - restored
     assert np.abs(difference).max() < 0.51 and restored.std() > 1
-    here = restore_picture(model, degraded).astype(int)
+    here = restore_image(model, degraded).astype(int)
     assert np.abs(here - restored).max() <= 1, "another process may have other threads, and so round another way"
     found = json.loads((tmp_path / "f.json").read_text())
-    assert found["pictures"][0]["psnr"] == pytest.approx(psnr(restored, clean)) and found["preset"] == "tiny"
+    assert found["images"][0]["psnr"] == pytest.approx(psnr(restored, clean)) and found["preset"] == "tiny"
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 3 * 70
     again = (saved, truths, "--inputs", inputs, "--json", tmp_path / "g.json", "--sheet", tmp_path / "again.png")
     assert main([str(each) for each in again]) == 0
-    assert json.loads((tmp_path / "g.json").read_text())["pictures"] == found["pictures"]
+    assert json.loads((tmp_path / "g.json").read_text())["images"] == found["images"]
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "sheet.png").read_bytes()
 
 
@@ -207,10 +207,10 @@ def refusals(tmp_path: Path) -> list[tuple[tuple[object, ...], str]]:
     return [
         ((a, b), f"{a} lacks 1 of 2: z"),
         ((a, tmp_path / "nowhere"), "no such folder"),
-        ((a, tmp_path / "empty"), "no pictures in"),
-        ((a, c), "y: the pictures differ in size: 30x20 and 9x9"),
+        ((a, tmp_path / "empty"), "no images in"),
+        ((a, c), "y: the images differ in size: 30x20 and 9x9"),
         ((twice, twice), "has x twice"),
-        ((broken, a), f"cannot read the picture {broken / 'y.png'}"),
+        ((broken, a), f"cannot read the image {broken / 'y.png'}"),
         ((a, a, "--inputs", b), f"{b} lacks 1 of 2: y"),
         ((a, a, "--metrics", "psnr", "lpisp"), "unknown metric 'lpisp': did you mean 'lpips'?"),
         ((a, a, "--crop-to-multiple", 0), "--crop-to-multiple must be at least 1, not 0"),
@@ -235,11 +235,11 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert done.returncode == 2 and done.stderr == f"error: {cases[0][1]}\n"
 
 
-def test_contact_sheet_shows_pictures_at_their_own_resolution() -> None:
-    pictures = [noisy(i, (40, 60, 3)) for i in range(3)]
-    sheet = np.asarray(contact_sheet([Entry("one", pictures), Entry("two", pictures)], per_line=1, side=32))
+def test_contact_sheet_shows_images_at_their_own_resolution() -> None:
+    images = [noisy(i, (40, 60, 3)) for i in range(3)]
+    sheet = np.asarray(contact_sheet([Entry("one", images), Entry("two", images)], per_line=1, side=32))
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (32, 32, 3))[:, :, 0]
-    middle = pictures[1][4:36, 14:46]
+    middle = images[1][4:36, 14:46]
     corners = windows[:, :, 0, 0] == middle[0, 0]
     found = [at for at in np.argwhere(corners.all(-1)) if (windows[tuple(at)] == middle).all()]
     assert len(found) == 2 and found[0][1] == found[1][1]

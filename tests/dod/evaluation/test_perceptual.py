@@ -102,7 +102,7 @@ def stand_in(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two flat pictures of rain and one of haze, whose first channel tells them apart."""
+    """Two flat images of rain and one of haze, whose first channel tells them apart."""
     for name, output, truth in (("rain/a", 51, 0), ("rain/b", 102, 0), ("haze/c", 255, 204)):
         for kind, value in (("outputs", output), ("truths", truth)):
             path = tmp_path / kind / f"{name}.png"
@@ -111,11 +111,11 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_pictures_sets_and_settings(folders: Path, stand_in: Path) -> None:
+def test_images_sets_and_settings(folders: Path, stand_in: Path) -> None:
     done = run(folders, "fid", "psnr", "lpips", "clipiqa", extra=stand_in)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads((folders / "f.json").read_text())
-    haze, rain = found["pictures"][0], found["pictures"][1:]
+    haze, rain = found["images"][0], found["images"][1:]
     assert haze["lpips"] == pytest.approx(0.2) and haze["clipiqa"] == pytest.approx(1) and "fid" not in haze
     assert [each["lpips"] for each in rain] == pytest.approx([0.2, 0.4])
     assert found["tasks"]["haze"]["fid"] == pytest.approx(100 + 51)
@@ -127,7 +127,7 @@ def test_pictures_sets_and_settings(folders: Path, stand_in: Path) -> None:
     assert lpips["better"] == "lower" and found["metrics"]["clipiqa"]["better"] == "higher"
     assert lpips["colour"] == "RGB in 0..1, float32" and list(found["metrics"]) == ["fid", "psnr", "lpips", "clipiqa"]
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["picture", "FID", "PSNR", "dB", "LPIPS", "CLIPIQA"] and lines[1].split()[1] == "-"
+    assert lines[0].split() == ["image", "FID", "PSNR", "dB", "LPIPS", "CLIPIQA"] and lines[1].split()[1] == "-"
     assert lines[-1].split() == ["mean", "of", "tasks", "213.75", "12.47", "0.2500", "0.6500"]
 
 
@@ -165,7 +165,7 @@ def test_the_real_pyiqa() -> None:
     rng = np.random.default_rng(0)
     output, truth = rng.integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
     opened = open_metric(Metric("psnr", "PSNR", "pair", True, 2, ""))
-    assert opened.of_picture(output, truth) == pytest.approx(psnr(output, truth), abs=1e-3)
+    assert opened.of_image(output, truth) == pytest.approx(psnr(output, truth), abs=1e-3)
     assert opened.settings["library"].startswith("pyiqa 0.")
     with pytest.raises(DataError, match=r"pyiqa.s psnr failed"):
-        opened.of_picture(output, truth[:20])
+        opened.of_image(output, truth[:20])

@@ -62,8 +62,8 @@ def test_blocks_that_add_nothing_are_not_missed() -> None:
     missed = prune.prune(whole, pruned, pairs(), 8)
     assert set(missed) == set(rrdbs(pruned)) and max(missed.values()) < 1e-4
     assert [len(rrdb.blocks) for rrdb in rrdbs(pruned).values()] == [2] * len(missed)
-    picture = pairs(seed=7)[0][0][None]
-    assert snr_db(whole(picture), pruned(picture)) > 60
+    image = pairs(seed=7)[0][0][None]
+    assert snr_db(whole(image), pruned(image)) > 60
     assert all(torch.equal(before[name], value) for name, value in whole.state_dict().items())
 
 
@@ -103,9 +103,9 @@ def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.C
     pruned, metadata = load_model(folder), read_metadata(folder / "dod")
     assert metadata["dense"] == 2 and [run["stage"] for run in metadata["training"]] == [2, "prune"]
     assert set(metadata["training"][-1]["missed"]) == set(rrdbs(pruned))
-    picture = pairs(seed=3)[0][0][None]
+    image = pairs(seed=3)[0][0][None]
     with torch.no_grad():
-        assert snr_db(whole(picture), pruned(picture)) > 20
+        assert snr_db(whole(image), pruned(image)) > 20
     change(folder, {"enabled": False})
     assert "has no checkpoint with detail modules: there is nothing to prune" in run()
     change(folder, {"enabled": True, "dense": 0})

@@ -63,8 +63,8 @@ def test_identity_is_of_values_not_of_their_storage(folder: Path) -> None:
     parts = load_base(preset_of(folder))
     models = {"vae": parts.vae, "unet": parts.unet, "ddpm": parts.h_space}
     assert identity(models, parts.prompt) == parts.sha256
-    half = {part: model.half() for part, model in models.items()}
-    assert identity(half, parts.prompt.half()) == parts.sha256
+    fp16 = {part: model.half() for part, model in models.items()}
+    assert identity(fp16, parts.prompt.half()) == parts.sha256
     for part in ("base/vae", "base/unet", "ddpm"):
         stored = load_file(folder / part / WEIGHTS)
         save_file({name: t.half() for name, t in stored.items()}, folder / part / WEIGHTS)

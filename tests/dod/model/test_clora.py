@@ -245,7 +245,7 @@ def test_permuting_the_layers_changes_the_output(model: DOD) -> None:
         assert snr_db(model.unet(latent, modulation), model.unet(latent, modulation.flip(1))) < 40
 
 
-def test_each_picture_of_a_batch_has_its_own_modulation(model: DOD) -> None:
+def test_each_image_of_a_batch_has_its_own_modulation(model: DOD) -> None:
     latent, modulation = normal(2, 4, 8, 8), normal(2, len(model.layers), 2, 4, seed=1)
     with torch.no_grad():
         together = model.unet(latent, modulation)

@@ -63,18 +63,18 @@ def test_closed_form_is_computed_in_float32() -> None:
 
 def test_untrained_model_is_stable_diffusion_in_one_step(untrained: DOD) -> None:
     """Against diffusers' own classes: VAE mode, noise prediction at t = 999, a scheduler's x0, VAE decoder."""
-    parts, picture = load_base(untrained.preset), image(2, 64, 128)
+    parts, pixels = load_base(untrained.preset), image(2, 64, 128)
     with torch.no_grad():
-        latent = cast(Any, parts.vae.encode(cast(FloatTensor, picture))).latent_dist.mode() * 0.18215
+        latent = cast(Any, parts.vae.encode(cast(FloatTensor, pixels))).latent_dist.mode() * 0.18215
         eps = parts.unet(latent, 999, parts.prompt.expand(2, -1, -1), return_dict=False)[0]
         restored = predicted_x0("DDIM", latent, eps)
         expected = parts.vae.decode(cast(FloatTensor, restored / 0.18215), return_dict=False)[0]
-        found_latent, skips = untrained.encoder(picture)
-        _, modulation = untrained.modulation(picture)
+        found_latent, skips = untrained.encoder(pixels)
+        _, modulation = untrained.modulation(pixels)
         assert snr_db(latent, found_latent) >= 90
         assert snr_db(restored, untrained.unet(found_latent, modulation)) >= 80
-        found = untrained(picture)
-    assert found.shape == picture.shape and found.dtype == torch.float32
+        found = untrained(pixels)
+    assert found.shape == pixels.shape and found.dtype == torch.float32
     assert snr_db(expected, found) >= 60
     assert [tuple(skip.shape) for skip in skips] == [
         (2, 8, 64, 128), (2, 8, 32, 64), (2, 8, 16, 32), (2, 16, 8, 16),
@@ -94,12 +94,12 @@ def test_skips_are_the_inputs_of_the_encoders_down_blocks(model: DOD) -> None:
 
 
 def test_forward_takes_a_modulation_or_computes_it(model: DOD) -> None:
-    picture = image(2)
+    pixels = image(2)
     with torch.no_grad():
-        condition, modulation = model.modulation(picture)
+        condition, modulation = model.modulation(pixels)
         assert condition.shape == (2, 32) and modulation.shape == (2, len(model.layers), 2, 4)
-        assert torch.equal(model(picture), model(picture, modulation))
-        assert snr_db(model(picture), model(picture, modulation.flip(0))) < 60
+        assert torch.equal(model(pixels), model(pixels, modulation))
+        assert snr_db(model(pixels), model(pixels, modulation.flip(0))) < 60
 
 
 def test_zero_initialised_m_is_plain_lora() -> None:
@@ -141,10 +141,10 @@ def test_switches(conditional: str, detail: bool) -> None:
     assert len(stage_1) + len(stage_2) == len(expected)
     assert bool(stage_2) == detail
 
-    picture = image(2)
-    _, modulation = model.modulation(picture)
-    restored = model(picture, modulation)
-    assert modulation.shape == (2, len(model.layers), 2, 4) and restored.shape == picture.shape
+    pixels = image(2)
+    _, modulation = model.modulation(pixels)
+    restored = model(pixels, modulation)
+    assert modulation.shape == (2, len(model.layers), 2, 4) and restored.shape == pixels.shape
     restored.square().mean().backward()
     without = [name for name, p in {**stage_1, **stage_2}.items() if p.grad is None]
     assert not without

@@ -39,26 +39,26 @@ def test_crops_along_an_axis(length: int, per_axis: int, size: int) -> None:
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), per_axis=st.integers(1, 3))
-def test_native_crops_are_the_pictures_own_pixels(height: int, width: int, per_axis: int) -> None:
-    picture = torch.arange(2 * 3 * height * width, dtype=torch.float32).reshape(2, 3, height, width)
-    crops = native_crops(picture, per_axis**2, 16)
+def test_native_crops_are_the_images_own_pixels(height: int, width: int, per_axis: int) -> None:
+    image = torch.arange(2 * 3 * height * width, dtype=torch.float32).reshape(2, 3, height, width)
+    crops = native_crops(image, per_axis**2, 16)
     assert crops.shape == (2, per_axis**2, 3, 16, 16)
     rows, columns = crop_indices(height, per_axis, 16), crop_indices(width, per_axis, 16)
     for i in range(per_axis):
         for j in range(per_axis):
-            expected = picture.numpy()[:, :, rows[i]][:, :, :, columns[j]]
+            expected = image.numpy()[:, :, rows[i]][:, :, :, columns[j]]
             np.testing.assert_array_equal(crops[:, i * per_axis + j], expected)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (5, 31)])
-def test_the_model_takes_pictures_smaller_than_a_crop(untrained: DOD, height: int, width: int) -> None:
+def test_the_model_takes_images_smaller_than_a_crop(untrained: DOD, height: int, width: int) -> None:
     condition, modulation = untrained.modulation(image(2, height, width))
     assert condition.shape == (2, 32) and modulation.shape == (2, len(untrained.layers), 2, 4)
     assert condition.isfinite().all()
 
 
 class Means(nn.Module):
-    """An h-space that can be computed by hand: the picture itself."""
+    """An h-space that can be computed by hand: the image itself."""
 
     channels = 3
 
@@ -77,14 +77,14 @@ def test_condition_is_the_mean_over_positions_and_crops() -> None:
     np.testing.assert_allclose(condition, crops.double().numpy().mean(axis=(1, 3, 4)), atol=1e-6)
 
 
-def test_condition_of_a_batch_is_that_of_its_pictures(model: DOD) -> None:
+def test_condition_of_a_batch_is_that_of_its_images(model: DOD) -> None:
     crops = torch.stack([native_crops(image(seed=i, height=80), 4, 32)[0] for i in range(3)])
     together = model.mfm.condition(crops)
     alone = torch.cat([model.mfm.condition(crops[i : i + 1]) for i in range(3)])
     single = torch.stack([model.mfm.condition(crops[:, k : k + 1]) for k in range(4)]).mean(0)
     assert snr_db(alone, together) >= 90 and snr_db(single, together) >= 90
     assert snr_db(together, model.mfm.condition(crops.flip(1))) >= 90, "the order of the crops does not matter"
-    assert snr_db(alone[0], alone[1]) < 60, "the pictures must differ, or this test shows nothing"
+    assert snr_db(alone[0], alone[1]) < 60, "the images must differ, or this test shows nothing"
 
 
 def test_modulation_is_equation_5_layer_by_layer() -> None:

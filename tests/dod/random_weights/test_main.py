@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 SMALL = {"model_channels": 32, "multipliers": (1, 2), "res_blocks": 1, "attention_factors": (2,), "head_channels": 16}
 
 
-OPTIONS = ("--preset", "tiny", "--crop", "64", "--pictures", "3", "--samples", "1")
+OPTIONS = ("--preset", "tiny", "--crop", "64", "--images", "3", "--samples", "1")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_command_writes_a_preset_that_loads(written: tuple[Path, str]) -> No
 
 
 def test_the_checkpoint_does_something(written: tuple[Path, str]) -> None:
-    """Every B and w is non-zero, the conditions differ, and so does what they make of a picture."""
+    """Every B and w is non-zero, the conditions differ, and so does what they make of an image."""
     model = load_model(written[0])
     trained = {**model.adaptation_parameters(), **model.detail_parameters()}
     assert all(bool(p.any()) for name, p in trained.items() if name.endswith("lora_B.weight") or p.ndim == 0)

@@ -52,12 +52,12 @@ def test_the_commands_from_nothing_to_a_checkpoint(folder: Path, capsys: pytest.
         assert command(stages.main, stage, folder, *more) == 0
     printed = capsys.readouterr()
     assert printed.out.count("`python -m dod.training.stages calibrate`") == 2, "what the two stages leave to be done"
-    assert "no --vgg: the perceptual term (9) is off" in printed.out and "pictures/s, peak memory" in printed.out
-    assert "stage-1: 100%" in printed.err and "pictures/s]" in printed.err
+    assert "no --vgg: the perceptual term (9) is off" in printed.out and "images/s, peak memory" in printed.out
+    assert "stage-1: 100%" in printed.err and "images/s]" in printed.err
     for stage, terms in (("stage-1", {"rec", "dmd", "diff"}), ("stage-2", {"rec", "ssim"})):
         events = EventAccumulator(str(folder / "state" / "tensorboard" / stage), {"images": 0}).Reload()
-        assert {"loss", "learning_rate", "pictures_per_second", *terms} <= set(events.Tags()["scalars"])
-        assert events.Tags()["images"] == ["0", "1", "2", "3"], "sample pictures"
+        assert {"loss", "learning_rate", "images_per_second", *terms} <= set(events.Tags()["scalars"])
+        assert events.Tags()["images"] == ["0", "1", "2", "3"], "sample images"
     model = load_model(folder)
     assert model.base_sha256 == parts.sha256
     assert tuple(model.prototypes) == model.preset.conditions
@@ -177,7 +177,7 @@ def test_the_stages_take_a_published_tree(folder: Path, capsys: pytest.CaptureFi
     assert "1 of " in (printed := capsys.readouterr().err) and "rain-1.png" in printed and "--skip-broken" in printed
     for stage, more in (("1", run), ("2", run), ("calibrate", ())):
         assert run_command(stages.main, [stage, *words, *more, "--skip-broken"]) == 0
-    assert "1 unreadable pictures are left out" in capsys.readouterr().out
+    assert "1 unreadable images are left out" in capsys.readouterr().out
     assert tuple(load_model(folder).prototypes) == ("haze", "rain", "noise")
     for refused, why in (
         (["1", *words, "--photographs", str(folder)], "not allowed with argument"),

@@ -15,8 +15,8 @@ from tests.dod.small_model import image
 
 
 @pytest.mark.parametrize(("groups", "kept"), [(1, True), (8, False)])
-def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> None:
-    """Two pictures that differ in brightness alone still do behind the last normalisation, but not with two channels
+def test_a_new_network_lets_a_images_tone_through(groups: int, kept: bool) -> None:
+    """Two images that differ in brightness alone still do behind the last normalisation, but not with two channels
     in a group, which is why `mini` has one group."""
     torch.manual_seed(0)
     vae: Any = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
@@ -33,20 +33,20 @@ def test_a_new_network_lets_a_pictures_tone_through(groups: int, kept: bool) -> 
 
 
 def test_a_new_autoencoder_averages() -> None:
-    """Before any training: its latents are the colours' means, and its pictures have the tone of what they show."""
+    """Before any training: its latents are the colours' means, and its images have the tone of what they show."""
     torch.manual_seed(0)
     vae: Any = init.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
-    picture = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
-    means = torch.nn.functional.avg_pool2d(picture, 8)
+    pixels = (shade + 0.2 * image(4, 64, 96)).clamp(-1, 1)
+    means = torch.nn.functional.avg_pool2d(pixels, 8)
     with torch.no_grad():
-        latent = vae.encode(picture).latent_dist
+        latent = vae.encode(pixels).latent_dist
         restored = vae.decode(latent.mode()).sample
     assert (latent.mode()[:, :3] - means).abs().max() < 0.03 and latent.std.max() < 0.02
     assert (torch.nn.functional.avg_pool2d(restored, 8) - means).abs().mean() < 0.02
     plain: Any = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     with torch.no_grad():
-        assert (plain(picture).sample.mean((2, 3)) - picture.mean((2, 3))).abs().mean() > 0.1, "others do not"
+        assert (plain(pixels).sample.mean((2, 3)) - pixels.mean((2, 3))).abs().mean() > 0.1, "others do not"
 
 
 @pytest.mark.parametrize("timestep", [249, 999])

@@ -19,16 +19,16 @@ WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 
 """Torchvision's VGG-16: the place of each convolution in `features`, and its channels."""
 
 
-def test_reconstruction_is_the_norm_of_each_picture() -> None:
+def test_reconstruction_is_the_norm_of_each_image() -> None:
     a, b = image(2, seed=1), image(2, seed=2)
     expected = np.mean([np.sqrt(np.mean((x - y) ** 2)) for x, y in zip(a.numpy(), b.numpy(), strict=True)])
     assert reconstruction(a, b).item() == pytest.approx(expected, rel=1e-5)
     same = a.clone().requires_grad_(True)
     reconstruction(same, a).backward()
-    assert same.grad is not None and same.grad.isfinite().all(), "an untouched clean picture must not give NaN"
+    assert same.grad is not None and same.grad.isfinite().all(), "an untouched clean image must not give NaN"
 
 
-def test_a_relative_reconstruction_counts_every_picture_alike() -> None:
+def test_a_relative_reconstruction_counts_every_image_alike() -> None:
     clean = image(2, seed=1)
     errors = torch.tensor([0.3, 0.01])[:, None, None, None] * normal(2, 3, *clean.shape[2:], seed=2)
     restored = clean + errors
@@ -60,7 +60,7 @@ def test_structural_is_scikit_images_ssim() -> None:
     x, y = (((t[0].permute(1, 2, 0).double().numpy()) + 1) / 2 for t in (clean, noisy))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "truncate": 3.5}
     _, whole = structural_similarity(x, y, channel_axis=2, data_range=1.0, full=True, **options)
-    inner = whole[5:-5, 5:-5].mean()  # windows that lie inside the picture
+    inner = whole[5:-5, 5:-5].mean()  # windows that lie inside the image
     assert 1 - structural(noisy, clean).item() == pytest.approx(inner, abs=1e-5)
     assert structural(clean, clean).item() == pytest.approx(0, abs=1e-6)
     flat = (0.9 + clean / 1000, 0.9 + noisy / 1000)  # whose variances bfloat16 could not tell from 0

@@ -82,7 +82,7 @@ def test_distribution_matching_trains_two_networks_apart() -> None:
 
 
 def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
-    """Both pictures of a pair are cut to the same window, one inside the picture; c is the whole's."""
+    """Both images of a pair are cut to the same window, one inside the image; c is the whole's."""
     model = DOD.from_preset(smaller())
     clean = image(3, 64, 48)
     degraded = (clean + 0.1 * normal(3, 3, 64, 48)).clamp(-1, 1)
@@ -101,5 +101,5 @@ def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
     assert {several.pair((degraded, clean), generator)[1].shape[-1] for _ in range(16)} == {16, 32}
     whole = Adaptation(model, dmd=0.0).pair((degraded, clean), torch.Generator())
     assert torch.equal(whole[1], degraded) and torch.equal(whole[2], clean)
-    with pytest.raises(TrainingError, match="a tile of 56 px does not fit a picture of 48x64"):
+    with pytest.raises(TrainingError, match="a tile of 56 px does not fit an image of 48x64"):
         Adaptation(model, dmd=0.0, tile=[56]).pair((degraded, clean), torch.Generator())

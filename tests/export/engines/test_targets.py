@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_half, why_no_gpu, why_not
+from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_fp16, unavailable_reason, why_no_gpu
 from export.errors import TargetError
 from tests.export.small_graphs import build_rtx, tiny_graph
 
@@ -16,11 +16,11 @@ tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
 
 def test_why_not() -> None:
-    assert why_not(TENSORRT_RTX) is None
+    assert unavailable_reason(TENSORRT_RTX) is None
     absent = Target("tensorrt", module="no_such_library", extra="tensorrt", built_on_gpu=True)
-    assert why_not(absent) == "no_such_library is not installed: pip install -e '.[tensorrt]'"
+    assert unavailable_reason(absent) == "no_such_library is not installed: pip install -e '.[tensorrt]'"
     here_but_for_the_gpu = Target("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
-    assert why_not(here_but_for_the_gpu) == why_no_gpu()
+    assert unavailable_reason(here_but_for_the_gpu) == why_no_gpu()
 
 
 def test_the_capabilities_known_are_the_librarys() -> None:
@@ -45,9 +45,9 @@ def test_bad_capabilities(graph: Path, tmp_path: Path, capabilities: tuple[str, 
 
 
 def test_what_is_half(graph: Path, tmp_path: Path) -> None:
-    assert is_half(graph)
+    assert is_fp16(graph)
     single = onnx.load(tiny_graph(tmp_path / "single.onnx", helper.make_node("Relu", ["image"], ["restored"])))
     del single.graph.initializer[:]
     (tmp_path / "single.onnx").write_bytes(single.SerializeToString())
-    assert not is_half(tmp_path / "single.onnx")
+    assert not is_fp16(tmp_path / "single.onnx")
     assert build_rtx(tmp_path / "single.onnx", tmp_path / "single.engine", ("7.5",)).compute_capabilities == ("7.5",)

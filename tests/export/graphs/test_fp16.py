@@ -10,7 +10,7 @@ import torch
 
 from dod.model.dod import DOD
 from export.errors import GraphError
-from export.graphs.fp16 import SummedInFloat32, default_islands, half_copy
+from export.graphs.fp16 import SummedInFloat32, default_fp32_modules, fp16_copy
 from tests.dod.small_model import image, normal, snr_db
 
 
@@ -19,71 +19,71 @@ def parameters(model: DOD) -> dict[str, torch.dtype]:
 
 
 def test_the_default_islands_stay_in_float32(model: DOD) -> None:
-    islands = default_islands(model)
+    fp32_modules = default_fp32_modules(model)
     last = len(model.unet.unet.up_blocks) - 1
-    assert f"unet.unet.up_blocks.{last}" in islands and "mfm.network" in islands
-    found = parameters(half_copy(model))
+    assert f"unet.unet.up_blocks.{last}" in fp32_modules and "mfm.network" in fp32_modules
+    found = parameters(fp16_copy(model))
     kept = {name for name, dtype in found.items() if dtype == torch.float32}
-    assert kept == {name for name in found if name.startswith(tuple(f"{island}." for island in islands))}
+    assert kept == {name for name in found if name.startswith(tuple(f"{fp32_module}." for fp32_module in fp32_modules))}
     assert set(found.values()) == {torch.float16, torch.float32}
 
 
 def test_the_model_itself_is_left_alone(model: DOD) -> None:
     before = copy.deepcopy(model.state_dict())
-    half_copy(model)
+    fp16_copy(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert set(parameters(model).values()) == {torch.float32}
 
 
 def test_no_islands(model: DOD) -> None:
-    assert set(parameters(half_copy(model, ())).values()) == {torch.float16}
+    assert set(parameters(fp16_copy(model, ())).values()) == {torch.float16}
 
 
 def test_an_island_that_is_named(model: DOD) -> None:
-    half = half_copy(model, ("unet.unet.mid_block",))
-    found = parameters(half)
+    fp16 = fp16_copy(model, ("unet.unet.mid_block",))
+    found = parameters(fp16)
     assert {name for name, dtype in found.items() if dtype == torch.float32} == {
         name for name in found if name.startswith("unet.unet.mid_block.")
     }
     seen: dict[str, torch.dtype] = {}
-    block = half.unet.unet.mid_block
+    block = fp16.unet.unet.mid_block
     block.resnets[0].register_forward_pre_hook(lambda _, args: seen.update(inside=args[0].dtype))
     block.register_forward_hook(lambda _, args, output: seen.update(handed_on=output.dtype))
     with torch.no_grad():
-        half.unet(normal(1, 4, 8, 8), torch.zeros(1, len(model.layers), 2, model.preset.lora.rank))
+        fp16.unet(normal(1, 4, 8, 8), torch.zeros(1, len(model.layers), 2, model.preset.lora.rank))
     assert seen == {"inside": torch.float32, "handed_on": torch.float16}
 
 
 def test_an_island_keeps_what_half_cannot_hold(model: DOD) -> None:
     large, name = copy.deepcopy(model), "unet.unet.mid_block.resnets.0.conv1.base_layer.weight"
     large.get_parameter(name).data.fill_(1e5)
-    half = half_copy(large, ("unet.unet.mid_block",))
-    assert (half.get_parameter(name) == 1e5).all()
-    assert half.unet.unet.conv_in.weight.dtype == torch.float16
+    fp16 = fp16_copy(large, ("unet.unet.mid_block",))
+    assert (fp16.get_parameter(name) == 1e5).all()
+    assert fp16.unet.unet.conv_in.weight.dtype == torch.float16
 
 
 @pytest.mark.parametrize("name", ["unet.nothing", "unet.unet.up_blocks.9", "mfm.netwrok"])
 def test_an_unknown_island(model: DOD, name: str) -> None:
     with pytest.raises(GraphError, match=f"no module '{name}' to keep in float32; such are mfm.network, "):
-        half_copy(model, ("mfm.network", name))
+        fp16_copy(model, ("mfm.network", name))
 
 
 @pytest.mark.parametrize("name", ["decoder.decoder", "unet.unet.up_blocks"])
 def test_what_is_never_called_is_no_island(model: DOD, name: str) -> None:
     with pytest.raises(GraphError, match=f"{name} is never called as one: keep its parts in float32"):
-        half_copy(model, (name,))
+        fp16_copy(model, (name,))
 
 
 def test_the_interface_and_what_half_costs(model: DOD) -> None:
-    half, picture = half_copy(model), image(1, 16, 24)
+    fp16, pixels = fp16_copy(model), image(1, 16, 24)
     crops = image(4, 32, 32)[None]
     with torch.no_grad():
-        condition, modulation = half.mfm(crops)
-        latent, skips = half.encoder(picture)
-        restored = half.unet(latent, modulation)
-        found = half.decoder(restored, skips)
+        condition, modulation = fp16.mfm(crops)
+        latent, skips = fp16.encoder(pixels)
+        restored = fp16.unet(latent, modulation)
+        found = fp16.decoder(restored, skips)
         _, expected = model.mfm(crops)
-        expected_latent, expected_skips = model.encoder(picture)
+        expected_latent, expected_skips = model.encoder(pixels)
         result = model.decoder(model.unet(expected_latent, expected), expected_skips)
     assert {value.dtype for value in (condition, modulation, latent, restored, found)} == {torch.float32}
     assert {skip.dtype for skip in skips} == {torch.float16}
@@ -100,12 +100,12 @@ def test_sums_are_in_float32_and_rounded_once(dtype: torch.dtype, kind: str) -> 
         "linear": lambda: torch.nn.Linear(200, 8),
     }
     layer = kinds[kind]().to(dtype)
-    picture = normal(1, 24, 12, 200 if kind == "linear" else 12).to(dtype)
+    image = normal(1, 24, 12, 200 if kind == "linear" else 12).to(dtype)
     with torch.no_grad():
-        exact = copy.deepcopy(layer).double()(picture.double())
+        exact = copy.deepcopy(layer).double()(image.double())
         with SummedInFloat32():
-            found = layer(picture)
-        loop = layer(picture)
+            found = layer(image)
+        loop = layer(image)
     assert found.dtype == dtype
     spacing = torch.finfo(dtype).eps * exact.abs()
     assert ((found.double() - exact).abs() <= 0.5001 * spacing + 1e-6).all()
@@ -122,8 +122,8 @@ def test_convolutions_that_overflow_stay_infinite() -> None:
 
 
 def test_float32_is_left_alone_where_sums_are_in_float32(model: DOD) -> None:
-    picture = image(1, 16, 24)
+    pixels = image(1, 16, 24)
     with torch.no_grad():
-        expected = model.encoder(picture)[0]
+        expected = model.encoder(pixels)[0]
         with SummedInFloat32():
-            assert torch.equal(model.encoder(picture)[0], expected)
+            assert torch.equal(model.encoder(pixels)[0], expected)

@@ -13,7 +13,7 @@ from torch import nn
 from dod.model import clora
 from dod_runtime.bundle.safetensors import write_tensors
 from export.graphs import lora_op, trace
-from export.graphs.components import GraphPlan, skeleton
+from export.graphs.components import GraphPlan, meta_copy
 from export.graphs.trace import OPSETS, trace_planned
 from tests.dod.small_model import normal, snr_db
 
@@ -50,7 +50,7 @@ def test_a_joined_layer_becomes_the_nodes_of_its_branches(tmp_path: Path, monkey
     empty = {name: value.to("meta") for name, value in inputs.items()}
     join, nodes = lora_op.join, {}
     for joined in (True, False):
-        planned = GraphPlan(skeleton(layers), empty, axes, ("y",), 16)
+        planned = GraphPlan(meta_copy(layers), empty, axes, ("y",), 16)
         monkeypatch.setattr(lora_op, "join", join if joined else lambda module: None)
         trace_planned(planned, "layers", tmp_path / "layers.onnx", tmp_path / "layers.safetensors", OPSETS["fp32"])
         assert type(planned.module.get_submodule("last")) is (

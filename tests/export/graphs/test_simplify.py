@@ -13,7 +13,7 @@ from dod.model import clora
 from dod.model.adm import ADMEncoder
 from dod.model.dod import DOD, OneStepUNet
 from export.graphs import simplify
-from export.graphs.components import neutral_modulation, skeleton
+from export.graphs.components import meta_copy, neutral_modulation
 from export.graphs.costs import costs
 from export.parity.compare import snr_db
 from tests.dod.small_model import image, randomise, tiny
@@ -105,7 +105,7 @@ def test_upsampling(twins: tuple[DOD, DOD]) -> None:
         transposed = [each for each in getattr(other, part).modules() if isinstance(each, nn.ConvTranspose2d)]
         upsamplers = [name for name, _ in getattr(model, part).named_modules() if name.endswith("upsamplers.0")]
         assert len(transposed) == len(upsamplers) * (2 if part == "unet" else 1) > 0  # with LoRA's A in the UNet
-    before, after = (costs(skeleton(each)) for each in (model, other))
+    before, after = (costs(meta_copy(each)) for each in (model, other))
     for graph in ("unet_dynamic", "unet_merged", "decoder"):
         assert after[graph].multiply_adds < before[graph].multiply_adds
 

@@ -21,8 +21,8 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
 from export.errors import GraphError
 from export.graphs import trace as graphs
-from export.graphs.components import GRAPHS, GraphPlan, neutral_modulation, plan, skeleton
-from export.graphs.fp16 import half_copy
+from export.graphs.components import GRAPHS, GraphPlan, meta_copy, neutral_modulation, plan
+from export.graphs.fp16 import fp16_copy
 from export.graphs.optimize import tidy
 from export.graphs.trace import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
 from tests.dod.small_model import image, normal, randomise, snr_db, tiny
@@ -126,10 +126,10 @@ def test_the_mfm_computes_what_pytorch_does(mfm: Traced, model: DOD) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 16, 28), (3, 20, 8)])
 def test_the_encoder_computes_what_pytorch_does(encoder: Traced, model: DOD, shape: tuple[int, int, int]) -> None:
-    picture = image(*shape, seed=4)
+    pixels = image(*shape, seed=4)
     with torch.no_grad():
-        latent, skips = model.encoder(picture)
-    for reference, found in zip((latent, *skips), run(encoder, "image", picture), strict=True):
+        latent, skips = model.encoder(pixels)
+    for reference, found in zip((latent, *skips), run(encoder, "image", pixels), strict=True):
         assert found.shape == tuple(reference.shape) and snr_db(reference, found) > 100
 
 
@@ -141,7 +141,7 @@ def test_gate_and_postprocessed_decoder_compute_what_pytorch_does(precision: str
     for network in (model.gate.sharpness, model.gate.passing):
         nn.init.normal_(network[-1].weight)
         nn.init.zeros_(network[-1].bias)
-    like = half_copy(model, ()) if precision == "fp16" else model
+    like = fp16_copy(model, ()) if precision == "fp16" else model
     sessions = {}
     for graph in ("gate", "decoder"):
         path, weights = tmp_path / f"{graph}.onnx", tmp_path / f"{graph}.safetensors"
@@ -177,8 +177,8 @@ def test_values_of_the_file_decide(encoder: Traced, model: DOD, tmp_path: Path) 
     shifted = np.frombuffer(bytes(data[span.begin : span.end]), np.float32) + 1
     data[span.begin : span.end] = shifted.tobytes()
     other.weights.write_bytes(data)
-    picture = image(1, 16, 16)
-    before, after = run(encoder, "image", picture), run(other, "image", picture)
+    pixels = image(1, 16, 16)
+    before, after = run(encoder, "image", pixels), run(other, "image", pixels)
     assert not np.allclose(before[0], after[0], atol=1e-3)
 
 
@@ -207,7 +207,7 @@ def test_both_unet_graphs_share_one_file(model: DOD) -> None:
 
 
 def test_a_skeleton_has_the_structure_and_no_values(model: DOD) -> None:
-    bones = skeleton(model)
+    bones = meta_copy(model)
     assert {tensor.device.type for tensor in bones.state_dict().values()} == {"meta"}
     assert {name: value.shape for name, value in bones.state_dict().items()} == {
         name: value.shape for name, value in model.state_dict().items()
@@ -217,12 +217,12 @@ def test_a_skeleton_has_the_structure_and_no_values(model: DOD) -> None:
 
 
 def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path) -> None:
-    half = half_copy(skeleton(model), ("unet.unet.conv_out",))
-    facts = write_weights(model, half, "unet", tmp_path / "unet.safetensors")
+    fp16 = fp16_copy(meta_copy(model), ("unet.unet.conv_out",))
+    facts = write_weights(model, fp16, "unet", tmp_path / "unet.safetensors")
     assert facts == {"sha256": hashlib.sha256((tmp_path / "unet.safetensors").read_bytes()).hexdigest()}
     stored = read_tensors(tmp_path / "unet.safetensors")
     assert stored["conv_out.weight"].dtype == np.float32 and stored["conv_in.weight"].dtype == np.float16
-    expected = weights_of(half_copy(model, ("unet.unet.conv_out",)), "unet")
+    expected = weights_of(fp16_copy(model, ("unet.unet.conv_out",)), "unet")
     assert stored.keys() == expected.keys()
     for name, value in expected.items():
         # what is computed from weights is computed before they are rounded
@@ -234,7 +234,7 @@ def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path
     ("groups", "shape"), [(1, (1, 8, 256, 192)), (1, (1, 8, 40000)), (2, (2, 8, 512, 512)), (4, (1, 8, 200000))]
 )
 def test_a_norm_adds_up_in_pieces(tmp_path: Path, groups: int, shape: tuple[int, ...]) -> None:
-    """The constants that let a picture's tone through cost no precision; as one sum they take 20 dB and more."""
+    """The constants that let an image's tone through cost no precision; as one sum they take 20 dB and more."""
     norm = nn.GroupNorm(groups, 8, eps=1e-6)
     norm.load_state_dict({"weight": normal(8, seed=1), "bias": normal(8, seed=2)})
     signs = torch.tensor([25.0, -25.0]).repeat(4).view(8, *(1 for _ in shape[2:]))
@@ -242,7 +242,7 @@ def test_a_norm_adds_up_in_pieces(tmp_path: Path, groups: int, shape: tuple[int,
     stored = {name: value.detach().numpy() for name, value in norm.state_dict().items()}
     specs = {name: (value.dtype, value.shape) for name, value in stored.items()}
     write_tensors(tmp_path / "norm.safetensors", specs, stored.values())
-    planned = GraphPlan(skeleton(norm), {"input": torch.empty(shape, device="meta")}, {"input": {}}, ("y",), 1)
+    planned = GraphPlan(meta_copy(norm), {"input": torch.empty(shape, device="meta")}, {"input": {}}, ("y",), 1)
     trace_planned(planned, "encoder", tmp_path / "norm.onnx", tmp_path / "norm.safetensors", OPSETS["fp32"])
     assert type(norm) is nn.GroupNorm
     session = onnxruntime.InferenceSession(tmp_path / "norm.onnx", providers=["CPUExecutionProvider"])

@@ -21,6 +21,6 @@ class Ended:
 
 def test_a_worker_that_is_ended_is_told(tmp_path: Path) -> None:
     job = TraceJob("mfm.onnx", "fp32", "mfm", tmp_path / "mfm.onnx", tmp_path / "mfm.safetensors", 20)
-    skeletons: dict[str, Any] = {"fp32": Ended()}
+    meta_copies: dict[str, Any] = {"fp32": Ended()}
     with pytest.raises(GraphError, match="a tracing process was ended from outside or could not start"):
-        list(trace_all(skeletons, [job, job], 1))
+        list(trace_all(meta_copies, [job, job], 1))

@@ -11,8 +11,8 @@ from tests.export.parity.test_compare import of_psnr, of_snr
 
 
 def test_a_gate_decides_and_fails_no_build() -> None:
-    missed = figure("a.png", "auto", "chain", "openvino bf16", *of_psnr(44))
-    met = figure("b.png", "auto", "chain", "openvino bf16", *of_psnr(46))
+    missed = figure("a.png", "auto", "pipeline", "openvino bf16", *of_psnr(44))
+    met = figure("b.png", "auto", "pipeline", "openvino bf16", *of_psnr(46))
     alone = figure("a.png", "auto", "encoder", "openvino bf16", *of_snr(10))
     assert not missed.passed and met.passed and alone.passed
     check([missed, met, alone])
@@ -23,4 +23,4 @@ def test_a_gate_decides_and_fails_no_build() -> None:
     assert "missed: not offered" in text and "44.0" in text and "FAILED" not in text
     assert "not offered" not in parity_table([met])
     with pytest.raises(ParityError, match="1 of 2 figures miss their budget, first openvino fp32 of chain on a.png"):
-        check([missed, figure("a.png", "auto", "chain", "openvino fp32", *of_snr(69))])
+        check([missed, figure("a.png", "auto", "pipeline", "openvino fp32", *of_snr(69))])

@@ -14,12 +14,12 @@ from PIL import Image
 from dod.model import clora
 from dod.model.dod import DOD
 from export.errors import ParityError
-from export.graphs.fp16 import half_copy, within
+from export.graphs.fp16 import fp16_copy, within
 from export.graphs.simplify import fold_upsampling
 from export.precision import record as calibration
 from export.precision import search
 from export.precision.probe import Probe
-from export.precision.ranges import Range, Reference, load_picture, measure_ranges, restore
+from export.precision.ranges import Range, Reference, load_image, measure_ranges, restore
 from export.precision.record import calibrate, check, degradations, quantised, sums_in_float32
 from export.precision.report import draw, section
 from export.precision.search import candidates
@@ -34,8 +34,8 @@ ANY = (
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two small pictures, one of a size that has to be padded."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Two small images, one of a size that has to be padded."""
+    folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for name, shape in (("a.png", (32, 40, 3)), ("b.png", (30, 33, 3))):
         Image.fromarray(generator.integers(0, 256, shape, np.uint8)).save(folder / name)
@@ -52,15 +52,15 @@ def quiet(text: str) -> None:
 
 
 def test_the_planted_model_computes_the_same(model: DOD, planted: DOD) -> None:
-    picture = image(1, 32, 32)
+    pixels = image(1, 32, 32)
     with torch.no_grad():
-        assert torch.equal(model(picture), planted(picture))
+        assert torch.equal(model(pixels), planted(pixels))
 
 
 def test_an_overflow_is_found_named_and_cured(planted: DOD, paths: list[Path]) -> None:
     record = calibrate(planted, paths, None, quiet)
-    assert list(record["islands"]) == [BLOCK], "the smallest module whose own result is in range"
-    assert LOUD in record["islands"][BLOCK]
+    assert list(record["fp32_modules"]) == [BLOCK], "the smallest module whose own result is in range"
+    assert LOUD in record["fp32_modules"][BLOCK]
     assert all(within(module, {BLOCK}) for module in record["overflows"].values()) and not record["uncured"]
     first, last = record["trials"][0], record["trials"][-1]
     assert first["psnr_db"] is None and last["psnr_db"] > 45, "not finite without, in budget with"
@@ -75,7 +75,7 @@ def test_without_the_cure_the_build_fails(planted: DOD, paths: list[Path]) -> No
 
 def test_no_island_where_none_is_needed(model: DOD, paths: list[Path], tmp_path: Path) -> None:
     record = json.loads(json.dumps(calibrate(model, paths, None, quiet)))
-    assert record["islands"] == {} and not record["overflows"] and record["trials"][0]["psnr_db"] > 48
+    assert record["fp32_modules"] == {} and not record["overflows"] and record["trials"][0]["psnr_db"] > 48
     assert record["gate"]["bf16"]["psnr_db"] < record["trials"][0]["psnr_db"]
     check(record)
     text = "\n\n".join(section(record, "plot.png"))
@@ -97,12 +97,12 @@ def test_photographs_that_name_no_condition_are_degraded(model: DOD, paths: list
     conditions = ("haze", "snow", "rain", "low-light", "noise")
     assert degradations(named, conditions) == {named[1]: "rain", named[3]: "noise"}, "snow is unknown; haze is there"
     assert degradations(named[:1], conditions) == {} == degradations([Path("haze.png")], ("haze",))
-    plain, noisy, again = (load_picture(paths[0], model, name) for name in ("", "noise", "noise"))
+    plain, noisy, again = (load_image(paths[0], model, name) for name in ("", "noise", "noise"))
     assert noisy.name == "a.png (noise)" and plain.image.shape == noisy.image.shape
     assert torch.equal(noisy.image, again.image) and not torch.equal(noisy.image, plain.image)
     assert not torch.equal(noisy.crops, plain.crops) and noisy.image.abs().max() <= 1
     record = calibrate(model, paths, (), quiet, {paths[0]: "noise"})
-    assert any(each.startswith("a.png (noise)") for each in record["pictures"])
+    assert any(each.startswith("a.png (noise)") for each in record["images"])
     assert "a.png (noise)" in "\n".join(section(record, "plot.png"))
 
 
@@ -112,8 +112,8 @@ def test_a_budget_out_of_reach_of_half_takes_islands(
     none = calibrate(model, paths, (), quiet)["trials"][0]["psnr_db"]
     monkeypatch.setattr(search, "BUDGET", none + 1 - search.MARGIN)
     record = calibrate(model, paths, None, quiet)
-    assert record["islands"] and record["trials"][-1]["psnr_db"] > none
-    assert len(record["islands"]) < len(candidates(model)) / 2
+    assert record["fp32_modules"] and record["trials"][-1]["psnr_db"] > none
+    assert len(record["fp32_modules"]) < len(candidates(model)) / 2
 
 
 def test_the_range_of_a_result_by_hand() -> None:
@@ -125,10 +125,10 @@ def test_the_range_of_a_result_by_hand() -> None:
 
 def test_the_probe_sees_between_modules(model: DOD, paths: list[Path]) -> None:
     ranges: dict[str, Range] = {}
-    picture = load_picture(paths[1], model)
-    assert picture.image.shape == (1, 3, 32, 36)
-    (reference,) = measure_ranges(model, [picture], ranges)
-    assert np.array_equal(reference.outcome.image, restore(model, picture).image), "looking changes nothing"
+    image = load_image(paths[1], model)
+    assert image.image.shape == (1, 3, 32, 36)
+    (reference,) = measure_ranges(model, [image], ranges)
+    assert np.array_equal(reference.outcome.image, restore(model, image).image), "looking changes nothing"
     for name in ("decoder.detail.0 mul", "unet.unet.mid_block.attentions.0.transformer_blocks.0.attn1 scores"):
         assert name in ranges, "computed in no module of its own"
     assert not model._forward_hooks and not model.unet.unet.conv_in._forward_pre_hooks
@@ -146,13 +146,13 @@ def test_attention_scores(model: DOD) -> None:
 
 @pytest.mark.parametrize("name", ANY)
 def test_any_module_can_be_the_only_island(model: DOD, name: str) -> None:
-    half, picture = half_copy(model, (name,)), image(1, 16, 24)
+    fp16, pixels = fp16_copy(model, (name,)), image(1, 16, 24)
     with torch.no_grad():
-        _, modulation = half.mfm(image(4, 32, 32)[None])
-        latent, skips = half.encoder(picture)
-        restored = half.unet(latent, modulation)
-        merged = clora.merged_copy(half.unet, modulation[0])(latent)
-        found = half.decoder(restored, skips)
+        _, modulation = fp16.mfm(image(4, 32, 32)[None])
+        latent, skips = fp16.encoder(pixels)
+        restored = fp16.unet(latent, modulation)
+        merged = clora.merged_copy(fp16.unet, modulation[0])(latent)
+        found = fp16.decoder(restored, skips)
     assert {value.dtype for value in (modulation, latent, restored, found)} == {torch.float32}
     assert {skip.dtype for skip in skips} == {torch.float16}
     assert snr_db(restored, merged) > 25, "an island outlives the merge"
@@ -173,9 +173,9 @@ def test_int8_rounds_by_output_channel_in_transposed_convolutions_too(
     folded, low = copy.deepcopy(model), list[DOD]()
     fold_upsampling(folded.unet)
     fold_upsampling(folded.decoder)
-    picture = load_picture(paths[0], model)
-    reference = Reference(picture, restore(folded, picture))
-    monkeypatch.setattr(calibration, "restore", lambda model, picture: low.append(model) or reference.outcome)
+    image = load_image(paths[0], model)
+    reference = Reference(image, restore(folded, image))
+    monkeypatch.setattr(calibration, "restore", lambda model, image: low.append(model) or reference.outcome)
     calibration.measure_gate(folded, "int8", reference)
     rounded = dict(low[0].named_modules())
     transposed = {name: each for name, each in folded.named_modules() if isinstance(each, torch.nn.ConvTranspose2d)}

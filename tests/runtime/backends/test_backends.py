@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dod_runtime.backends import BACKENDS, open_backend, survey
+from dod_runtime.backends import BACKENDS, available_backends, open_backend
 from dod_runtime.backends.base import Options, choose_precision
 from dod_runtime.backends.gpu import Gpu, find_gpu
 from dod_runtime.bundle.bundle import Bundle
@@ -26,7 +26,7 @@ without_gpu = pytest.mark.skipif(gpu_here(), reason="says what a machine without
 
 
 def test_survey_answers_for_every_backend(toy: Bundle) -> None:
-    reasons = survey(toy)
+    reasons = available_backends(toy)
     assert tuple(reasons) == BACKENDS
     assert reasons["onnxruntime_cpu"] is None
     assert reasons["tensorrt"] == "this bundle was built without the target tensorrt"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dod_runtime.backends import mapped
-from dod_runtime.backends.mapped import laid_out, own_map, shed, shedding
+from dod_runtime.backends.mapped import allocate, own_map, release_pages, releases_pages
 from dod_runtime.bundle.safetensors import ALIGNMENT
 from dod_runtime.errors import BackendError
 
@@ -39,10 +39,10 @@ def test_what_was_read_is_given_back_and_read_again(tmp_path: Path) -> None:
     here, there = (np.memmap(tmp_path / folder / "weights", np.uint8, "r") for folder in ("here", "there"))
     assert int(here.sum()) == int(there.sum())
     assert min(resident(here), resident(there)) >= SIZE
-    shed(tmp_path / "here")
+    release_pages(tmp_path / "here")
     assert resident(here) == 0 and resident(there) >= SIZE
     np.testing.assert_array_equal(here, content)
-    with shedding(tmp_path / "here"):
+    with releases_pages(tmp_path / "here"):
         pass
     assert resident(here) == 0
 
@@ -63,7 +63,7 @@ def test_a_map_of_our_own_is_given_back_and_stays_in_the_cache(tmp_path: Path, m
             reclaimed.append(begin.value)
 
     monkeypatch.setattr(mapped.ctypes, "CDLL", Libc)
-    shed(tmp_path)
+    release_pages(tmp_path)
     assert resident(own) == 0
     assert reclaimed == [other.ctypes.data], "what is reclaimed is read from the disk anew"
     np.testing.assert_array_equal(own, content)
@@ -74,7 +74,7 @@ def test_private_changes_stay(tmp_path: Path) -> None:
     with open(tmp_path / "weights", "rb") as file:
         private = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
     private[:] = 7
-    shed(tmp_path)
+    release_pages(tmp_path)
     assert (private == 7).all()
 
 
@@ -87,17 +87,17 @@ def test_what_is_laid_out_is_aligned_keeps_what_is_written_and_leaves_no_file(
     shapes = {"a": (3,), "b": (1000, 1000), "none": (0, 4), "c": (2, 3, 5)}
     expected = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     expected["half"] = random.standard_normal((7, 9)).astype(np.float16)
-    found = laid_out({name: (value.dtype, value.shape) for name, value in expected.items()}, on_disk)
+    found = allocate({name: (value.dtype, value.shape) for name, value in expected.items()}, on_disk)
     assert not os.listdir(tmp_path), "the file has no name"
     for name, value in found.items():
         assert (not value.size or value.ctypes.data % ALIGNMENT == 0) and value.flags.c_contiguous
         value[...] = expected[name]
-    shed(None)
+    release_pages(None)
     if on_disk:
         assert resident(found["a"]) == 0
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], strict=True)
-    assert laid_out({}, on_disk) == {}
+    assert allocate({}, on_disk) == {}
 
 
 def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch) -> None:
@@ -106,4 +106,4 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch) -> None
 
     monkeypatch.setattr(mapped.os, "posix_fallocate", full)
     with pytest.raises(BackendError, match=r"cannot lay 0\.0 GB of merged weights .*No space left.*set TMPDIR"):
-        laid_out({"a": (np.dtype(np.float32), (4,))}, on_disk=True)
+        allocate({"a": (np.dtype(np.float32), (4,))}, on_disk=True)

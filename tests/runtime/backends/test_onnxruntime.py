@@ -23,10 +23,10 @@ from tests.runtime.toy_bundle import toy_modulation, toy_weights, write_toy_bund
 
 
 def opened(bundle: Bundle, precision: str = "auto", threads: int | None = 1) -> OnnxRuntime:
-    return OnnxRuntime("onnxruntime_cpu", bundle, Options(precision=precision, threads=threads))
+    return OnnxRuntime("onnxruntime_cpu", bundle, Options(precision=precision, num_threads=threads))
 
 
-def picture(batch: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
+def image(batch: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
 
 
@@ -45,7 +45,7 @@ def test_the_toy_passes_onnx_full_check(toy: Bundle) -> None:
 @pytest.mark.parametrize("condition", ["haze", "noise"])
 def test_merged_is_dynamic_at_the_prototype(precision: str, least: float, condition: str, toy: Bundle) -> None:
     backend = opened(toy, precision)
-    latent = backend.run("encoder", {"image": picture()})["latent"]
+    latent = backend.run("encoder", {"image": image()})["latent"]
     modulation = toy.modulation(condition)[None]
     dynamic = backend.run("unet_dynamic", {"latent": latent, "modulation": modulation})["latent_restored"] - latent
     merged = backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"] - latent
@@ -54,9 +54,9 @@ def test_merged_is_dynamic_at_the_prototype(precision: str, least: float, condit
     assert snr(dynamic, other["latent_restored"] - latent) < 20
 
 
-def test_every_picture_of_a_batch_has_its_own_modulation(toy: Bundle) -> None:
+def test_every_image_of_a_batch_has_its_own_modulation(toy: Bundle) -> None:
     backend = opened(toy, "fp32")
-    latent = backend.run("encoder", {"image": picture(batch=2)})["latent"]
+    latent = backend.run("encoder", {"image": image(batch=2)})["latent"]
     both = np.stack([toy.modulation("haze"), toy.modulation("noise")])
     together = backend.run("unet_dynamic", {"latent": latent, "modulation": both})["latent_restored"]
     for i in range(2):
@@ -76,7 +76,7 @@ def test_mfm_computes_the_modulation(toy: Bundle) -> None:
 def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
     backend = opened(toy, "fp32")
     backend._kept["unet_merged"] = kept
-    latent = backend.run("encoder", {"image": picture()})["latent"]
+    latent = backend.run("encoder", {"image": image()})["latent"]
     first, other, again = (
         backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
         for condition in ("haze", "noise", "haze")
@@ -90,7 +90,7 @@ def test_switching_back_gives_the_same_bits(kept: int, toy: Bundle) -> None:
 def test_a_model_of_gigabytes_gives_the_same_and_leaves_no_maps(
     precision: str, least: float, toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    latent = opened(toy).run("encoder", {"image": picture()})["latent"]
+    latent = opened(toy).run("encoder", {"image": image()})["latent"]
     modulation = toy.modulation("noise")[None]
     calls = [("unet_merged", {"latent": latent}, "haze"), ("unet_merged", {"latent": latent}, "noise")]
     calls += [("unet_dynamic", {"latent": latent, "modulation": modulation}, None)]
@@ -133,7 +133,7 @@ def test_sessions_kept() -> None:
 
 def test_threads_agree_with_one_after_the_other(toy: Bundle) -> None:
     serial, shared = opened(toy), opened(toy)
-    images = [picture(height=16 * (2 + i % 3)) for i in range(12)]
+    images = [image(height=16 * (2 + i % 3)) for i in range(12)]
     conditions = ["haze", "noise"] * 6
 
     def run(backend: OnnxRuntime, image: np.ndarray, condition: str) -> np.ndarray:
@@ -150,7 +150,7 @@ def test_threads_agree_with_one_after_the_other(toy: Bundle) -> None:
 def test_sessions_are_made_when_needed(toy: Bundle) -> None:
     backend = opened(toy)
     assert not backend._sessions
-    backend.run("encoder", {"image": picture()})
+    backend.run("encoder", {"image": image()})
     assert list(backend._sessions) == ["encoder"]
     backend.close()
     backend.close()
@@ -160,7 +160,7 @@ def test_sessions_are_made_when_needed(toy: Bundle) -> None:
 def test_precision(toy: Bundle, identity: Bundle) -> None:
     assert opened(toy).precision == "fp32"
     assert opened(toy, "fp16").precision == "fp16"
-    assert opened(toy, "fp16").run("encoder", {"image": picture()})["skip_0"].dtype == np.float16
+    assert opened(toy, "fp16").run("encoder", {"image": image()})["skip_0"].dtype == np.float16
     with pytest.raises(BackendError, match="this bundle has fp32 for it, not fp16"):
         opened(identity, "fp16")
 
@@ -173,7 +173,9 @@ def test_only_half_is_run_where_there_is_only_half(tmp_path: Path) -> None:
 def test_description_names_version_place_and_precision(toy: Bundle) -> None:
     import onnxruntime
 
-    assert opened(toy, threads=2).description == f"ONNX Runtime {onnxruntime.__version__} on the CPU, 2 threads, fp32"
+    assert (
+        opened(toy, num_threads=2).description == f"ONNX Runtime {onnxruntime.__version__} on the CPU, 2 threads, fp32"
+    )
 
 
 def test_failures_are_one_line(toy: Bundle) -> None:
@@ -210,23 +212,23 @@ def test_graph_that_is_none(tmp_path: Path, copy: Path) -> None:
     (copy / "onnx/fp32/encoder.onnx").write_bytes(b"no graph")
     bundle = write_bundle(data, copy, tmp_path / "spoiled")
     with pytest.raises(BundleError, match=r"cannot load .*encoder\.onnx"):
-        opened(bundle).run("encoder", {"image": picture()})
+        opened(bundle).run("encoder", {"image": image()})
 
 
 def test_a_closed_backend_leaves_no_memory_behind(toy: Bundle) -> None:
     backend, process = opened(toy, "fp32"), psutil.Process()
-    pixels = picture(1, 2048, 2048)
+    pixels = image(1, 2048, 2048)
     before = process.memory_info().rss
     for condition in ("haze", "noise"):
         backend.run("unet_merged", {"latent": backend.run("encoder", {"image": pixels})["latent"]}, condition)
     held = process.memory_info().rss - before
     backend.close()
     assert process.memory_info().rss - before < held / 2
-    assert backend.run("encoder", {"image": picture()}), "a closed backend opens anew"
+    assert backend.run("encoder", {"image": image()}), "a closed backend opens anew"
 
 
 def test_a_restorer_that_is_dropped_leaves_no_memory_behind(toy: Bundle) -> None:
-    process, pixels = psutil.Process(), picture(1, 2048, 2048)
+    process, pixels = psutil.Process(), image(1, 2048, 2048)
     before = process.memory_info().rss
     restorer = Restorer(toy, backend="onnxruntime_cpu")
     restorer.run_components(pixels, condition="haze")
@@ -235,12 +237,12 @@ def test_a_restorer_that_is_dropped_leaves_no_memory_behind(toy: Bundle) -> None
     assert process.memory_info().rss - before < held / 2
 
 
-def test_the_arena_goes_back_after_each_picture_of_a_large_model(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_arena_goes_back_after_each_image_of_a_large_model(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     process = psutil.Process()
     held = {}
     for large in (True, False):
         monkeypatch.setattr(sessions, "LARGE", 0 if large else 1 << 60)
-        backend, pixels = opened(toy, "fp32"), picture(1, 2048, 2048)
+        backend, pixels = opened(toy, "fp32"), image(1, 2048, 2048)
         names = [spec.name for spec in toy.manifest.components["decoder"].inputs]
         before = process.memory_info().rss
         found = backend.run("encoder", {"image": pixels})
@@ -253,7 +255,7 @@ def test_the_arena_goes_back_after_each_picture_of_a_large_model(toy: Bundle, mo
     assert held[True] < held[False] / 2, held
 
 
-def test_pictures_of_many_sizes_do_not_add_up(toy: Bundle) -> None:
+def test_images_of_many_sizes_do_not_add_up(toy: Bundle) -> None:
     """What the arena holds for one size fits no larger one: it goes back when the next is done."""
     process, grown = psutil.Process(), {}
     names = [spec.name for spec in toy.manifest.components["decoder"].inputs]
@@ -262,8 +264,8 @@ def test_pictures_of_many_sizes_do_not_add_up(toy: Bundle) -> None:
         held = [process.memory_info().rss]
         for side in (1600, 1792, 1984, 2048, 2112):
             if not returns:
-                backend._shape = ()  # as before the first picture: there is nothing to give back
-            found = backend.run("encoder", {"image": picture(1, side, side)})
+                backend._shape = ()  # as before the first image: there is nothing to give back
+            found = backend.run("encoder", {"image": image(1, side, side)})
             found["latent_restored"] = found.pop("latent")
             backend.run("decoder", {name: found[name] for name in names})
             del found

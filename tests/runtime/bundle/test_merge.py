@@ -82,9 +82,9 @@ def test_a_transposed_convolution_is_merged_as_in_float64() -> None:
 
 def test_half_is_merged_in_single_and_cast_once() -> None:
     values = layer(np.random.default_rng(1), 8, 8, 4, (3, 3))
-    half = [value.astype(np.float16) for value in values[:4]]
-    single = [value.astype(np.float32) for value in half]
-    for found, exact in zip(merge_layer(*half, *values[4:], 1.0), merge_layer(*single, *values[4:], 1.0), strict=True):
+    fp16 = [value.astype(np.float16) for value in values[:4]]
+    single = [value.astype(np.float32) for value in fp16]
+    for found, exact in zip(merge_layer(*fp16, *values[4:], 1.0), merge_layer(*single, *values[4:], 1.0), strict=True):
         assert found.dtype == np.float16
         np.testing.assert_array_equal(found, exact.astype(np.float16))
 

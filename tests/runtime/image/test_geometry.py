@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dod_runtime.errors import PictureError
+from dod_runtime.errors import ImageError
 from dod_runtime.image.geometry import MARGIN, crop_indices, crops, pad, padded_size, reflect_indices, with_margins
 
 lengths = st.integers(1, 200)
@@ -41,18 +41,18 @@ def test_padded_size_is_the_least_that_serves(length: int, multiple: int, least:
 
 
 def test_too_large_says_what_to_do() -> None:
-    with pytest.raises(PictureError, match=r"1025 pixels is too large: .* at most 1024; .*--max 1088"):
+    with pytest.raises(ImageError, match=r"1025 pixels is too large: .* at most 1024; .*--max 1088"):
         padded_size(1025, 64, 256, 1024)
-    with pytest.raises(PictureError, match="at most 960"):
+    with pytest.raises(ImageError, match="at most 960"):
         padded_size(970, 64, 256, 1000)
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), more=st.tuples(st.integers(0, 50), st.integers(0, 50)))
-def test_pad_keeps_the_picture_in_its_corner(height: int, width: int, more: tuple[int, int]) -> None:
-    picture = np.arange(height * width * 3).reshape(height, width, 3)
-    padded = pad(picture, height + more[0], width + more[1])
+def test_pad_keeps_the_image_in_its_corner(height: int, width: int, more: tuple[int, int]) -> None:
+    image = np.arange(height * width * 3).reshape(height, width, 3)
+    padded = pad(image, height + more[0], width + more[1])
     assert padded.shape == (height + more[0], width + more[1], 3)
-    np.testing.assert_array_equal(padded[:height, :width], picture)
+    np.testing.assert_array_equal(padded[:height, :width], image)
     np.testing.assert_array_equal(padded[:, :width], pad(padded[:, :width][:height], height + more[0], width))
 
 
@@ -73,15 +73,15 @@ def test_crops_lie_evenly_and_inside(length: int, size: int, grid: int) -> None:
 
 
 @given(height=st.integers(1, 50), width=st.integers(1, 50), grid=st.integers(1, 3))
-def test_crops_are_pixels_of_the_picture(height: int, width: int, grid: int) -> None:
+def test_crops_are_pixels_of_the_image(height: int, width: int, grid: int) -> None:
     random = np.random.default_rng(height * 100 + width)
-    picture = random.standard_normal((height, width, 3)).astype(np.float32)
-    found = crops(picture, grid * grid, 16)
+    image = random.standard_normal((height, width, 3)).astype(np.float32)
+    found = crops(image, grid * grid, 16)
     assert found.shape == (grid * grid, 3, 16, 16) and found.dtype == np.float32
     rows, columns = crop_indices(height, grid, 16), crop_indices(width, grid, 16)
     for i in range(grid):
         for j in range(grid):
-            np.testing.assert_array_equal(found[i * grid + j], picture[np.ix_(rows[i], columns[j])].transpose(2, 0, 1))
+            np.testing.assert_array_equal(found[i * grid + j], image[np.ix_(rows[i], columns[j])].transpose(2, 0, 1))
 
 
 def test_training_takes_the_same_crops() -> None:

@@ -1,4 +1,4 @@
-"""Every kind of picture comes back in the form it came in, and what is no picture is refused in one line."""
+"""Every kind of image comes back in the form it came in, and what is no image is refused in one line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms
 
-from dod_runtime.errors import PictureError, PictureWarning
+from dod_runtime.errors import ImageError, ImageWarning
 from dod_runtime.image.read import read
 
 ORIENTATION = 0x0112
 
 
 def round_trip(source):
-    picture = read(source)
-    assert picture.pixels.dtype == np.float32 and picture.pixels.shape[2] == 3
-    assert np.abs(picture.pixels).max() <= 1
-    return picture.finish(picture.pixels)
+    image = read(source)
+    assert image.pixels.dtype == np.float32 and image.pixels.shape[2] == 3
+    assert np.abs(image.pixels).max() <= 1
+    return image.finish(image.pixels)
 
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
@@ -47,15 +47,15 @@ def test_the_rule_of_uint8() -> None:
 
 
 def test_results_are_clipped_and_rounded() -> None:
-    picture = read(np.zeros((1, 3, 3), np.uint8))
+    image = read(np.zeros((1, 3, 3), np.uint8))
     values = np.repeat(np.array([-1.5, 0.0, 1.5], np.float32)[None, :, None], 3, axis=2)
-    np.testing.assert_array_equal(picture.finish(values)[0, :, 0], [0, 128, 255])
+    np.testing.assert_array_equal(image.finish(values)[0, :, 0], [0, 128, 255])
 
 
 def test_grey_comes_back_grey_by_luma() -> None:
-    picture = read(np.zeros((1, 1), np.uint8))
+    image = read(np.zeros((1, 1), np.uint8))
     restored = np.array([[[1.0, -1.0, -1.0]]], np.float32)
-    assert picture.finish(restored)[0, 0] == round(0.299 * 255)
+    assert image.finish(restored)[0, 0] == round(0.299 * 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
@@ -186,7 +186,7 @@ def png16(path: Path, colour_type: int, channels: int) -> Path:
 
 @pytest.mark.parametrize(("colour_type", "channels", "mode"), [(2, 3, "RGB"), (6, 4, "RGBA"), (4, 2, "RGBA")])
 def test_sixteen_bit_colour_is_read_at_eight_with_a_warning(colour_type, channels, mode, tmp_path) -> None:
-    with pytest.warns(PictureWarning, match=r"deep.png has 16 bits per channel: restored at 8 bits"):
+    with pytest.warns(ImageWarning, match=r"deep.png has 16 bits per channel: restored at 8 bits"):
         result = round_trip(png16(tmp_path / "deep.png", colour_type, channels))
     assert result.mode == mode and np.asarray(result)[0, 0, 0] == 0x80
 
@@ -194,11 +194,11 @@ def test_sixteen_bit_colour_is_read_at_eight_with_a_warning(colour_type, channel
 def test_only_the_first_frame_with_a_warning(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
-    with pytest.warns(PictureWarning, match="has 2 frames: only the first"):
+    with pytest.warns(ImageWarning, match="has 2 frames: only the first"):
         assert round_trip(tmp_path / "two.tif").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_ordinary_pictures_give_no_warning(tmp_path: Path, photo: np.ndarray) -> None:
+def test_ordinary_images_give_no_warning(tmp_path: Path, photo: np.ndarray) -> None:
     Image.fromarray(photo).save(tmp_path / "a.jpg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -225,26 +225,26 @@ BAD_ARRAYS = [
 
 @pytest.mark.parametrize(("source", "message"), BAD_ARRAYS)
 def test_bad_sources(source, message: str) -> None:
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         read(source)
 
 
 def test_bad_files(tmp_path: Path, photo: np.ndarray) -> None:
-    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.png").write_text("this is no image")
     (tmp_path / "empty.png").touch()
     for suffix in ("jpg", "png", "tif", "webp"):
         whole = io.BytesIO()
         Image.fromarray(photo).save(whole, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix))
         (tmp_path / f"cut.{suffix}").write_bytes(whole.getvalue()[: len(whole.getvalue()) * 2 // 3])
-        with pytest.raises(PictureError, match=rf"cut\.{suffix}"):
+        with pytest.raises(ImageError, match=rf"cut\.{suffix}"):
             read(tmp_path / f"cut.{suffix}")
     for name, message in [
         ("none.png", "no such file: .*none.png"),
         (".", "not a file: "),
-        ("text.png", "not a picture: .*text.png"),
-        ("empty.png", "not a picture: .*empty.png"),
+        ("text.png", "not an image: .*text.png"),
+        ("empty.png", "not an image: .*empty.png"),
     ]:
-        with pytest.raises(PictureError, match=message):
+        with pytest.raises(ImageError, match=message):
             read(str(tmp_path / name))
 
 
@@ -262,5 +262,5 @@ def test_damaged_files_are_read_or_refused(
         warnings.simplefilter("ignore")
         try:
             read(path)
-        except PictureError as error:
+        except ImageError as error:
             assert "damaged" in str(error)

@@ -50,7 +50,7 @@ def test_weights_sum_to_one_and_rise_over_the_overlap(length: int, tile: int) ->
 
 
 @given(height=st.integers(1, 200), width=st.integers(1, 200))
-def test_tiles_of_a_picture(height: int, width: int) -> None:
+def test_tiles_of_a_image(height: int, width: int) -> None:
     total = np.zeros((height, width))
     for rows, columns, weights in tiles(height, width, 64):
         assert weights.shape == (min(height, 64), min(width, 64)) and weights.dtype == np.float32

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from dod_runtime.errors import PictureError
+from dod_runtime.errors import ImageError
 from dod_runtime.image.read import read
 from dod_runtime.image.write import check_writable, save
 
@@ -71,13 +71,13 @@ def test_jpeg_is_of_quality_95_and_keeps_profile_exif_and_resolution(tmp_path: P
     ],
 )
 def test_what_a_format_cannot_hold(mode: str, name: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         save(Image.new(mode, (3, 3)), tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 def test_too_large_for_the_format(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match=r"cannot write .*a.webp as WEBP"):
+    with pytest.raises(ImageError, match=r"cannot write .*a.webp as WEBP"):
         save(Image.new("L", (20_000, 1)), tmp_path / "a.webp")
     assert os.listdir(tmp_path) == []
 

@@ -14,20 +14,20 @@ from ...bundle.bundle import Bundle
 from ...bundle.schema import REDUCED
 from ...errors import BackendError, BundleError, DODRuntimeError
 from ..base import Options, Shapes, choose_precision
-from ..mapped import laid_out
+from ..mapped import allocate
 from ..sessions import Sessions
 
-__all__ = ["OpenVINO", "open_backend", "reduced_precisions", "why_not"]
+__all__ = ["OpenVINO", "open_backend", "reduced_precisions", "unavailable_reason"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 CAPABILITIES = {"bf16": "BF16"}
 SIZED = ("mfm", "encoder", "decoder")
 SIZES = 2
-"""Of so many sizes what is `SIZED` stays compiled: each holds the activations of its size, of a picture's upright and
+"""Of so many sizes what is `SIZED` stays compiled: each holds the activations of its size, of an image's upright and
 its lying format two."""
 
 
-def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
     """Why OpenVINO cannot run `bundle` here; None where it can. A reduced precision needs the gate of the export."""
     target = bundle.manifest.targets.get(name)
     if target is None:
@@ -49,15 +49,15 @@ def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
 def _gate(bundle: Bundle, precision: str) -> str | None:
     """What the export measured of a reduced precision that it then left out; None where it measured nothing."""
     step = f"openvino {precision}"
-    rows = [row for row in bundle.manifest.parity if row.get("step") == step and row.get("component") == "chain"]
+    rows = [row for row in bundle.manifest.parity if row.get("step") == step and row.get("component") == "pipeline"]
     missed = [row for row in rows if not row.get("passed")]
     if not missed:
         return None
     worst = min(missed, key=lambda row: row["psnr_db"])
-    where = f"{worst['picture']} ({worst['path']})"
+    where = f"{worst['image']} ({worst['path']})"
     return (
         f"{precision} did not pass the parity gate of this bundle: PSNR {worst['psnr_db']:.1f} dB on {where}, "
-        f"and it needs {worst['budget']}"
+        f"and it needs {worst['threshold']}"
     )
 
 
@@ -77,12 +77,12 @@ def open_backend(name: str, bundle: Bundle, options: Options) -> OpenVINO:
 class OpenVINO(Sessions):
     """A compiled model for each component and condition, made when it is first needed. Threads may share all of it.
 
-    Those of `SIZED` are compiled for each size of picture anew: OpenVINO then plans their memory, half of what it takes
+    Those of `SIZED` are compiled for each size of image anew: OpenVINO then plans their memory, half of what it takes
     otherwise, and runs them a tenth faster. What a UNet gains by it is less than what its compilation takes.
     """
 
     def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
-        reason = why_not(name, bundle, options)
+        reason = unavailable_reason(name, bundle, options)
         if reason:
             raise BackendError(reason)
         import openvino
@@ -101,9 +101,9 @@ class OpenVINO(Sessions):
             # The cores belong to the application that this is embedded in, and to its other threads.
             "ENABLE_CPU_PINNING": False,
         }
-        if options.threads is not None:
-            self._settings["INFERENCE_NUM_THREADS"] = options.threads
-        place = "the CPU" if options.threads is None else f"the CPU, {options.threads} threads"
+        if options.num_threads is not None:
+            self._settings["INFERENCE_NUM_THREADS"] = options.num_threads
+        place = "the CPU" if options.num_threads is None else f"the CPU, {options.num_threads} threads"
         self.description = f"OpenVINO {openvino.__version__.partition('-')[0]} on {place}, {self.precision}"
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, np.ndarray]:
@@ -156,7 +156,7 @@ class OpenVINO(Sessions):
     def _rewrite(self, model: Any, component: str, sized: bool) -> None:
         """For speed: branches joined with their layers and, in float32 alone, convolutions with fewer products, where
         what they round is of no account."""
-        places = partial(laid_out, on_disk=self._large)
+        places = partial(allocate, on_disk=self._large)
         self._branches.join(model, places)
         if self.precision == "fp32":
             multiple = self._bundle.manifest.size_multiple

@@ -63,8 +63,8 @@ def rewrite(
 
     model: an `openvino.Model` in float32 that is to be compiled for a CPU. places: gives arrays for the kernels
     G g G', four times the memory of g, which must stay as they are while the model lives; without it they are computed
-    in each run, which takes little of it where a picture is large, and `extra_inputs` are to be given. smallest: where
-    the model's own shapes are not known, those of its inputs, by name, for a picture of whose height and width all
+    in each run, which takes little of it where an image is large, and `extra_inputs` are to be given. smallest: where
+    the model's own shapes are not known, those of its inputs, by name, for an image of whose height and width all
     others' are multiples.
     """
     chosen = _chosen(model, smallest)
@@ -135,7 +135,7 @@ def _weight(op: Any) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Strip:
-    """The transformed inputs of a strip of a picture: the right hand of the product."""
+    """The transformed inputs of a strip of an image: the right hand of the product."""
 
     operand: Any
     """[36, N, in, tiles], or with the last two in the other order."""
@@ -176,7 +176,7 @@ class _Graph:
 
     def _strip(self, x: Any, inputs: int, top: int, bottom: int) -> _Strip:
         """Of x [N, in, h, w]; top, bottom: rows of zeros to be added, of those that lie around."""
-        # Each channel by itself, down the columns of the picture and then along its rows.
+        # Each channel by itself, down the columns of the image and then along its rows.
         rows = [self._row(inputs, index, (SIDE, 1)) for index in range(SIDE)]
         down = [ops.group_convolution(x, row, [TILE, 1], [top, 0], [bottom, 0], [1, 1]) for row in rows]
         columns = ops.concat(down, 0)

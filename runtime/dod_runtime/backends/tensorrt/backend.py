@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX: one class that is given the library's module. Only picture and result cross the bus."""
+"""TensorRT and TensorRT-RTX: one class that is given the library's module. Only image and result cross the bus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..gpu import Gpu, find_gpu
 from .device_memory import DeviceMemory, DeviceTensor, call, load_cudart
 from .engine import Engine, logger_of
 
-__all__ = ["TensorRT", "open_backend", "why_not"]
+__all__ = ["TensorRT", "open_backend", "unavailable_reason"]
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 HEADER_BYTES = 64
@@ -31,7 +31,7 @@ UNMEASURED_DB = 40.0
 NEEDED = ("encoder", "decoder")
 
 
-def why_not(name: str, bundle: Bundle, options: Options) -> str | None:
+def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
     """Why the engines of target `name` cannot run here; None where they can. Deserialises nothing.
 
     Asked in this order: is the target in the bundle, is the library there and of the engines' version, is there a
@@ -241,7 +241,7 @@ class TensorRT:
             self._expected[condition] = self._probed(self._engine("unet_dynamic", None), modulation=modulation)
             if not kept:  # who never takes `auto` need not hold it
                 self._engines.pop("unet_dynamic").close()
-        least = refit_budget(self._bundle.manifest)
+        least = refit_threshold(self._bundle.manifest)
         reason = refit_reason(self._expected[condition], self._probed(engine), least)
         if reason:
             raise BackendError(
@@ -271,7 +271,7 @@ class TensorRT:
         return Engine(self._library, self._runtime, self._log, path, f"{record.sha256[:16]}-{self._gpu.slug}")
 
 
-def refit_budget(manifest: Manifest) -> float:
+def refit_threshold(manifest: Manifest) -> float:
     """The SNR in dB that the refitted UNet must have against the dynamic one: what the export found of both in half
     precision against float32, less MARGIN_DB."""
     unets = ("unet_dynamic", "unet_merged")

@@ -1,4 +1,4 @@
-"""Memory on a GPU through `cuda.bindings`: device and pinned host buffers, kept for each picture shape."""
+"""Memory on a GPU through `cuda.bindings`: device and pinned host buffers, kept for each image shape."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class DeviceMemory:
         call(self._cudart.cudaSetDevice, self._device)
 
     def select(self, shape: tuple[int, ...]) -> None:
-        """Begins to work on pictures of `shape`; buffers of shapes not seen for long are freed."""
+        """Begins to work on images of `shape`; buffers of shapes not seen for long are freed."""
         self._buffers.select(shape)
 
     def tensor(self, name: Hashable, shape: tuple[int, ...], dtype: np.dtype) -> DeviceTensor:
@@ -203,7 +203,7 @@ class DeviceMemory:
             return Block(int(call(function, size)), free)
         except OutOfMemory as error:
             raise OutOfMemory(
-                f"no {size / 2**20:.0f} MiB left for a buffer ({allocate}): use a smaller batch or smaller pictures"
+                f"no {size / 2**20:.0f} MiB left for a buffer ({allocate}): use a smaller batch or smaller images"
             ) from error
 
     def _free(self, block: Block) -> None:

@@ -16,18 +16,18 @@ from dod_runtime import Restorer
 from dod_runtime.backends import open_backend
 from dod_runtime.backends.base import Options
 from dod_runtime.backends.onnxruntime import OnnxRuntime
-from dod_runtime.backends.openvino.backend import OpenVINO, reduced_precisions, why_not
+from dod_runtime.backends.openvino.backend import OpenVINO, reduced_precisions, unavailable_reason
 from dod_runtime.bundle.bundle import Bundle, write_bundle
 from dod_runtime.errors import BackendError, BundleError, UsageError
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 
 GATE = {
-    "picture": "rain.png",
+    "image": "rain.png",
     "path": "auto",
-    "component": "chain",
+    "component": "pipeline",
     "step": "openvino bf16",
     "psnr_db": 41.96,
-    "budget": "PSNR >= 45 dB",
+    "threshold": "PSNR >= 45 dB",
     "passed": False,
 }
 with_bf16 = pytest.mark.skipif("bf16" not in reduced_precisions(), reason="this CPU does not compute in bf16")
@@ -40,10 +40,10 @@ def ov_copy(tmp_path: Path) -> Path:
 
 
 def opened(bundle: Bundle, precision: str = "auto", threads: int | None = 1) -> OpenVINO:
-    return OpenVINO("openvino", bundle, Options(precision=precision, threads=threads))
+    return OpenVINO("openvino", bundle, Options(precision=precision, num_threads=threads))
 
 
-def picture(batch: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
+def image(batch: int = 1, height: int = 32, width: int = 48) -> np.ndarray:
     return np.random.default_rng(0).uniform(-1, 1, (batch, 3, height, width)).astype(np.float32)
 
 
@@ -62,8 +62,8 @@ def edited(folder: Path, **entries: object) -> Bundle:
 @pytest.mark.parametrize("condition", ["auto", "haze", "noise"])
 def test_every_value_is_that_of_onnxruntime(condition: str, size: tuple[int, int, int], ov_toy: Bundle) -> None:
     crops = np.random.default_rng(1).uniform(-1, 1, (size[0], 4, 3, 16, 16)).astype(np.float32)
-    values: dict[str, np.ndarray] = {"image": picture(*size), "crops": crops}
-    mine, other = opened(ov_toy), OnnxRuntime("onnxruntime_cpu", ov_toy, Options(threads=1))
+    values: dict[str, np.ndarray] = {"image": image(*size), "crops": crops}
+    mine, other = opened(ov_toy), OnnxRuntime("onnxruntime_cpu", ov_toy, Options(num_threads=1))
     names = (
         ("mfm", "encoder", "unet_dynamic", "decoder") if condition == "auto" else ("encoder", "unet_merged", "decoder")
     )
@@ -81,7 +81,7 @@ def test_every_value_is_that_of_onnxruntime(condition: str, size: tuple[int, int
 @pytest.mark.parametrize("condition", ["haze", "noise"])
 def test_merged_is_dynamic_at_the_prototype(condition: str, ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    latent = backend.run("encoder", {"image": picture()})["latent"]
+    latent = backend.run("encoder", {"image": image()})["latent"]
     modulation = ov_toy.modulation(condition)[None]
     dynamic = backend.run("unet_dynamic", {"latent": latent, "modulation": modulation})["latent_restored"] - latent
     merged = backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"] - latent
@@ -94,7 +94,7 @@ def test_merged_is_dynamic_at_the_prototype(condition: str, ov_toy: Bundle) -> N
 def test_switching_back_gives_the_same_bits(kept: int, ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
     backend._kept["unet_merged"] = kept
-    latent = backend.run("encoder", {"image": picture()})["latent"]
+    latent = backend.run("encoder", {"image": image()})["latent"]
     first, other, again = (
         backend.run("unet_merged", {"latent": latent}, condition)["latent_restored"]
         for condition in ("haze", "noise", "haze")
@@ -105,9 +105,9 @@ def test_switching_back_gives_the_same_bits(kept: int, ov_toy: Bundle) -> None:
 
 
 def test_threads_agree_with_one_after_the_other(ov_toy: Bundle) -> None:
-    photos = [(picture(height=16 * (2 + i % 3))[0].transpose(1, 2, 0) + 1) / 2 for i in range(12)]
+    photos = [(image(height=16 * (2 + i % 3))[0].transpose(1, 2, 0) + 1) / 2 for i in range(12)]
     conditions = ["haze", "noise", "auto"] * 4
-    with Restorer(ov_toy, "openvino", threads=1) as serial, Restorer(ov_toy, "openvino", threads=1) as shared:
+    with Restorer(ov_toy, "openvino", num_threads=1) as serial, Restorer(ov_toy, "openvino", num_threads=1) as shared:
         expected = [serial.restore(photo, name) for photo, name in zip(photos, conditions, strict=True)]
         with ThreadPoolExecutor(4) as pool:
             found = list(pool.map(shared.restore, photos, conditions))
@@ -117,15 +117,15 @@ def test_threads_agree_with_one_after_the_other(ov_toy: Bundle) -> None:
 
 def test_what_a_run_returned_stays(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    first = backend.run("encoder", {"image": picture()})["latent"]
+    first = backend.run("encoder", {"image": image()})["latent"]
     kept = first.copy()
-    backend.run("encoder", {"image": -picture()})
+    backend.run("encoder", {"image": -image()})
     backend.close()
     np.testing.assert_array_equal(first, kept)
 
 
 def test_auto_takes_it_before_onnxruntime_on_the_cpu(ov_toy: Bundle, toy: Bundle, photo: np.ndarray) -> None:
-    with Restorer(ov_toy, threads=1) as restorer, Restorer(toy, "onnxruntime_cpu", threads=1) as other:
+    with Restorer(ov_toy, num_threads=1) as restorer, Restorer(toy, "onnxruntime_cpu", num_threads=1) as other:
         assert restorer.backend in ("openvino", "onnxruntime_cuda")
         difference = restorer.restore(photo, "haze").astype(int) - other.restore(photo, "haze")
         assert np.abs(difference).max() <= 1
@@ -136,7 +136,7 @@ def test_auto_takes_it_before_onnxruntime_on_the_cpu(ov_toy: Bundle, toy: Bundle
 def test_models_are_compiled_when_needed(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
     assert not backend._sessions
-    backend.run("encoder", {"image": picture()})
+    backend.run("encoder", {"image": image()})
     assert list(backend._sessions) == ["encoder"]
     backend.close()
     backend.close()
@@ -146,12 +146,12 @@ def test_models_are_compiled_when_needed(ov_toy: Bundle) -> None:
 def test_the_image_sized_are_compiled_for_each_size(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
     backend._kept["encoder"] = 2
-    pictures = [picture(height=height) for height in (32, 48, 64)]
-    first = [backend.run("encoder", {"image": image})["latent"] for image in pictures]
+    images = [image(height=height) for height in (32, 48, 64)]
+    first = [backend.run("encoder", {"image": image})["latent"] for image in images]
     assert [key[1] for key in backend._sessions["encoder"]] == [((1, 3, 48, 48),), ((1, 3, 64, 48),)]
     model = next(iter(backend._sessions["encoder"].values()))
     assert model.input(0).partial_shape.is_static
-    for image, expected in zip(pictures, first, strict=True):
+    for image, expected in zip(images, first, strict=True):
         np.testing.assert_array_equal(backend.run("encoder", {"image": image})["latent"], expected)
         backend.run("unet_merged", {"latent": expected}, "haze")
     assert len(backend._sessions["unet_merged"]) == 1
@@ -160,13 +160,13 @@ def test_the_image_sized_are_compiled_for_each_size(ov_toy: Bundle) -> None:
 @pytest.mark.parametrize("condition", ["auto", "haze"])
 def test_a_model_of_gigabytes_gives_the_same(condition: str, ov_toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dod_runtime.backends.sessions.LARGE", 1)
-    with Restorer(ov_toy, "openvino", threads=1) as sparing:
+    with Restorer(ov_toy, "openvino", num_threads=1) as sparing:
         crops = np.random.default_rng(1).uniform(-1, 1, (1, 4, 3, 16, 16)).astype(np.float32)
-        found = [sparing.run_components(picture(), crops, condition) for _ in range(2)]
+        found = [sparing.run_components(image(), crops, condition) for _ in range(2)]
         assert sparing._backend._large  # type: ignore[attr-defined]
     monkeypatch.undo()
-    with Restorer(ov_toy, "openvino", threads=1) as usual:
-        expected = usual.run_components(picture(), crops, condition)
+    with Restorer(ov_toy, "openvino", num_threads=1) as usual:
+        expected = usual.run_components(image(), crops, condition)
     for each in found:
         np.testing.assert_array_equal(each, expected)
 
@@ -174,8 +174,8 @@ def test_a_model_of_gigabytes_gives_the_same(condition: str, ov_toy: Bundle, mon
 def test_float32_and_threads_are_what_was_asked_for(ov_toy: Bundle) -> None:
     import openvino
 
-    backend = opened(ov_toy, threads=1)
-    backend.run("encoder", {"image": picture()})
+    backend = opened(ov_toy, num_threads=1)
+    backend.run("encoder", {"image": image()})
     (model,) = backend._sessions["encoder"].values()
     assert model.get_property("INFERENCE_PRECISION_HINT") == openvino.Type.f32
     assert model.get_property("INFERENCE_NUM_THREADS") == 1
@@ -184,7 +184,7 @@ def test_float32_and_threads_are_what_was_asked_for(ov_toy: Bundle) -> None:
 
 
 def test_bf16_is_refused_where_the_gate_did_not_pass(ov_copy: Path, ov_toy: Bundle) -> None:
-    passed = {**GATE, "picture": "haze.png", "psnr_db": 50.0, "passed": True}
+    passed = {**GATE, "image": "haze.png", "psnr_db": 50.0, "passed": True}
     bundle = edited(ov_copy, parity=[passed, GATE])
     words = r"bf16 did not pass the parity gate of this bundle: PSNR 42\.0 dB on rain\.png \(auto\).*PSNR >= 45 dB"
     with pytest.raises(BackendError, match=rf"backend openvino cannot run here: {words}"):
@@ -198,9 +198,9 @@ def test_bf16_is_refused_where_the_gate_did_not_pass(ov_copy: Path, ov_toy: Bund
 
 
 def test_bf16_needs_the_graphs_in_fp32(tmp_path: Path) -> None:
-    half = Bundle.open(write_toy_bundle(tmp_path / "half", precisions=["fp16"]))
+    fp16 = Bundle.open(write_toy_bundle(tmp_path / "torch fp16", precisions=["fp16"]))
     with pytest.raises(UsageError, match="unknown precision 'bf16'"):
-        Restorer(half, precision="bf16")
+        Restorer(fp16, precision="bf16")
     with pytest.raises(BundleError, match="name the precision bf16, which the bundle does not have"):
         write_toy_bundle(tmp_path / "b", precisions=["fp16"], targets={"openvino": {"precisions": ["bf16"]}})
 
@@ -209,17 +209,20 @@ def test_bf16_needs_the_graphs_in_fp32(tmp_path: Path) -> None:
 def test_bf16_where_the_gate_passed(tmp_path: Path, photo: np.ndarray) -> None:
     targets = {"openvino": {"precisions": ["fp32", "bf16"]}}
     bundle = Bundle.open(write_toy_bundle(tmp_path / "b", precisions=["fp32"], targets=targets))
-    with Restorer(bundle, "openvino", threads=1) as exact, Restorer(bundle, precision="bf16", threads=1) as reduced:
+    with (
+        Restorer(bundle, "openvino", num_threads=1) as exact,
+        Restorer(bundle, precision="bf16", num_threads=1) as reduced,
+    ):
         assert exact.precision == "fp32", "never by itself"
         assert (reduced.backend, reduced.precision) == ("openvino", "bf16")
-        images = picture()
+        images = image()
         expected, found = (each.run_components(images, None, "haze") for each in (exact, reduced))
     assert 20 < snr(expected, found) < 70, "close, and truly reduced"
 
 
 def test_failures_are_one_line(ov_toy: Bundle) -> None:
     backend = opened(ov_toy)
-    for inputs in ({"image": np.zeros((1, 4, 32, 32), np.float32)}, {"picture": picture()}, {}):
+    for inputs in ({"image": np.zeros((1, 4, 32, 32), np.float32)}, {"image": image()}, {}):
         with pytest.raises(BackendError, match="OpenVINO failed in encoder: ") as caught:
             backend.run("encoder", inputs)
         assert "\n" not in str(caught.value) and "src/" not in str(caught.value)
@@ -255,7 +258,7 @@ def test_graph_that_is_none(tmp_path: Path, ov_copy: Path) -> None:
     (ov_copy / "onnx/fp32/encoder.onnx").write_bytes(b"no graph")
     bundle = write_bundle(data, ov_copy, tmp_path / "spoiled")
     with pytest.raises(BundleError, match=r"cannot load .*encoder\.onnx: Unable to read the model"):
-        opened(bundle).run("encoder", {"image": picture()})
+        opened(bundle).run("encoder", {"image": image()})
 
 
 def test_without_the_library_the_command_is_named(ov_toy: Bundle) -> None:
@@ -277,4 +280,4 @@ def test_without_the_library_the_command_is_named(ov_toy: Bundle) -> None:
 def test_opened_by_name(ov_toy: Bundle) -> None:
     backend, reason = open_backend("openvino", ov_toy, Options())
     assert backend.name == "openvino" and reason == "asked for"
-    assert why_not("openvino", ov_toy, Options()) is None
+    assert unavailable_reason("openvino", ov_toy, Options()) is None

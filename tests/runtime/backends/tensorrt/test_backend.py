@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dod_runtime import Restorer
-from dod_runtime.backends import why_not
+from dod_runtime.backends import unavailable_reason
 from dod_runtime.backends.base import Options
 from dod_runtime.backends.gpu import Gpu, find_gpu
 from dod_runtime.backends.onnxruntime import OnnxRuntime
@@ -19,8 +19,8 @@ from dod_runtime.backends.tensorrt.backend import (
     _validity_reason,
     diagnosis,
     gpu_reason,
-    refit_budget,
     refit_reason,
+    refit_threshold,
     version_reason,
 )
 from dod_runtime.backends.tensorrt.device_memory import DeviceMemory, DeviceTensor, KeptByShape, call, load_cudart
@@ -56,20 +56,20 @@ def changed(bundle: Bundle, **fields: object) -> Bundle:
 
 @without_gpu
 def test_without_a_driver(engines: Bundle) -> None:
-    reason = why_not(NAME, engines, OPTIONS)
+    reason = unavailable_reason(NAME, engines, OPTIONS)
     assert reason and "NVIDIA" in reason
     with pytest.raises(BackendError, match=r"backend tensorrt_rtx cannot run here: no NVIDIA.*onnxruntime_cpu"):
         Restorer(engines, backend=NAME)
 
 
 def test_reasons_that_come_before_the_gpu(engines: Bundle, toy: Bundle) -> None:
-    assert why_not(NAME, toy, OPTIONS) == "this bundle was built without the target tensorrt_rtx"
-    assert why_not(NAME, engines, Options(precision="fp32")) == "its engines are fp16, not fp32"
+    assert unavailable_reason(NAME, toy, OPTIONS) == "this bundle was built without the target tensorrt_rtx"
+    assert unavailable_reason(NAME, engines, Options(precision="fp32")) == "its engines are fp16, not fp32"
     only = {"encoder": engines.manifest.targets[NAME].engines["encoder"]}
-    assert why_not(NAME, changed(engines, engines=only), OPTIONS) == (
+    assert unavailable_reason(NAME, changed(engines, engines=only), OPTIONS) == (
         "this bundle lacks the engine of decoder for tensorrt_rtx"
     )
-    older = why_not(NAME, changed(engines, version="1.6.9.1"), OPTIONS)
+    older = unavailable_reason(NAME, changed(engines, version="1.6.9.1"), OPTIONS)
     assert older == f"its engines were built with tensorrt_rtx 1.6.9.1, and {trt.__version__} is installed"
 
 
@@ -83,7 +83,7 @@ def test_a_library_that_is_not_there(tmp_path: Path) -> None:
     try:
         import tensorrt  # noqa: F401
     except Exception:
-        reason = why_not("tensorrt", Bundle.open(folder), OPTIONS)
+        reason = unavailable_reason("tensorrt", Bundle.open(folder), OPTIONS)
         assert reason and "tensorrt cannot be imported" in reason and "pip install tensorrt" in reason
     else:
         pytest.skip("tensorrt is installed")
@@ -141,7 +141,7 @@ def test_a_wrong_exchange_of_weights_is_seen(toy: Bundle) -> None:
     """By what ONNX Runtime computes from the fp16 graphs: as it is to be, with a bias of zero, with other weights."""
     latent = np.random.default_rng(0).standard_normal((1, 192, 4, 4), np.float32)
     inputs = {"latent": latent, "modulation": toy.modulation("haze")[None]}
-    backend = OnnxRuntime("onnxruntime_cpu", toy, Options(precision="fp16", threads=1))
+    backend = OnnxRuntime("onnxruntime_cpu", toy, Options(precision="fp16", num_threads=1))
     expected = backend.run("unet_dynamic", inputs)["latent_restored"]
 
     def found(spoilt: str = "", condition: str = "haze") -> np.ndarray:
@@ -150,13 +150,13 @@ def test_a_wrong_exchange_of_weights_is_seen(toy: Bundle) -> None:
         session = backend._open("unet_merged", values, ())
         return session.run(["latent_restored"], {"latent": latent})[0]
 
-    least = refit_budget(toy.manifest)
+    least = refit_threshold(toy.manifest)
     assert least == 40 and refit_reason(expected, found(), least) is None
     for wrong in (found("conv.bias"), found(condition="noise"), np.full_like(expected, np.nan)):
         reason = refit_reason(expected, wrong, least)
         assert reason and reason.endswith("and 40.0 dB are asked for")
     rows = ({"step": "half", "component": "unet_merged", "snr_db": 69.5}, {"step": "half", "component": "mfm"})
-    assert refit_budget(replace(toy.manifest, parity=rows)) == 61.5
+    assert refit_threshold(replace(toy.manifest, parity=rows)) == 61.5
 
 
 def test_shape_reason() -> None:
@@ -217,7 +217,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def on_gpu(engines: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restorer:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    reason = why_not(NAME, engines, OPTIONS)
+    reason = unavailable_reason(NAME, engines, OPTIONS)
     if reason:
         pytest.skip(reason)
     return Restorer(engines, backend=NAME)
@@ -245,7 +245,7 @@ def test_switching_shapes_and_conditions_is_idempotent(on_gpu: Restorer, photo: 
 def test_one_engine_for_all_conditions(toy: Bundle, tmp_path: Path, photo: np.ndarray, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     bundle = Bundle.open(with_engines(toy, tmp_path / "bundle", NAME, find_gpu(0).compute_capability, refit=True))
-    reason = why_not(NAME, bundle, OPTIONS)
+    reason = unavailable_reason(NAME, bundle, OPTIONS)
     if reason:
         pytest.skip(reason)
     with Restorer(bundle, backend=NAME) as restorer, Restorer(bundle, backend="onnxruntime_cpu") as reference:

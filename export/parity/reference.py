@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dod.data.pictures import centre_crop
+from dod.data.images import centre_crop
 from dod_runtime.backends import open_backend
 from dod_runtime.backends.base import Options
 from dod_runtime.bundle.bundle import Bundle
@@ -34,7 +34,7 @@ from export.memory import give_back
 from export.parity.compare import Figure, figure
 
 FIRST = ("mfm", "encoder")
-"""What takes the picture itself, in the chain as alone."""
+"""What takes the image itself, in the chain as alone."""
 OUTPUT = {"mfm": "modulation", "gate": "gains", "encoder": "latent", "decoder": "image"}
 Values = Mapping[str, np.ndarray]
 
@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Run:
-    """One picture through one path. alone: those of its components that are compared by themselves too."""
+    """One image through one path. alone: those of its components that are compared by themselves too."""
 
     path: str
     components: Sequence[str]
@@ -80,8 +80,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What one step gave for one sample on one path: its figures, and the restored picture [1, 3, H, W]."""
+class ParityCheck:
+    """What one step gave for one sample on one path: its figures, and the restored image [1, 3, H, W]."""
 
     step: str
     sample: str
@@ -108,7 +108,7 @@ class Shared:
 
 @dataclass
 class Wanted:
-    """The reference's values of each run, in files of a folder: as large as a picture's skips, they need not wait in
+    """The reference's values of each run, in files of a folder: as large as an image's skips, they need not wait in
     memory."""
 
     folder: Path
@@ -153,7 +153,7 @@ def condition_of(name: str, conditions: Sequence[str]) -> str:
 def subjects(bundle: Bundle) -> list[Subject]:
     """The steps of a proof in order. PyTorch's half comes first: then the model's values are not needed any more."""
     manifest = bundle.manifest
-    found = [Subject("half", "fp16", None, "fp16")] if "fp16" in manifest.precisions else []
+    found = [Subject("torch fp16", "fp16", None, "fp16")] if "fp16" in manifest.precisions else []
     found += [Subject(f"onnx {each}", each, "onnxruntime_cpu", each) for each in manifest.precisions]
     openvino = manifest.targets.get("openvino")
     for precision in openvino.precisions if openvino else ():
@@ -187,13 +187,13 @@ def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator
         given = subject, bundle.folder, bundle.manifest
         kept = wanted, Shared(Path(scratch))
 
-        def compared(runs: Sequence[Run]) -> list[Proof]:
+        def compared(runs: Sequence[Run]) -> list[ParityCheck]:
             try:
                 return pool.submit(_compare_bundle, *given, runs, *kept).result()
             except BrokenProcessPool:
                 raise ParityError(
                     f"the process that ran {subject.step} on path {runs[0].path} was ended from outside: with too "
-                    "little memory, smaller pictures take less (--samples); the same command goes on from what is "
+                    "little memory, smaller images take less (--samples); the same command goes on from what is "
                     "finished"
                 ) from None
 
@@ -207,7 +207,7 @@ def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator
 
 def _compare_bundle(
     subject: Subject, folder: Path, manifest: Manifest, runs: Sequence[Run], wanted: Wanted, shared: Shared
-) -> list[Proof]:
+) -> list[ParityCheck]:
     bundle = Bundle(folder, manifest, verified=manifest.files)  # the build hashed them when it made or took them
     assert subject.backend is not None
     computer = open_backend(subject.backend, bundle, Options(precision=subject.precision))[0]
@@ -221,13 +221,13 @@ def _compare_bundle(
 
 def compare(
     computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted, shared: Shared
-) -> list[Proof]:
+) -> list[ParityCheck]:
     """Each run's figures: the chain's, and those of the components alone, each fed with the reference's own inputs."""
-    proofs = []
+    checks = []
     for run in runs:
         name, path, precision, expected = run.sample.name, run.path, subject.graphs, wanted.of(run)
-        found = run_chain(computer, run, bundle, shared, precision)
-        figures = [figure(name, path, "chain", subject.step, expected["image"], found["image"])]
+        found = run_pipeline(computer, run, bundle, shared, precision)
+        figures = [figure(name, path, "pipeline", subject.step, expected["image"], found["image"])]
         for component in run.alone:
             output = OUTPUT.get(component, "latent_restored")
             result = found[output]
@@ -235,14 +235,14 @@ def compare(
                 inputs = _inputs(component, expected, bundle, precision)
                 result = computer.run(component, inputs, None if path == "auto" else path)[output]
             figures.append(figure(name, path, component, subject.step, expected[output], result))
-        proofs.append(Proof(subject.step, name, path, figures, found["image"]))
-    return proofs
+        checks.append(ParityCheck(subject.step, name, path, figures, found["image"]))
+    return checks
 
 
-def run_chain(
+def run_pipeline(
     computer: Computer, run: Run, bundle: Bundle, shared: Shared, precision: str | None = None
 ) -> dict[str, np.ndarray]:
-    """Every value along the chain, by name. The restored picture replaces the degraded one under `image`.
+    """Every value along the chain, by name. The restored image replaces the degraded one under `image`.
 
     shared: of this computer's other paths. precision: of the bundle's graphs; None: as the reference takes it.
     """

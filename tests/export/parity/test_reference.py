@@ -9,8 +9,8 @@ import pytest
 
 from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
-from export.parity.chain import Sample, condition_of, paths_of
 from export.parity.compare import unchecked
+from export.parity.reference import Sample, condition_of, paths_of
 from tests.dod.small_model import image
 from tests.export.parity.test_proof import Substitute, bundle, figures_of, substitute
 
@@ -47,7 +47,7 @@ def test_a_sample_of_any_name_proves_every_path(model: DOD, substitute: Substitu
     substitute(copy.deepcopy(model))
     figures = figures_of(model, two_conditions(), sample("IMG_1234.jpg", 0))
     assert unchecked(figures, ("auto", "haze", "rain")) == []
-    merged = {each.path: each for each in figures if (each.component, each.step) == ("chain", "merged")}
+    merged = {each.path: each for each in figures if (each.component, each.step) == ("pipeline", "merged")}
     assert merged.keys() == {"haze", "rain"} and all(each.passed for each in merged.values())
     assert merged["haze"].max_abs != merged["rain"].max_abs, "each with the modulation of its own condition"
 

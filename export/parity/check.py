@@ -16,13 +16,23 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import GATE
 from export.graphs.conditions import modulation_of
-from export.graphs.fp16 import SummedInFloat32, half_copy
+from export.graphs.fp16 import SummedInFloat32, fp16_copy
 from export.memory import give_back
-from export.parity.chain import Proof, Run, Shared, Values, Wanted, bundle_process, compare, run_chain, subjects
 from export.parity.compare import Figure, figure, snr_db
+from export.parity.reference import (
+    ParityCheck,
+    Run,
+    Shared,
+    Values,
+    Wanted,
+    bundle_process,
+    compare,
+    run_pipeline,
+    subjects,
+)
 
 
-class TorchChain:
+class TorchPipeline:
     """A PyTorch model's components under the names of the bundle's."""
 
     def __init__(self, model: DOD) -> None:
@@ -60,43 +70,45 @@ class TorchChain:
         return outputs
 
 
-def proof_count(bundle: Bundle, paths: Mapping[str, Sequence[Run]]) -> int:
+def check_count(bundle: Bundle, paths: Mapping[str, Sequence[Run]]) -> int:
     """How many proofs `prove` gives."""
     return (1 + len(subjects(bundle))) * sum(map(len, paths.values()))
 
 
-def prove(
+def check_parity(
     model: DOD,
-    islands: Sequence[str],
+    fp32_modules: Sequence[str],
     bundle: Bundle,
     paths: Mapping[str, Sequence[Run]],
     scratch: Path,
     computed: Values,
-) -> Iterator[Proof]:
+) -> Iterator[ParityCheck]:
     """Hold a bundle against its model in PyTorch: first merged weights against branches, then each of `subjects`.
 
     paths: those to prove, of `paths_of`. One subject and path after the other is loaded and let go, so that memory
     holds one at a time; `model` itself has no values any more (it is on the meta device) once its copy in half, with
-    these islands, is made. scratch: a folder for the reference's values. computed: what `run_chain` gives of one
-    picture on path `auto`, where the model has already computed it.
+    these islands, is made. scratch: a folder for the reference's values. computed: what `run_pipeline` gives of one
+    image on path `auto`, where the model has already computed it.
     """
-    wanted, reference = Wanted(scratch), TorchChain(model)
+    wanted, reference = Wanted(scratch), TorchPipeline(model)
     with TemporaryDirectory(dir=scratch) as folder:
         for path, runs in paths.items():
             for run in runs:
                 give_back()
-                values = computed if _is_of(computed, run) else run_chain(reference, run, bundle, Shared(Path(folder)))
+                values = (
+                    computed if _is_of(computed, run) else run_pipeline(reference, run, bundle, Shared(Path(folder)))
+                )
                 figures = [] if path == "auto" else _merge_figures(model, run, values)
                 wanted.keep(run, values if run.alone else {"image": values["image"]})
-                yield Proof("merged", run.sample.name, path, figures, values["image"])
+                yield ParityCheck("merged", run.sample.name, path, figures, values["image"])
     for subject in subjects(bundle):
-        half = half_copy(model, islands) if subject.backend is None else None
+        fp16 = fp16_copy(model, fp32_modules) if subject.backend is None else None
         model.to("meta")
         give_back()
-        if half is not None:
+        if fp16 is not None:
             with TemporaryDirectory(dir=scratch) as folder:
                 for runs in paths.values():
-                    yield from compare(TorchChain(half), subject, bundle, runs, wanted, Shared(Path(folder)))
+                    yield from compare(TorchPipeline(fp16), subject, bundle, runs, wanted, Shared(Path(folder)))
             continue
         with bundle_process(subject, bundle, wanted) as compared:
             for runs in paths.values():
@@ -127,7 +139,7 @@ def _merge_figures(model: DOD, run: Run, merged: Values) -> list[Figure]:
             hook.remove()
     # Both as decoded: on a path that passes the model the restored images would agree whatever it computes.
     found = model.decoder(_tensor(merged["latent_restored"]), skips).numpy() if model.postprocess else merged["image"]
-    figures = [figure(sample, condition, "chain", "merged", branched, found)]
+    figures = [figure(sample, condition, "pipeline", "merged", branched, found)]
     if worst:
         _, expected, found = min(worst, key=lambda entry: entry[0])
         figures.append(figure(sample, condition, "layer", "merged", expected, found))

@@ -1,4 +1,4 @@
-"""Folders of pictures: what is in them, which belongs to which, and their pixels."""
+"""Folders of images: what is in them, which belongs to which, and their pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "crop_to_multiple",
     "few",
     "match",
-    "pictures",
+    "images",
     "read_rgb",
     "task_of",
 ]
@@ -28,10 +28,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
 
 
-def pictures(folder: Path) -> dict[str, Path]:
-    """The picture files below a folder by their path without its extension, in order.
+def images(folder: Path) -> dict[str, Path]:
+    """The image files below a folder by their path without its extension, in order.
 
-    Raises DataError for a missing folder, one without pictures, and a name that occurs twice.
+    Raises DataError for a missing folder, one without images, and a name that occurs twice.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -43,19 +43,19 @@ def pictures(folder: Path) -> dict[str, Path]:
                 raise DataError(f"{folder} has {name} twice: {found[name].name} and {path.name}; keep one")
             found[name] = path
     if not found:
-        raise DataError(f"no pictures in {folder}: none ends in {', '.join(SUFFIXES)}")
+        raise DataError(f"no images in {folder}: none ends in {', '.join(SUFFIXES)}")
     return found
 
 
 def match(folder: Path, truths: Path) -> dict[str, tuple[Path, Path]]:
-    """(picture, truth) of all pictures below two folders, by their path without its extension, in order.
+    """(image, truth) of all images below two folders, by their path without its extension, in order.
 
     Subfolders that `truths` does not have are passed over. Raises DataError for a missing or empty folder, a name that
     occurs twice, and names without a counterpart.
     """
-    theirs = pictures(truths)
+    theirs = images(truths)
     places = {Path(name).parent for name in theirs}
-    mine = {name: path for name, path in pictures(folder).items() if Path(name).parent in places}
+    mine = {name: path for name, path in images(folder).items() if Path(name).parent in places}
     for where, wanted, there in ((folder, theirs, mine), (truths, mine, theirs)):
         missing = [name for name in wanted if name not in there]
         if missing:
@@ -74,7 +74,7 @@ def few(names: Sequence[object], limit: int = 5) -> str:
 
 
 def task_of(name: str) -> str:
-    """The task that a picture's name belongs to: the first folder on its path, or "." where it lies in none.
+    """The task that an image's name belongs to: the first folder on its path, or "." where it lies in none.
 
     >>> task_of("haze/part1/0001"), task_of("0001")
     ('haze', '.')
@@ -84,13 +84,13 @@ def task_of(name: str) -> str:
 
 
 def centre_crop(pixels: NDArray[np.generic], size: int) -> NDArray[Any]:
-    """The middle of a picture [H, W, ...], at most `size` pixels on either side."""
+    """The middle of an image [H, W, ...], at most `size` pixels on either side."""
     top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
 
 
 def crop_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """The middle of a picture [H, W, C], its sides reduced to multiples. Raises DataError if none is left.
+    """The middle of an image [H, W, C], its sides reduced to multiples. Raises DataError if none is left.
 
     An odd rest leaves one pixel more at the bottom or at the right, as in the usual scripts of the field.
 
@@ -105,9 +105,9 @@ def crop_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uin
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """A picture file as RGB uint8 [H, W, 3]. Raises DataError, naming it, where it cannot be read."""
+    """An image file as RGB uint8 [H, W, 3]. Raises DataError, naming it, where it cannot be read."""
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except UNREADABLE as error:
-        raise DataError(f"cannot read the picture {path}: {error}; remove it or prepare the folder again") from error
+        raise DataError(f"cannot read the image {path}: {error}; remove it or prepare the folder again") from error

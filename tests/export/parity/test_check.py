@@ -21,12 +21,14 @@ from PIL import Image
 from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
-from export.cache import Workshop
+from export.cache import BuildCache
 from export.errors import ParityError
-from export.graphs.fp16 import default_islands, half_copy
-from export.parity import proof
-from export.parity.chain import (
-    Proof,
+from export.graphs.fp16 import default_fp32_modules, fp16_copy
+from export.parity import check
+from export.parity.check import TorchPipeline, check_count, check_parity
+from export.parity.compare import Figure
+from export.parity.reference import (
+    ParityCheck,
     Run,
     Sample,
     Shared,
@@ -37,12 +39,10 @@ from export.parity.chain import (
     compare,
     load_sample,
     paths_of,
-    run_chain,
+    run_pipeline,
     sample_pixels,
     subjects,
 )
-from export.parity.compare import Figure
-from export.parity.proof import TorchChain, proof_count, prove
 from export.steps import simplify as simplify_step
 from tests.dod.small_model import image, randomise, smaller
 
@@ -85,29 +85,31 @@ def sample() -> Sample:
 def substitute(monkeypatch: pytest.MonkeyPatch) -> Substitute:
     """Makes one model stand in for the fp32 graphs of a bundle, another for the fp16 ones."""
 
-    def stand_in(single: DOD, half: DOD | None = None) -> None:
+    def stand_in(single: DOD, fp16: DOD | None = None) -> None:
         @contextmanager
-        def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Callable[..., list[Proof]]]:
+        def bundle_process(
+            subject: Subject, bundle: Bundle, wanted: Wanted
+        ) -> Iterator[Callable[..., list[ParityCheck]]]:
             assert subject.backend == "onnxruntime_cpu"
-            computer = TorchChain(half if subject.precision == "fp16" and half is not None else single)
+            computer = TorchPipeline(fp16 if subject.precision == "fp16" and fp16 is not None else single)
             shared = Shared(wanted.folder / subject.step)
             shared.folder.mkdir()
             yield lambda runs: compare(computer, subject, bundle, runs, wanted, shared)
 
-        monkeypatch.setattr(proof, "bundle_process", bundle_process)
+        monkeypatch.setattr(check, "bundle_process", bundle_process)
 
     return stand_in
 
 
-def proofs_of(model: DOD, proven: Bundle, *samples: Sample, computed: Values | None = None) -> list[Proof]:
+def checks_of(model: DOD, checked: Bundle, *samples: Sample, computed: Values | None = None) -> list[ParityCheck]:
     with tempfile.TemporaryDirectory() as scratch:  # and a copy, for it uses the model up
-        paths = paths_of(proven, samples)
-        given = copy.deepcopy(model), default_islands(model), proven, paths, Path(scratch)
-        return list(prove(*given, computed or {}))
+        paths = paths_of(checked, samples)
+        given = copy.deepcopy(model), default_fp32_modules(model), checked, paths, Path(scratch)
+        return list(check_parity(*given, computed or {}))
 
 
-def figures_of(model: DOD, proven: Bundle, *samples: Sample) -> list[Figure]:
-    return [figure for proof in proofs_of(model, proven, *samples) for figure in proof.figures]
+def figures_of(model: DOD, checked: Bundle, *samples: Sample) -> list[Figure]:
+    return [figure for check in checks_of(model, checked, *samples) for figure in check.figures]
 
 
 def test_the_same_model_passes(model: DOD, sample: Sample, substitute: Substitute) -> None:
@@ -117,9 +119,9 @@ def test_the_same_model_passes(model: DOD, sample: Sample, substitute: Substitut
     found = {(each.path, each.component, each.step) for each in figures}
     dynamic = ("mfm", "encoder", "unet_dynamic", "decoder")
     assert found == {
-        *(("auto", component, "onnx fp32") for component in ("chain", *dynamic)),
-        *(("rain", component, "onnx fp32") for component in ("chain", "unet_merged")),
-        ("rain", "chain", "merged"),
+        *(("auto", component, "onnx fp32") for component in ("pipeline", *dynamic)),
+        *(("rain", component, "onnx fp32") for component in ("pipeline", "unet_merged")),
+        ("rain", "pipeline", "merged"),
         ("rain", "layer", "merged"),
     }
     assert all(each.max_abs == 0 for each in figures if each.step == "onnx fp32")
@@ -148,19 +150,19 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
 ) -> None:
     substitute(wrong_weight(model, change))
     figures = {(each.path, each.component): each for each in figures_of(model, bundle(), sample)}
-    assert not figures["auto", "chain"].passed
-    parts = {name: each.max_abs for (path, name), each in figures.items() if path == "auto" and name != "chain"}
+    assert not figures["auto", "pipeline"].passed
+    parts = {name: each.max_abs for (path, name), each in figures.items() if path == "auto" and name != "pipeline"}
     assert {name for name, max_abs in parts.items() if max_abs > 0} == {component}, "each has the reference's inputs"
 
 
-def gated(proven: Bundle) -> Bundle:
+def gated(checked: Bundle) -> Bundle:
     """The same with a gate, and a condition on which every image passes the model."""
     float32 = {name: TensorSpec(name, "float32", ("batch", 2)) for name in ("crops", "condition", "share", "gains")}
     gate = Component((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
     decisions = (TensorSpec("degraded", "float32", ()), float32["share"], float32["gains"])
-    components = dict(proven.manifest.components)
+    components = dict(checked.manifest.components)
     components["decoder"] = Component((*components["decoder"].inputs, *decisions), ())
-    return PassingBundle(proven.folder, replace(proven.manifest, components={**components, "gate": gate}))
+    return PassingBundle(checked.folder, replace(checked.manifest, components={**components, "gate": gate}))
 
 
 class PassingBundle(Bundle):
@@ -183,10 +185,10 @@ def test_a_wrong_unet_fails_where_the_image_passes_the_model(
 
 
 def test_the_merged_unet_is_compared_alone_on_every_path(sample: Sample) -> None:
-    proven, others = bundle(), [Sample(name, "haze", sample.values) for name in ("haze.png", "haze-2.png")]
+    checked, others = bundle(), [Sample(name, "haze", sample.values) for name in ("haze.png", "haze-2.png")]
     conditions = {name: f"conditions/{name}.safetensors" for name in ("haze", "rain")}
-    proven = Bundle(proven.folder, replace(proven.manifest, conditions=conditions))
-    runs = [run for path, runs in paths_of(proven, [sample, *others]).items() for run in runs if path != "auto"]
+    checked = Bundle(checked.folder, replace(checked.manifest, conditions=conditions))
+    runs = [run for path, runs in paths_of(checked, [sample, *others]).items() for run in runs if path != "auto"]
     assert {run.sample.name for run in runs if run.alone == ("unet_merged",)} == {"haze.png", "rain.png"}
     assert len(runs) == 3
 
@@ -194,50 +196,55 @@ def test_the_merged_unet_is_compared_alone_on_every_path(sample: Sample) -> None
 def test_a_wrong_merge_fails(
     model: DOD, sample: Sample, substitute: Substitute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merge: Any = proof.clora.merge
+    merge: Any = check.clora.merge
 
     def without_beta(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
         *others, beta, transposed = arguments
         return merge(*others, torch.zeros_like(beta), transposed)
 
-    monkeypatch.setattr(proof.clora, "merge", without_beta)
+    monkeypatch.setattr(check.clora, "merge", without_beta)
     substitute(model)
     figures = {(each.component, each.step): each for each in figures_of(model, bundle(), sample)}
-    assert not figures["layer", "merged"].passed and not figures["chain", "merged"].passed
+    assert not figures["layer", "merged"].passed and not figures["pipeline", "merged"].passed
 
 
 def test_half_and_its_witness(model: DOD, sample: Sample, substitute: Substitute) -> None:
-    half = half_copy(model)
-    substitute(model, half)
+    fp16 = fp16_copy(model)
+    substitute(model, fp16)
     figures = figures_of(model, bundle(("fp32", "fp16")), sample)
-    chains = {each.step: each for each in figures if each.component == "chain" and each.path == "auto"}
-    assert chains.keys() == {"onnx fp32", "half", "onnx fp16"}
-    assert chains["onnx fp32"].max_abs == 0 and chains["onnx fp16"].max_abs == chains["half"].max_abs
-    assert "true half arithmetic" in chains["half"].witness and "cannot show an overflow" in chains["onnx fp16"].witness
-    assert 0 < chains["half"].max_abs < 0.2
+    chains = {each.step: each for each in figures if each.component == "pipeline" and each.path == "auto"}
+    assert chains.keys() == {"onnx fp32", "torch fp16", "onnx fp16"}
+    assert chains["onnx fp32"].max_abs == 0 and chains["onnx fp16"].max_abs == chains["torch fp16"].max_abs
+    assert (
+        "true half arithmetic" in chains["torch fp16"].measured_with
+        and "cannot show an overflow" in chains["onnx fp16"].measured_with
+    )
+    assert 0 < chains["torch fp16"].max_abs < 0.2
 
 
 def test_overflow_in_half_fails(model: DOD, sample: Sample, substitute: Substitute) -> None:
     loud = wrong_weight(model, lambda m: m.unet.unet.conv_in.weight.fill_(6e4))  # finite, but their sums not
-    half = half_copy(loud)
-    assert all(parameter.isfinite().all() for parameter in half.parameters())
-    substitute(loud, half)
+    fp16 = fp16_copy(loud)
+    assert all(parameter.isfinite().all() for parameter in fp16.parameters())
+    substitute(loud, fp16)
     figures = figures_of(loud, bundle(("fp16",)), sample)
-    chain = next(each for each in figures if (each.component, each.step, each.path) == ("chain", "half", "auto"))
+    chain = next(
+        each for each in figures if (each.component, each.step, each.path) == ("pipeline", "torch fp16", "auto")
+    )
     assert not chain.passed and not math.isfinite(chain.snr_db)
 
 
 def test_components_alone_once_and_only_on_the_first_sample(model: DOD, sample: Sample, substitute: Substitute) -> None:
     substitute(model)
     second = Sample("clean.png", "", {**sample.values, "image": image(1, 32, 16, seed=2).numpy()})
-    proofs = proofs_of(model, bundle(), sample, second)
-    first = [figure for proof in proofs if proof.sample == sample.name for figure in proof.figures]
-    figures = [figure for proof in proofs if proof.sample == second.name for figure in proof.figures]
-    alone = [each.component for each in first if each.component not in ("chain", "layer")]
+    checks = checks_of(model, bundle(), sample, second)
+    first = [figure for check in checks if check.sample == sample.name for figure in check.figures]
+    figures = [figure for check in checks if check.sample == second.name for figure in check.figures]
+    alone = [each.component for each in first if each.component not in ("pipeline", "layer")]
     assert alone == ["mfm", "encoder", "unet_dynamic", "decoder", "unet_merged"] and len(first) == 4 + len(alone)
-    assert [(each.path, each.component) for each in figures] == [("auto", "chain")]
-    assert len(proofs) == proof_count(bundle(), paths_of(bundle(), [sample, second]))
-    restored = next(proof.restored for proof in reversed(proofs) if proof.sample == second.name)
+    assert [(each.path, each.component) for each in figures] == [("auto", "pipeline")]
+    assert len(checks) == check_count(bundle(), paths_of(bundle(), [sample, second]))
+    restored = next(check.restored for check in reversed(checks) if check.sample == second.name)
     with torch.no_grad():
         crops = torch.from_numpy(second.values["crops"])
         expected = model(torch.from_numpy(second.values["image"]), model.mfm(crops)[1])
@@ -249,46 +256,46 @@ def test_the_encoder_runs_once_on_a_sample_for_all_of_its_paths(
 ) -> None:
     substitute(model)
     runs: Counter[str] = Counter()
-    single = TorchChain.run
+    single = TorchPipeline.run
 
-    def counted(self: TorchChain, component: str, inputs: Values, condition: str | None = None) -> dict:
+    def counted(self: TorchPipeline, component: str, inputs: Values, condition: str | None = None) -> dict:
         runs[component] += 1
         return single(self, component, inputs, condition)
 
-    monkeypatch.setattr(TorchChain, "run", counted)
-    proofs = proofs_of(model, bundle(), sample)
-    assert {proof.path for proof in proofs} == {"auto", "rain"}
+    monkeypatch.setattr(TorchPipeline, "run", counted)
+    checks = checks_of(model, bundle(), sample)
+    assert {check.path for check in checks} == {"auto", "rain"}
     computers = 1 + len(subjects(bundle()))  # the reference among them
     assert runs["encoder"] == computers and runs["unet_merged"] > computers
 
 
-def test_what_is_computed_already_is_taken_for_its_own_picture_alone(
+def test_what_is_computed_already_is_taken_for_its_own_image_alone(
     model: DOD, sample: Sample, substitute: Substitute, tmp_path: Path
 ) -> None:
     substitute(model)
     run = paths_of(bundle(), [sample])["auto"][0]
-    computed = run_chain(TorchChain(model), run, bundle(), Shared(tmp_path))
+    computed = run_pipeline(TorchPipeline(model), run, bundle(), Shared(tmp_path))
     marked = {**computed, "image": computed["image"] + 0.5}
     second = Sample("clean.png", "", {**sample.values, "image": sample.values["image"] * 0.9})
-    proofs = proofs_of(model, bundle(), sample, second, computed=marked)
-    found = {proof.sample: proof.restored for proof in proofs if (proof.step, proof.path) == ("merged", "auto")}
+    checks = checks_of(model, bundle(), sample, second, computed=marked)
+    found = {check.sample: check.restored for check in checks if (check.step, check.path) == ("merged", "auto")}
     assert np.array_equal(found[sample.name], marked["image"])
     with torch.no_grad():
-        crops, picture = (torch.from_numpy(second.values[name]) for name in ("crops", "image"))
-        assert np.array_equal(found[second.name], model(picture, model.mfm(crops)[1]).numpy())
+        crops, image = (torch.from_numpy(second.values[name]) for name in ("crops", "image"))
+        assert np.array_equal(found[second.name], model(image, model.mfm(crops)[1]).numpy())
 
 
 def test_what_the_simplified_model_computed_is_what_the_proof_would(model: DOD, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rain_1.png")
     simplified = copy.deepcopy(model)
-    with Workshop(tmp_path / "bundle") as shop:
-        figures, values = simplify_step.measured(shop, simplified, tmp_path / "rain_1.png", {"of": "this"}, False)
-        again = simplify_step.measured(shop, copy.deepcopy(model), tmp_path / "rain_1.png", {"of": "this"}, False)
-    assert again == (figures, {}) and [each.component for each in figures] == ["chain"]
+    with BuildCache(tmp_path / "bundle") as cache:
+        figures, values = simplify_step.measured(cache, simplified, tmp_path / "rain_1.png", {"of": "this"}, False)
+        again = simplify_step.measured(cache, copy.deepcopy(model), tmp_path / "rain_1.png", {"of": "this"}, False)
+    assert again == (figures, {}) and [each.component for each in figures] == ["pipeline"]
     run = paths_of(bundle(), [load_sample(tmp_path / "rain_1.png", bundle(), ("rain",))])["auto"][0]
-    expected = run_chain(TorchChain(simplified), run, bundle(), Shared(tmp_path))
-    assert proof._is_of(values, run) and values.keys() == expected.keys()
+    expected = run_pipeline(TorchPipeline(simplified), run, bundle(), Shared(tmp_path))
+    assert check._is_of(values, run) and values.keys() == expected.keys()
     assert all(np.array_equal(values[name], value) for name, value in expected.items())
 
 
@@ -313,17 +320,15 @@ def test_load_sample(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "haze_1.png")
     loaded = load_sample(tmp_path / "haze_1.png", bundle(), ("rain", "haze"))
     assert (loaded.name, loaded.condition) == ("haze_1.png", "haze")
-    picture = loaded.values["image"]
-    assert picture.shape == (1, 3, 24, 20) and picture.dtype == np.float32 and picture.flags.c_contiguous
-    np.testing.assert_allclose(picture[0, :, :21, :18], pixels.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    image = loaded.values["image"]
+    assert image.shape == (1, 3, 24, 20) and image.dtype == np.float32 and image.flags.c_contiguous
+    np.testing.assert_allclose(image[0, :, :21, :18], pixels.transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
     assert loaded.values["crops"].shape == (1, 4, 3, 32, 32)
-    upright = np.ascontiguousarray(pixels.transpose(1, 0, 2))  # as a camera stores a picture of it, lying on its side
+    upright = np.ascontiguousarray(pixels.transpose(1, 0, 2))  # as a camera stores an image of it, lying on its side
     turned = Image.Exif()
     turned[0x0112] = 5  # transposed
     Image.fromarray(upright).save(tmp_path / "rain_1.png", exif=turned)
-    np.testing.assert_array_equal(
-        sample_pixels(tmp_path / "rain_1.png", 64), picture[0, :, :21, :18].transpose(1, 2, 0)
-    )
+    np.testing.assert_array_equal(sample_pixels(tmp_path / "rain_1.png", 64), image[0, :, :21, :18].transpose(1, 2, 0))
     assert sample_pixels(tmp_path / "haze_1.png", 16).shape == (16, 16, 3)
     (tmp_path / "haze_1.png").rename(tmp_path / "other.png")
     assert load_sample(tmp_path / "other.png", bundle(), ("rain", "haze")).condition == ""
