@@ -22,7 +22,7 @@ from export.graphs.fp16 import COMPONENTS
 MOVES = {
     *("__getitem__", "cat", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "float", "interpolate"),
     *("pad", "permute", "repeat", "reshape", "split", "squeeze", "stack", "to", "transpose", "type", "unbind"),
-    *("unflatten", "unsqueeze", "view", "zeros_like", "new_tensor", "tensor", "arange", "type_as", "torch fp16"),
+    *("unflatten", "unsqueeze", "view", "zeros_like", "new_tensor", "tensor", "arange", "type_as", "half"),
 }
 """Functions that compute no new value (or a constant)."""
 SCORE_ROWS = 256

@@ -178,7 +178,7 @@ def _operations(
             "name": name,
             "component": span.stack[0],
             **_range(span),
-            "torch fp16": name in none.low,
+            "fp16": name in none.low,
             "fp32_module": within(span.stack[-1], fp32_modules),
             "snr_none_db": _db(none.snr.get(name)),
             "snr_db": _db(chosen.snr.get(name)),

@@ -73,7 +73,7 @@ def draw(record: Record, path: Path) -> None:
     top.vlines(x, np.maximum(rms, 1e-9), largest, color="#b9c2cc", linewidth=0.6)
     top.plot(x, largest, ".", color="#26323f", markersize=3.5, label="largest value")
     top.plot(x[rms > 0], rms[rms > 0], ".", color="#6f9bd1", markersize=2.5, label="root mean square")
-    beyond = np.array([row["torch fp16"] for row in rows], bool) & (largest > LARGEST / record["safety"])
+    beyond = np.array([row["fp16"] for row in rows], bool) & (largest > LARGEST / record["safety"])
     if beyond.any():
         top.plot(x[beyond], largest[beyond], "o", color="#c8102e", markersize=6, label="beyond the safe range")
     lines = ((LARGEST, "65,504: overflow", "#c8102e", "-"), (LARGEST / record["safety"], "", "#c8102e", ":"),
@@ -174,7 +174,7 @@ def _gate(record: Record) -> list[tuple[object, ...]]:
 
 
 def _layers(record: Record, component: str) -> str:
-    rows = [row for row in record["operations"] if row["component"] == component and row["torch fp16"]]
+    rows = [row for row in record["operations"] if row["component"] == component and row["fp16"]]
     rows = sorted(rows, key=lambda row: -row["largest"])[:WORST]
     cells = [
         (
