@@ -54,3 +54,8 @@ bench: $(READY)  ## Measure latency on this machine (after make engines)
 
 clean:  ## Delete what was built (the environment stays)
 	rm -rf build
+
+.PHONY: docs
+docs: $(READY)  ## Build the documentation in build/docs; a broken link or reference fails
+	test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
