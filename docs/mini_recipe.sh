@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the shipped preset mini from nothing: every command in the order in which it was run, about eleven hours on two
-# CPU cores beside the DDPM's. The result goes into the copies build/presets/mini and build/presets/mini-105; the shipped
+# Trains the shipped preset mini from nothing: every command in the order in which it was run. About eleven hours on two
+# CPU cores, not counting the DDPM. The result goes into the copies build/presets/mini and build/presets/mini-105; the shipped
 # weights stay as they are. Commands resume when they are given again. What each step was for: docs/experiments.md.
 #
 # The shipped weights saw three changes along the way that a new run need not repeat:
