@@ -22,7 +22,7 @@ DDPM=("${COMMON[@]}" --batch-size 16 --crop 64)
 # Stage 1 minimises the error of the restored latent alone, so that no decoder is run.
 ONE=("${COMMON[@]}" --rec-weight 0 --dmd-weight 0 --perceptual-weight 0 --latent-weight 1)
 # Stage 2 trains the decoder with the detail modules, at two fifths of their learning rate.
-TWO=("${COMMON[@]}" --decoder trained --plain-weight 0 --decoder-rate 0.4)
+TWO=("${COMMON[@]}" --decoder trained --plain-weight 0 --decoder-lr-multiplier 0.4)
 RELATIVE=(--relative --rec-weight 0.15)                 # each image's error relative to itself
 WHOLE=(--crop 512 --tile-size 256 384 512)              # c from windows of 512 px, tiles of three sizes restored
 TILE=(--crop 512 --tile-size 192)
@@ -36,7 +36,7 @@ dod-train photographs "$PHOTOGRAPHS"
 # The frozen priors: DDPM, autoencoder, latent UNet.
 dod-train ddpm "${DDPM[@]}" --steps 400
 dod-train ddpm "${DDPM[@]}" --color-jitter 0.6 --continue $(state 7) --seed 7 --steps 600
-dod-train ddpm "${DDPM[@]}" --color-jitter 0.3 --continue --degraded 0.85 $(state 21) --seed 21 --steps 1200 --learning-rate 4e-4
+dod-train ddpm "${DDPM[@]}" --color-jitter 0.3 --continue --degraded-fraction 0.85 $(state 21) --seed 21 --steps 1200 --learning-rate 4e-4
 dod-train vae "${COMMON[@]}" "${BF16[@]}" --color-jitter 0.25 --seed 41 --steps 2200 --batch-size 8 --crop 96 --learning-rate 4e-4
 dod-train unet "${COMMON[@]}" "${BF16[@]}" --color-jitter 0.3 --seed 41 --steps 1100 --batch-size 12 --crop 128 --learning-rate 5e-4
 
@@ -47,7 +47,7 @@ dod-train stage1 "${ONE[@]}" "${BF16[@]}" --continue --color-jitter 0.1 $(state 
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" --color-jitter 0.1 $(state 44) --seed 45 --steps 1050 --batch-size 3 --crop 192 --learning-rate 6e-4
 dod-train stage1 "${ONE[@]}" "${BF16[@]}" --continue --color-jitter 0.1 $(state 46) --seed 46 --steps 3500 --batch-size 4 --crop 192 --learning-rate 1e-3
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${RELATIVE[@]}" --color-jitter 0.1 $(state 46) --seed 47 --steps 3600 --batch-size 3 --crop 192 --learning-rate 8e-4
-dod-train ddpm "${DDPM[@]}" --color-jitter 0.3 --continue --degraded 0.85 $(state 48) --seed 48 --steps 1300 --learning-rate 4e-4
+dod-train ddpm "${DDPM[@]}" --color-jitter 0.3 --continue --degraded-fraction 0.85 $(state 48) --seed 48 --steps 1300 --learning-rate 4e-4
 dod-train stage1 "${ONE[@]}" "${BF16[@]}" --continue --color-jitter 0.1 $(state 50) --seed 50 --steps 1600 --batch-size 4 --crop 192 --learning-rate 1e-3
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${RELATIVE[@]}" --color-jitter 0.1 $(state 50) --seed 51 --steps 2800 --batch-size 3 --crop 192 --learning-rate 8e-4
 
@@ -56,7 +56,7 @@ dod-train stage1 "${ONE[@]}" "${FP32[@]}" --continue --color-jitter 0.1 $(state 
 dod-train stage2 "${TWO[@]}" "${FP32[@]}" "${RELATIVE[@]}" --color-jitter 0.1 $(state 52) --seed 53 --steps 1300 --batch-size 3 "${TILE[@]}" --learning-rate 8e-4
 dod-train stage1 "${ONE[@]}" "${FP32[@]}" --continue --color-jitter 0.1 $(state 54) --seed 54 --steps 1400 --batch-size 2 "${WHOLE[@]}" --learning-rate 8e-4
 dod-train stage2 "${TWO[@]}" "${FP32[@]}" "${RELATIVE[@]}" --color-jitter 0.1 $(state 54) --seed 55 --steps 480 --batch-size 3 "${TILE[@]}" --learning-rate 8e-4
-dod-train calibrate "${IMAGES[@]}" --steps 130 --crop 512 --seed 78
+dod-train calibrate "${IMAGES[@]}" --num-samples 130 --crop 512 --seed 78
 
 # Any crop of a photograph; shares of the degradations.
 dod-train stage1 "${ONE[@]}" "${FP32[@]}" --continue --color-jitter 0.1 "${ANY[@]}" --clean-fraction 0.2 --oversample blur $(state 56) --seed 56 --steps 600 --batch-size 2 "${WHOLE[@]}" --learning-rate 6e-4
@@ -74,7 +74,7 @@ dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${RELATIVE[@]}" --color-jitter 0.1 "$
 
 # Soft samples, and restoration by the prototype of a named condition.
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --oversample haze noise noise rain rain low-light --soft 0.6 --seed 101 --steps 450 --learning-rate 6e-4
-dod-train calibrate "${IMAGES[@]}" --steps 130 --crop 512 --seed 178 --soft 0.5 "${ANY[@]}"
+dod-train calibrate "${IMAGES[@]}" --num-samples 130 --crop 512 --seed 178 --soft 0.5 "${ANY[@]}"
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --oversample haze noise noise noise rain rain rain low-light --soft 0.65 --seed 102 --steps 1900 --learning-rate 7e-4
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --checkpoint build/presets/mini --out build/presets/mini-105 --oversample haze haze rain rain noise low-light --soft 0.6 --seed 105 --steps 1800 --batch-size 2 --tile-size 192 320 --learning-rate 6e-4
 dod-train average build/presets/mini-105
