@@ -26,6 +26,7 @@ MODEL_MODULES = [
     "config",
     "errors",
     "tensors",
+    "validation",
     "model/__init__",
     "model/adm",
     "model/base",
