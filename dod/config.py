@@ -181,7 +181,6 @@ class DetailConfig:
     """Detail enhancement modules, equation (6).
 
     Attributes:
-        enabled: whether the decoder has detail modules (Table 4).
         blocks: number of RRDBs in each module.
         narrow: factor by which the RRDBs are narrower than the decoder. 1 is the paper's; 2 cuts their cost to 40 %.
         dense: number of dense blocks in each RRDB. 3 is ESRGAN's; `dod.extras.prune` derives a model with fewer.
