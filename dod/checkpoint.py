@@ -176,7 +176,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: not the metadata of a DOD checkpoint") from None
     if newer:
         raise CheckpointError(
-            f"{file}: format {metadata['format']} is newer than {FORMAT}, the newest this version reads: update dod-toolkit"
+            f"{file}: format {metadata['format']} is newer than {FORMAT}, the newest known: update dod-toolkit"
         )
     return metadata
 

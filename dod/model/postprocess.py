@@ -42,10 +42,10 @@ CLOSED = -16.0
 class Gate(nn.Module):
     """Predictor of the share and the kernel of an image's post-processing.
 
-    The gains are the weights of the F filters of `Postprocess` in the kernel. They depend only on the periodogram of the
-    luma (Welch 1967), because a blur kernel leaves no power at the frequencies that it suppresses. The share depends on
-    the periodogram, on histograms of the darkest and the brightest channel of each pixel, and on c. An untrained gate
-    predicts a share of about 0 and gains of 0.
+    The gains are the weights of the F filters of `Postprocess` in the kernel. They depend only on the periodogram of
+    the luma (Welch 1967), because a blur kernel leaves no power at the frequencies that it suppresses. The share
+    depends on the periodogram, on histograms of the darkest and the brightest channel of each pixel, and on c. An
+    untrained gate predicts a share of about 0 and gains of 0.
 
     Args:
         channels: C.
