@@ -15,7 +15,7 @@ from ..config import Preset
 from ..model import clora
 from ..model.detail import DetailEnhancement
 from ..model.dod import DOD
-from ..training.stages import calibrate
+from ..training.calibrate import calibrate
 from .tables import say
 
 __all__ = ["write_checkpoint"]
@@ -41,7 +41,7 @@ def write_checkpoint(
     Args:
         preset: preset whose base and DDPM exist.
         folder: folder of the checkpoint.
-        samples_of: function that returns the calibration samples of conditions, see `stages.calibrate`.
+        samples_of: function that returns the calibration samples of conditions, see `calibrate`.
         count: number of samples of each condition.
         image: image to set the size of the changes with, [1, 3, H, W] in [-1, 1].
         seed: seed of the random generator.
