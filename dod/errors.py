@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+
+from dod_runtime import console
 
 
 class DODError(Exception):
@@ -27,20 +28,5 @@ class TrainingError(DODError):
 
 
 def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main(argv)` and return its exit code: 2 with one line on an expected error, 130 on Ctrl-C.
-
-    `--debug` anywhere among the arguments lets the traceback through.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        return main(arguments) or 0
-    except (DODError, OSError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    """Run a command's `main(argv)` and return the exit code of the process; see `dod_runtime.console.run_command`."""
+    return console.run_command(lambda arguments: main(arguments) or 0, argv, also=(DODError,))
