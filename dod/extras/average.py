@@ -9,19 +9,20 @@ sharpening filters are averaged too, which has no meaning: fit them again with `
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 
 import torch
+
+from dod_runtime.console import Parser
 
 from ..checkpoint import load_checkpoint, load_model, read_metadata, save_checkpoint
 from ..errors import ConfigError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_output
-from ..training.loop import say
 from ..training.output import open_output, part_path, training_preset
-from ..training.pretrain import unless_failed
-from ..training.stages import rebased
+from ..training.parts import restored_on_error
+from ..training.processes import say
+from ..training.rebase import rebased
 
 STAGE_2 = ("decoder.", "gate.", "postprocess.")
 """What stage 2 and the fit of the post-processing train, as the names of a model's state begin."""
@@ -54,10 +55,12 @@ def average(model: DOD, other: DOD, share: float) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dod.extras.average", description="Average the weights of two presets.")
+    parser = Parser(prog="dod-train average", description="Average the weights of two presets.")
     parser.add_argument("other", help="folder of the preset whose weights are averaged in")
     add_output(parser)
-    parser.add_argument("--preset", default="mini", help="name, folder or file of the preset (default: %(default)s)")
+    parser.add_argument(
+        "--checkpoint", default="mini", help="preset: name, folder or preset.yaml (default: %(default)s)"
+    )
     parser.add_argument("--share", type=float, default=0.5, help="weight of OTHER, in 0 to 1 (default: %(default)s)")
     arguments = parser.parse_args(argv)
     preset = training_preset(arguments)
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = load_checkpoint(model, folder).get("training", [])
     changed = average(model, other, arguments.share)
     run = {"stage": "average", "share": arguments.share, "other": [each for each in theirs if each not in training]}
-    with unless_failed(base):  # base and checkpoint, or neither
+    with restored_on_error(base):  # base and checkpoint, or neither
         save_checkpoint(rebased(model, run), folder, torch.float16, training=[*training, run])
     say(f"{changed} tensors of {folder} and {base} are averaged; fit gate and filters with dod.extras.postprocess")
     return 0

@@ -9,7 +9,7 @@ checkpoint that the preset names, or from that of a copy; to fit it again takes 
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dod_runtime.console import Parser
+
 from ..checkpoint import load_checkpoint, save_checkpoint
 from ..data.dataset import CLEAN
 from ..errors import ConfigError, run_command
@@ -27,16 +29,16 @@ from ..model.dod import DOD
 from ..model.modulation import native_crops
 from ..model.postprocess import Gate, Postprocess
 from ..training.arguments import Samples, add_output, add_source, samples_from
-from ..training.loop import say
 from ..training.output import open_output, part_path, training_preset, was_fitted
+from ..training.processes import say
 from ..training.state import Schedule
 from .moments import LEAST, Moments, inverse_filters, moments_of, turned_orders, without_mean
 
 HELD_BACK = 20
 """Every so many samples one is kept from the fit, to be tried afterwards."""
-OPTIONS = ("steps", "batch", "crop", "learning_rate", "weight_decay", "seed", "workers", "save_every")
+OPTIONS = ("steps", "batch_size", "crop", "learning_rate", "weight_decay", "seed", "workers", "save_every")
 """The fields of `Schedule` that are options of this command; `steps` are those of the kernel's fit."""
-DEFAULTS = Schedule(steps=12000, batch=256, crop=448, learning_rate=2e-3, weight_decay=0.03, save_every=2000)
+DEFAULTS = Schedule(steps=12000, batch_size=256, crop=448, learning_rate=2e-3, weight_decay=0.03, save_every=2000)
 GATE = {"steps": 2500, "learning_rate": 1e-3, "weight_decay": 0.1, "save_every": 500}
 """The schedule of the gate's fit where it differs."""
 TOLERANCE = 0.02
@@ -140,7 +142,7 @@ def fit_kernel(gate: Gate, post: Postprocess, moments: Moments, schedule: Schedu
     log = []
     for step in tqdm(range(schedule.steps), "kernel", unit="step", disable=None):
         turn = int(torch.randint(8, ()))
-        some = moments.taken(rest[torch.randint(len(rest), (schedule.batch,))], turn, orders[turn])
+        some = moments.taken(rest[torch.randint(len(rest), (schedule.batch_size,))], turn, orders[turn])
         kernels = chosen(some.spectrum)
         sharper = (some.left(kernels) / some.squared + TOLERANCE).log()
         changed = ALONE * some.added(kernels) / (12 * 10 ** (-ALONE_DB / 10))
@@ -184,7 +186,7 @@ def fit_gate(gate: Gate, seen: Seen, kinds: Sequence[str], schedule: Schedule) -
 
     log = []
     for step in tqdm(range(schedule.steps), "gate", unit="step", disable=None):
-        which = rest[torch.randint(len(rest), (schedule.batch,))]
+        which = rest[torch.randint(len(rest), (schedule.batch_size,))]
         some = features[which][:, orders[int(torch.randint(8, ()))]]
         found, right = logits(some + NOISE * spread * torch.randn_like(some)), seen.passes[which]
         loss = F.binary_cross_entropy_with_logits(found, right.float(), torch.where(right, 1.0, PRICE))
@@ -226,21 +228,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if passing:
         blurred = samples_from(_without_more(arguments), schedule, passing, 0.3)
         log["kernel"] = fit_kernel(gate, post, measure(blurred, model, arguments.pairs, schedule.workers), schedule)
-    seen = look(pairs, model, arguments.samples, schedule.workers, arguments.precision)
+    seen = look(pairs, model, arguments.num_samples, schedule.workers, arguments.precision)
     log["gate"] = fit_gate(gate, seen, pairs.names, replace(schedule, **GATE))
-    given = {key: getattr(arguments, key) for key in (*OPTIONS, "samples", "pairs", "clean_fraction", "precision")}
+    given = {key: getattr(arguments, key) for key in (*OPTIONS, "num_samples", "pairs", "clean_fraction", "precision")}
     done = {"stage": "postprocess", "schedule": given, "log": log, "samples": pairs.identity}
     save_checkpoint(model, folder, torch.float16, training=[*training, done])
     return 0
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m dod.extras.postprocess", description="Fit the post-processing.")
+def _parser() -> Parser:
+    parser = Parser(prog="dod-train postprocess", description="Fit the post-processing.")
     add_source(parser)
     add_output(parser)
     add = parser.add_argument
-    add("--preset", default="mini", help="name, folder or file of the preset (default: mini)")
-    add("--samples", type=int, default=12000, help="images that the gate's share is fitted to (default: 12000)")
+    add("--checkpoint", default="mini", help="name, folder or file of the preset (default: mini)")
+    add("--num-samples", type=int, default=12000, help="images that the gate's share is fitted to (default: 12000)")
     add("--pairs", type=int, default=16000, help="pairs that the kernel is fitted to (default: 16000)")
     add("--clean-fraction", type=float, default=0.25, help="share of the gate's images left clean (default: 0.25)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the MFM (default: %(default)s)")
@@ -253,13 +255,13 @@ def _parser() -> ArgumentParser:
 def _check(arguments: Namespace, schedule: Schedule, multiple: int) -> None:
     if schedule.crop % multiple:
         raise ConfigError(f"--crop {schedule.crop}: the model takes multiples of {multiple}")
-    for name in ("samples", "pairs"):
+    for name in ("num_samples", "pairs"):
         if getattr(arguments, name) < HELD_BACK:
-            raise ConfigError(f"--{name} {getattr(arguments, name)}: it must be at least {HELD_BACK}")
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: it must be at least {HELD_BACK}")
 
 
 def _without_more(arguments: Namespace) -> Namespace:
-    return Namespace(**{**vars(arguments), "more": []})
+    return Namespace(**{**vars(arguments), "oversample": []})
 
 
 def _passing(model: DOD) -> tuple[str, ...]:
@@ -280,7 +282,7 @@ def _run(network: nn.Sequential, x: Tensor, drop: nn.Dropout) -> Tensor:
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor, schedule: Schedule, step: int) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = schedule.rate(step) * group.get("rate", 1.0)
+        group["lr"] = schedule.learning_rate_at(step) * group.get("rate", 1.0)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], schedule.clip)

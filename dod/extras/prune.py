@@ -9,7 +9,6 @@ the preset names, with `--overwrite`, or that of a copy (`--out`); stage 2 can g
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -20,13 +19,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dod_runtime.console import Parser
+
 from ..checkpoint import UNSTATED, copy_trained, load_checkpoint, read_metadata, save_checkpoint
 from ..errors import ConfigError, run_command
 from ..model.detail import RRDB, SCALE, DenseBlock
 from ..model.dod import DOD
 from ..training.arguments import Samples, add_output, add_source, samples_from
-from ..training.loop import say
 from ..training.output import open_output, part_path, training_preset
+from ..training.processes import say
 from ..training.state import Schedule
 
 ROWS = 32
@@ -98,12 +99,12 @@ def prune(whole: DOD, pruned: DOD, pairs: Samples, count: int, workers: int = 0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = ArgumentParser(prog="python -m dod.extras.prune", description="Take dense blocks from detail modules.")
+    parser = Parser(prog="dod-train prune", description="Take dense blocks from detail modules.")
     add_source(parser)
     add_output(parser)
     add = parser.add_argument
-    add("--preset", default="mini", help="name, folder or file, whose detail.dense is how many stay; default mini")
-    add("--samples", type=int, default=48, help="images that the rest is fitted to; default 48")
+    add("--checkpoint", default="mini", help="name, folder or file, whose detail.dense is how many stay; default mini")
+    add("--num-samples", type=int, default=48, help="images that the rest is fitted to; default 48")
     add("--crop", type=int, default=256, help="their side in px; default 256")
     add("--clean-fraction", type=float, default=0.1, help="of them, how many are left clean; default 0.1")
     add("--seed", type=int, default=0, help="default 0")
@@ -112,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     preset = training_preset(arguments)
     if preset.checkpoint is None or not preset.detail.enabled:
         raise ConfigError(f"preset {preset.name} has no checkpoint with detail modules: there is nothing to prune")
-    if arguments.samples < 1 or arguments.crop < 1 or arguments.crop % preset.size_multiple:
+    if arguments.num_samples < 1 or arguments.crop < 1 or arguments.crop % preset.size_multiple:
         raise ConfigError(
-            f"--samples {arguments.samples} --crop {arguments.crop}: at least one, of a multiple of "
+            f"--num-samples {arguments.num_samples} --crop {arguments.crop}: at least one, of a multiple of "
             f"{preset.size_multiple} px"
         )
     folder, stay = part_path(preset, "checkpoint"), preset.detail.dense
@@ -132,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     whole = DOD.from_preset(replace(preset, detail=replace(preset.detail, dense=metadata["dense"])))
     load_checkpoint(whole, folder)
     pruned = DOD.from_preset(preset)
-    missed = prune(whole, pruned, pairs, arguments.samples, arguments.workers)
+    missed = prune(whole, pruned, pairs, arguments.num_samples, arguments.workers)
     for name, share in missed.items():
         say(f"detail.{name}: {stay} of {metadata['dense']} dense blocks miss {share:.2%} of what all of them added")
-    options = {name: getattr(arguments, name) for name in ("samples", "crop", "clean_fraction", "seed")}
+    options = {name: getattr(arguments, name) for name in ("num_samples", "crop", "clean_fraction", "seed")}
     done = {"stage": "prune", "options": options, "missed": missed, "samples": pairs.identity}
     save_checkpoint(pruned, folder, torch.float16, training=[*metadata.get("training", []), done])
     return 0

@@ -15,7 +15,7 @@ from ..config import Preset
 from ..model import clora
 from ..model.detail import DetailEnhancement
 from ..model.dod import DOD
-from ..training.stages import calibrate
+from ..training.calibrate import calibrate
 from .report import say
 
 WEIGHT_CHANGE = 0.02

@@ -68,7 +68,7 @@ def test_the_command_fits_gate_and_kernel(folder: Path, capsys: pytest.CaptureFi
     assert "pass the model (blur)" in refused()
     change(folder, conditions=["low-light", "noise", "blur"])
     assert "--crop 101" in refused("--crop", "101")
-    assert "--samples 3" in refused("--samples", "3")
+    assert "--num-samples 3" in refused("--samples", "3")
     with pytest.raises(CheckpointError, match=r"dod\.extras\.postprocess"):
         load_model(folder)
     fit = ["--crop", "192", "--samples", "200", "--pairs", "240", "--steps", "300", "--save-every", "300"]
@@ -80,7 +80,7 @@ def test_the_command_fits_gate_and_kernel(folder: Path, capsys: pytest.CaptureFi
     shares: dict[str, list[float]] = {}
     gains = []
     for kind in ("blur", "noise", "low-light"):
-        pairs = PhotographCrops(folder / "photographs", 192, 99, (kind,), 0.0, windows=1)
+        pairs = PhotographCrops(folder / "photographs", 192, 99, (kind,), 0.0, crop_candidates=1)
         for degraded, clean, _ in (pairs[i] for i in range(8)):
             with torch.no_grad():
                 crops = model.crops(degraded[None])

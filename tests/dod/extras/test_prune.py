@@ -19,7 +19,7 @@ from tests.dod.small_model import normal, randomise, snr_db, tiny
 
 
 def pairs(conditions: tuple[str, ...] = ("noise", "haze"), seed: int = 0) -> PhotographCrops:
-    return PhotographCrops(SAMPLES, 64, seed, conditions, 0.2, windows=1)
+    return PhotographCrops(SAMPLES, 64, seed, conditions, 0.2, crop_candidates=1)
 
 
 def strengthened(model: DOD) -> DOD:
@@ -97,7 +97,7 @@ def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.C
     change(folder, {"dense": 2})
     with pytest.raises(CheckpointError, match=r"states dense 3, this model has 2; .* or prune it to 2: python -m dod"):
         load_model(folder)
-    assert "--samples 0 --crop 64: at least one, of a multiple of" in run("--samples", "0")
+    assert "--num-samples 0 --crop 64" in run("--samples", "0")
     assert run_command(prune.main, [*argv, "--overwrite"]) == 0
     assert "detail.0.body.0: 2 of 3 dense blocks miss" in capsys.readouterr().out
     pruned, metadata = load_model(folder), read_metadata(folder / "dod")
