@@ -29,14 +29,14 @@ class TrainingError(DODError):
     """A training run cannot start, or a value is not finite."""
 
 
-def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command of this package and return its exit code; see `dod_runtime.console.run_command`.
 
     Args:
-        main: command that takes arguments and returns an exit code.
+        main: command that takes arguments and returns an exit code, or None for success.
         argv: arguments; those of the process by default.
 
     Returns:
         0 on success, 2 with one line on stderr for an expected error, 130 for Ctrl-C.
     """
-    return console.run_command(main, argv, also=(DODError,))
+    return console.run_command(lambda arguments: main(arguments) or 0, argv, also=(DODError,))

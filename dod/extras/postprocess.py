@@ -23,8 +23,9 @@ from ..checkpoint import load_checkpoint, save_checkpoint
 from ..errors import ConfigError, run_command
 from ..model.dod import DOD
 from ..model.postprocess import Gate, Postprocess
-from ..training.arguments import add_checkpoint, add_output, add_schedule, add_source, samples_from
+from ..training.arguments import add_checkpoint, add_output, add_source, samples_from
 from ..training.output import open_output, part_path, training_preset, was_fitted
+from ..training.schedule_arguments import add_schedule
 from ..training.state import Schedule
 from .fit_gate import fit_gate, gate_samples
 from .fit_kernel import fit_kernel, measure_moments

@@ -25,9 +25,10 @@ from ..checkpoint import UNSTATED, copy_trained, load_checkpoint, read_metadata,
 from ..errors import ConfigError, run_command
 from ..model.detail import RRDB, SCALE, DenseBlock
 from ..model.dod import DOD
-from ..training.arguments import Samples, add_checkpoint, add_output, add_schedule, add_source, samples_from
+from ..training.arguments import Samples, add_checkpoint, add_output, add_source, samples_from
 from ..training.output import open_output, part_path, training_preset
 from ..training.processes import say
+from ..training.schedule_arguments import add_schedule
 from ..training.state import Schedule
 
 __all__ = ["ConvolutionFit", "main", "parser", "prune"]

@@ -17,7 +17,7 @@ from dod.errors import CheckpointError
 from dod.model.base import new_vae
 from dod.model.dod import DOD
 from dod.tensors import write_safetensors
-from dod.training import pretrain
+from dod.training import parts
 from dod.training.loop import train
 from tests.dod.small_model import smaller
 from tests.dod.small_training import QUICK, Pairs
@@ -45,7 +45,7 @@ def test_every_file_that_training_writes_honours_the_umask(tmp_path: Path, umask
     save_checkpoint(model, tmp_path / "dod")
     save_checkpoint(model, tmp_path / "dod")  # over the first, which it replaces
     train("toy", Denoise(toy()), Pairs(), QUICK, tmp_path / "state")
-    pretrain.publish(new_vae(model.preset.base.vae), tmp_path / "vae", [])
+    parts.publish(new_vae(model.preset.base.vae), tmp_path / "vae", [])
     write_safetensors({"prompt": torch.zeros(2)}, tmp_path / "prompt.safetensors")
     found = modes(tmp_path)
     written = {"dod/dod.safetensors", "dod/dod.json", "state/toy.state.safetensors", "prompt.safetensors"}

@@ -21,10 +21,10 @@ from tests.dod.small_training import command, contents
 def test_two_runs_of_stage_2_are_averaged(folder: Path) -> None:
     for part in ("vae", "unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0
-    assert command(stages.main, "1", folder, "--dmd-weight", "0", "--rec-weight", "0", "--latent-weight", "1") == 0
+    assert command(stages.main, "stage1", folder, "--dmd-weight", "0", "--rec-weight", "0", "--latent-weight", "1") == 0
     other, mean = folder / "other", folder / "mean"
     shutil.copytree(folder, other)
-    assert command(stages.main, "2", other, "--decoder", "trained", "--learning-rate", "1e-2") == 0
+    assert command(stages.main, "stage2", other, "--decoder", "trained", "--learning-rate", "1e-2") == 0
     before = contents(other), contents(folder / "dod"), contents(folder / "base")
     words = ["--checkpoint", str(folder), "--other", str(other), "--out", str(mean), "--share", "0.25"]
     assert run_command(average.main, words) == 0

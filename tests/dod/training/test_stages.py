@@ -1,4 +1,4 @@
-"""The objectives of the two stages: what each trains, and its terms."""
+"""The two stages: trained parameters, loss terms, windows."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dod.errors import ConfigError, TrainingError
 from dod.model.clora import adapted_layers, factors
 from dod.model.dod import DOD
 from dod.training import loop, stages
-from dod.training.objectives import Adaptation, Detail
+from dod.training.stage_objectives import AdaptationObjective, DetailObjective
 from tests.dod.small_model import image, normal, smaller
 from tests.dod.small_training import QUICK, Pairs
 
 
 @pytest.mark.parametrize("stage", ["1", "1, at the latent", "1, at the latent, relative", "1, both", "2"])
-def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_stage_changes_its_own_parameters_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     monkeypatch.setattr(loop, "LOG_EVERY", 10)
     torch.manual_seed(0)
     model = DOD.from_preset(smaller())
@@ -41,7 +41,7 @@ def test_a_stage_moves_its_own_parameters_alone(tmp_path: Path, monkeypatch: pyt
 
 
 def test_stage_2_without_detail_modules_has_nothing_to_train(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="preset tiny has no detail modules"):
+    with pytest.raises(ConfigError, match="tiny.*detail modules"):
         stages.stage_2(DOD.from_preset(smaller(detail__enabled=False)), Pairs(), QUICK, tmp_path)
 
 
@@ -50,7 +50,7 @@ def test_a_trained_decoder_keeps_decoding_without_the_modules() -> None:
     batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
 
     def terms(**options: Any) -> dict[str, Tensor]:
-        return Detail(model, **options)(batch, torch.Generator())
+        return DetailObjective(model, **options)(batch, torch.Generator())
 
     assert terms().keys() == terms(decoder=True, plain=0.0).keys() == {"rec", "ssim"}
     plain, twice = (terms(decoder=True, plain=weight)["plain"] for weight in (0.5, 1.0))
@@ -62,13 +62,13 @@ def test_a_trained_decoder_keeps_decoding_without_the_modules() -> None:
     assert moved["plain"].item() != twice.item() and moved["rec"].item() != rec
 
 
-def test_distribution_matching_trains_two_networks_apart() -> None:
+def test_distribution_matching_trains_two_networks_separately() -> None:
     model = DOD.from_preset(smaller())
-    objective = Adaptation(model, rec=0.0, dmd=1.0)
+    objective = AdaptationObjective(model, rec=0.0, dmd=1.0)
     (_, adaptation), (_, fake) = objective.groups()
     batch = [torch.stack(each) for each in zip(*(Pairs()[i] for i in range(2)), strict=True)]
     for moved in (factors(layer)[1] for _, layer in adapted_layers(objective.fake)):
-        moved.data.normal_(std=0.1)  # B starts at zero: the fake denoiser would be the real one and nothing would flow
+        moved.data.normal_(std=0.1)  # with B = 0 both denoisers would be equal and the gradient zero
     terms = objective(batch, torch.Generator().manual_seed(0))
     assert terms.keys() == {"dmd", "diff"}
     terms["dmd"].backward(retain_graph=True)
@@ -78,15 +78,15 @@ def test_distribution_matching_trains_two_networks_apart() -> None:
     assert all(p.grad is not None for p in fake.values())
     assert all(torch.equal(adaptation[name].grad, gradient) for name, gradient in held.items())
     shared = {p.data_ptr() for p in model.unet.unet.parameters()}
-    assert {p.data_ptr() for p in objective.real.parameters()} <= shared, "the base is not held twice"
+    assert {p.data_ptr() for p in objective.real.parameters()} <= shared, "the base is copied"
 
 
-def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
-    """Both images of a pair are cut to the same window, one inside the image; c is the whole's."""
+def test_a_window_has_the_condition_of_the_whole_image() -> None:
+    """Both images of a pair are cut to the same window; c comes from the whole image."""
     model = DOD.from_preset(smaller())
     clean = image(3, 64, 48)
     degraded = (clean + 0.1 * normal(3, 3, 64, 48)).clamp(-1, 1)
-    objective = Adaptation(model, dmd=0.0, tile=[16])
+    objective = AdaptationObjective(model, dmd=0.0, tile_size=[16])
     modulation, cut, truth = objective.pair((degraded, clean), torch.Generator().manual_seed(1))
     assert torch.equal(modulation, model.modulation(degraded)[1])
     assert cut.shape == truth.shape == (3, 3, 16, 16)
@@ -97,9 +97,9 @@ def test_a_tile_is_restored_by_the_condition_of_the_whole() -> None:
         assert torch.equal(cut[i], degraded[i, :, y : y + 16, x : x + 16])
         corners.append((y, x))
     assert len(set(corners)) > 1
-    generator, several = torch.Generator().manual_seed(1), Adaptation(model, dmd=0.0, tile=[16, 32])
+    generator, several = torch.Generator().manual_seed(1), AdaptationObjective(model, dmd=0.0, tile_size=[16, 32])
     assert {several.pair((degraded, clean), generator)[1].shape[-1] for _ in range(16)} == {16, 32}
-    whole = Adaptation(model, dmd=0.0).pair((degraded, clean), torch.Generator())
+    whole = AdaptationObjective(model, dmd=0.0).pair((degraded, clean), torch.Generator())
     assert torch.equal(whole[1], degraded) and torch.equal(whole[2], clean)
-    with pytest.raises(TrainingError, match="a tile of 56 px does not fit an image of 48x64"):
-        Adaptation(model, dmd=0.0, tile=[56]).pair((degraded, clean), torch.Generator())
+    with pytest.raises(TrainingError, match="56.*48x64"):
+        AdaptationObjective(model, dmd=0.0, tile_size=[56]).pair((degraded, clean), torch.Generator())
