@@ -22,9 +22,12 @@ __all__ = [
     "save_checkpoint",
 ]  # fmt: skip
 
-WEIGHTS, METADATA, FORMAT = "dod.safetensors", "dod.json", 1
+WEIGHTS, METADATA = "dod.safetensors", "dod.json"
+"""Files of a checkpoint."""
+FORMAT = 1
+"""Newest format of dod.json that this version reads, and the one that it writes."""
 
-SWITCHES = {
+SETTINGS = {
     "rank": "lora.rank",
     "alpha": "lora.alpha",
     "conditional": "lora.conditional",
@@ -36,7 +39,7 @@ SWITCHES = {
     "crop_size": "mfm.crop_size",
 }
 """Keys of dod.json that describe the model, and the preset's dotted key for each."""
-FREE = "crops", "crop_size"
+MAY_DIFFER = "crops", "crop_size"
 """Keys whose value may differ between checkpoint and model: c is a mean over any number of crops."""
 UNSTATED = {"postprocess": None, "dense": 3}
 """Values of keys that older checkpoints do not have."""
@@ -71,7 +74,7 @@ def save_checkpoint(model: DOD, folder: Path, dtype: torch.dtype = torch.float32
     metadata = {
         "format": FORMAT,
         "preset": model.preset.name,
-        **_switches(model),
+        **_settings(model),
         "conditions": list(model.prototypes),
         "layers": model.layers,
         **facts,
@@ -105,30 +108,14 @@ def load_checkpoint(
     _check_channels(model, folder, tensors)
     if not without_postprocess and any(name.startswith(SUPERSEDED) for name in tensors):
         raise CheckpointError(f"{folder} has the post-processing of an older version: fit it again with `{FIT}`")
+    ignored = {key for key, ignore in (("base_sha256", any_base), ("postprocess", without_postprocess)) if ignore}
+    _check_settings(model, folder, metadata, ignored)
     left_out = (*SUPERSEDED, *(POSTPROCESS if without_postprocess else ()))
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(left_out)}
-    for key, value in _switches(model).items():
-        stated = metadata.get(key, value if key == "step" else UNSTATED.get(key))
-        free = key in FREE or (any_base and key == "base_sha256") or (without_postprocess and key == "postprocess")
-        if stated != value and not free:
-            what = "another base model" if key == "base_sha256" else f"another {key}"
-            fit = f", or run `{FIT}`" if key == "postprocess" and value else ""
-            if key == "dense" and isinstance(stated, int) and stated > value:
-                fit = f", or prune it to {value} with `dod-train prune`"
-            raise CheckpointError(
-                f"{folder} was trained with {what}: its {key} is {_short(stated)}, that of this model {_short(value)}; "
-                f"give the base or preset that it was trained with{fit}"
-            )
-    layers = metadata.get("layers", [])
-    if layers != model.layers:
-        raise CheckpointError(
-            f"{folder}: its {len(layers)} conditional layers do not match the {len(model.layers)} of this model"
-        )
     prototypes = {name: tensors.pop(f"prototype.{name}", None) for name in metadata.get("conditions", [])}
     statistics = tensors.pop("statistics", None)
-    parameters = model.trained_tensors()
+    parameters = {name: p for name, p in model.trained_tensors().items() if not name.startswith(left_out)}
     wrong = [f"prototype.{name}" for name, value in prototypes.items() if value is None]
-    parameters = {name: p for name, p in parameters.items() if not name.startswith(left_out)}
     wrong += [n for n, p in parameters.items() if n not in tensors or tensors[n].shape != p.shape]
     wrong += [n for n in tensors if n not in parameters]
     if wrong:
@@ -230,7 +217,7 @@ def preset_of(
     folder = Path(source)
     if (folder / METADATA).is_file():
         metadata = {**UNSTATED, **read_metadata(folder)}
-        overrides |= {key: metadata[name] for name, key in SWITCHES.items() if name in metadata}
+        overrides |= {key: metadata[name] for name, key in SETTINGS.items() if name in metadata}
         name = metadata.get("preset", "")
         if name not in shipped_presets():
             raise CheckpointError(
@@ -251,6 +238,27 @@ def _here(source: str | Path) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else str(source)
 
 
+def _check_settings(model: DOD, folder: Path, metadata: dict[str, Any], ignored: set[str]) -> None:
+    """Raise CheckpointError if a checkpoint states another setting, or other conditional layers, than the model has."""
+    for key, value in _settings(model).items():
+        stated = metadata.get(key, value if key == "step" else UNSTATED.get(key))
+        if stated == value or key in (*MAY_DIFFER, *ignored):
+            continue
+        what = "another base model" if key == "base_sha256" else f"another {key}"
+        fit = f", or run `{FIT}`" if key == "postprocess" and value else ""
+        if key == "dense" and isinstance(stated, int) and stated > value:
+            fit = f", or prune it to {value} with `dod-train prune`"
+        raise CheckpointError(
+            f"{folder} was trained with {what}: its {key} is {_short(stated)}, that of this model {_short(value)}; "
+            f"give the base or preset that it was trained with{fit}"
+        )
+    layers = metadata.get("layers", [])
+    if layers != model.layers:
+        raise CheckpointError(
+            f"{folder}: its {len(layers)} conditional layers do not match the {len(model.layers)} of this model"
+        )
+
+
 def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> None:
     """Raise CheckpointError if M was trained on a c of another length C than that of the model's DDPM."""
     first = tensors.get("modulation.condition_in.0.weight")
@@ -262,7 +270,8 @@ def _check_channels(model: DOD, folder: Path, tensors: dict[str, Tensor]) -> Non
         )
 
 
-def _switches(model: DOD) -> dict[str, Any]:
+def _settings(model: DOD) -> dict[str, Any]:
+    """Return the settings of a model that dod.json states."""
     lora, detail = model.preset.lora, model.preset.detail
     post = model.preset.postprocess
     return {
