@@ -29,9 +29,8 @@ def parser() -> Parser:
     model.add_argument(
         "--checkpoint",
         default="sd21",
-        metavar="NAME_OR_FOLDER",
-        help="count the model of this preset or checkpoint: name of a shipped preset, folder or YAML file "
-        "(default: %(default)s)",
+        metavar="PRESET",
+        help="preset or checkpoint folder whose model is counted: name, folder or preset.yaml (default: %(default)s)",
     )
     model.add_argument("former", nargs="?", help=argparse.SUPPRESS)  # before --checkpoint, the preset was positional
     return parser

@@ -65,8 +65,8 @@ def parser() -> Parser:
     add_checkpoint(parser)
     add_output(parser)
     add = parser.add_argument_group("average").add_argument
-    add("--other", metavar="NAME_OR_FOLDER", help="preset or checkpoint whose weights are averaged in (required)")
-    add("--share", type=float, default=0.5, help="weight of --other, 0 to 1 (default: %(default)s)")
+    add("--other", metavar="PRESET", help="preset or checkpoint whose weights are averaged in (required)")
+    add("--share", type=float, default=0.5, metavar="FRACTION", help="weight of --other, 0 to 1 (default: %(default)s)")
     add("former", nargs="?", help=SUPPRESS)  # before --other, it was positional
     return parser
 

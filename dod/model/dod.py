@@ -176,8 +176,8 @@ class DOD(nn.Module):
             image: [B, 3, H, W] in [-1, 1].
         """
         mfm = self.preset.mfm
-        all_alike = max(image.shape[-2:]) <= mfm.crop_size
-        return native_crops(image, 1 if all_alike else mfm.crops, mfm.crop_size)
+        fits = max(image.shape[-2:]) <= mfm.crop_size  # then all crops would be equal
+        return native_crops(image, 1 if fits else mfm.crops, mfm.crop_size)
 
     def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the condition c, [B, C], and the modulation, [B, N, 2, r].

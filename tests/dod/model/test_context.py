@@ -54,7 +54,7 @@ def test_two_threads_in_the_middle_of_a_pass_keep_their_modulations(model: DOD) 
             found[i] = model.unet(latents[i], modulations[i])
 
     def wait(*_: object) -> None:
-        meet.wait(60)
+        meet.wait(600)
 
     hook = model.unet.unet.mid_block.register_forward_pre_hook(wait)
     try:
@@ -62,7 +62,7 @@ def test_two_threads_in_the_middle_of_a_pass_keep_their_modulations(model: DOD) 
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
     finally:
         hook.remove()
     for expected, value in zip(serial, found, strict=True):
