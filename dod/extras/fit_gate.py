@@ -142,5 +142,5 @@ def fit_gate(gate: Gate, samples: GateSamples, names: Sequence[str], schedule: S
         first = cast(nn.Linear, gate.passing[0])
         gate.other_mean.copy_(samples.other.mean(0))
         first.weight /= spread
-        first.bias -= first.weight @ center
+        first.bias.sub_(first.weight @ center)
     return log

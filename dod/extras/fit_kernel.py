@@ -115,6 +115,6 @@ def fit_kernel(gate: Gate, post: Postprocess, moments: Moments, schedule: Schedu
         gate.spectrum_mean.copy_(mean)
         first.weight /= spread
         last.weight *= scale[:, None]
-        last.bias *= scale
+        last.bias.mul_(scale)
         post.filters.weight.copy_(without_mean(post.filters.weight[:, 0])[:, None])
     return log

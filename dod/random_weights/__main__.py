@@ -50,21 +50,18 @@ def parser() -> Parser:
     description = "Write a base, a DDPM and a DOD checkpoint at the scale of the paper, with random weights."
     parser = Parser(prog="dod-train random-weights", description=description)
     add = parser.add_argument_group("output").add_argument
-    add("out", type=Path, help="folder to write, which then is a preset")
+    add("out", type=Path, metavar="FOLDER", help="folder to write, which then is a preset")
     add(
         "--parts", nargs="+", choices=PARTS, default=["sd", "ddpm", "dod"], help="parts to write (default: sd ddpm dod)"
     )
-    structure = (
-        "write the structure of this preset: name of a shipped preset, folder or YAML file (default: %(default)s)"
-    )
-    add("--checkpoint", default="sd21", metavar="NAME_OR_FOLDER", help=structure)
+    structure = "preset whose structure is written: name, folder or preset.yaml (default: %(default)s)"
+    add("--checkpoint", default="sd21", metavar="PRESET", help=structure)
     add("--dtype", choices=list(DTYPES), default="float32", help="data type of the bases (default: %(default)s)")
-    add("--seed", type=int, default=0, help="seed of the random generator (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random generator (default: %(default)s)")
     add = parser.add_argument_group("images to scale the layers on").add_argument
-    add(
-        "--photographs", type=Path, default=PHOTOGRAPHS, help="folder of photographs (default: those of the repository)"
-    )
-    add("--crop", type=int, default=256, help="side of the crops in pixels (default: %(default)s)")
+    photographs = "folder of photographs that the crops are taken from (default: docs/samples/clean)"
+    add("--photographs", type=Path, default=PHOTOGRAPHS, metavar="FOLDER", help=photographs)
+    add("--crop", type=int, default=256, metavar="PX", help="side of the crops in pixels (default: %(default)s)")
     add("--num-images", type=int, default=8, metavar="N", help="number of crops to scale on (default: %(default)s)")
     per_condition = "number of crops of each condition to compute its prototype from (default: %(default)s)"
     add("--num-samples", type=int, default=2, metavar="N", help=per_condition)

@@ -16,7 +16,7 @@ from dod.checkpoint import save_checkpoint
 from dod.errors import CheckpointError
 from dod.model.base import new_vae
 from dod.model.dod import DOD
-from dod.tensors import write_safetensors
+from dod.tensors import fingerprint, read_safetensors, write_safetensors
 from dod.training import parts
 from dod.training.loop import train
 from tests.dod.small_model import smaller
@@ -71,3 +71,19 @@ def test_a_failed_write_leaves_no_new_file(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_depends_on_names_shapes_and_values_but_not_on_storage() -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
+    expected = fingerprint(tensors)
+    assert fingerprint({"b": torch.zeros(1).half(), "a": torch.ones(3, 2).T.double()}) == expected
+    assert fingerprint({**tensors, "b": torch.ones(1)}) != expected
+    assert fingerprint({**tensors, "a": torch.ones(3, 2)}) != expected
+    assert fingerprint({"a": tensors["a"], "c": tensors["b"]}) != expected
+
+
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
+    write_safetensors({"a": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_safetensors(tmp_path / "a.safetensors")["a"], torch.arange(3.0))
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors"):
+        read_safetensors(tmp_path / "nowhere.safetensors")
