@@ -129,8 +129,8 @@ def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
         ) from error
     except Exception as error:  # a failed download raises URL, hub or archive errors, depending on the metric
         raise DataError(
-            f"pyiqa {pyiqa.__version__} cannot load {metric.name}: {_short(error)}. It downloads weights at the first use "
-            f"of a metric: do that on a machine with a network connection, and copy {get_dir()} here"
+            f"pyiqa {pyiqa.__version__} cannot load {metric.name}: {_short(error)}. It downloads weights at first "
+            f"use of a metric: do that on a machine with a network connection, and copy {get_dir()} here"
         ) from error
     options = {key: value for key, value in DEFAULT_CONFIGS[metric.name]["metric_opts"].items() if key != "type"}
     settings = {"variant": f"pyiqa {metric.name}", "options": options, "library": f"pyiqa {pyiqa.__version__}"}

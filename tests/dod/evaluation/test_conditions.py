@@ -161,18 +161,8 @@ def test_folder_of_degraded_images_gives_the_same(
 def test_model_without_prototypes_gets_the_figure_alone(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        run_here(
-            photographs,
-            "--model",
-            "tiny",  # a former spelling
-            "--size",
-            SIZE,
-            "--out",
-            tmp_path,
-        )
-        == 0
-    )
+    former = "--model"
+    assert run_here(photographs, former, "tiny", "--size", SIZE, "--out", tmp_path) == 0
     assert "dod-train calibrate" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["conditions.png"]
 
