@@ -7,6 +7,7 @@ The checkpoint that the preset names gets both; its weights do not change. A shi
 
 from __future__ import annotations
 
+from argparse import SUPPRESS
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -41,6 +42,7 @@ def parser() -> Parser:
     group.add_argument(
         "--num-samples", type=int, default=256, metavar="N", help="samples of each condition (default: %(default)s)"
     )
+    group.add_argument("--steps", dest="num_samples", type=int, default=SUPPRESS, help=SUPPRESS)  # former spelling
     add_schedule(parser, Schedule(crop=256), ("crop", "seed"))
     return parser
 

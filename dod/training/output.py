@@ -203,14 +203,14 @@ def _copy(preset: Preset, file: Path, folder: Path) -> None:
     temporary.mkdir(parents=True)
     try:
         for key, source in (("base", preset.base.source), ("ddpm", preset.ddpm.source)):
-            beside = preset.folder / source
-            if source == "random" or not beside.exists():
+            path = preset.folder / source
+            if source == "random" or not path.exists():
                 continue
             if not _inside(source):
-                values = {**values, key: {**values[key], "source": str(beside.resolve())}}
+                values = {**values, key: {**values[key], "source": str(path.resolve())}}
                 continue
-            for name in BASE_FILES if key == "base" and beside.is_dir() else ("",):
-                _copy_files(beside / name, temporary / source / name)
+            for name in BASE_FILES if key == "base" and path.is_dir() else ("",):
+                _copy_files(path / name, temporary / source / name)
         if preset.checkpoint is not None:
             if not _inside(preset.checkpoint):
                 values = {**values, "checkpoint": (preset.folder / preset.checkpoint).resolve().name}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from .loop import PRECISIONS
 from .state import Schedule
@@ -29,13 +30,16 @@ SCHEDULE_HELP = {
 _METAVARS = {"crop": "PX", "learning_rate": "LR"}
 
 
-def add_schedule(parser: ArgumentParser, defaults: Schedule, names: Sequence[str] = tuple(SCHEDULE_HELP)) -> None:
+def add_schedule(parser: ArgumentParser, defaults: Schedule, names: Sequence[str] = tuple(SCHEDULE_HELP)) -> Any:
     """Add an option for fields of `Schedule`.
 
     Args:
         parser: Parser of a command.
         defaults: Default values.
         names: Fields that become options; by default all.
+
+    Returns:
+        The group.
     """
     group = parser.add_argument_group("schedule")
     for name in names:
@@ -48,6 +52,7 @@ def add_schedule(parser: ArgumentParser, defaults: Schedule, names: Sequence[str
             metavar=_METAVARS.get(name, {int: "N", float: "X"}.get(type(value))),
             help=f"{SCHEDULE_HELP[name]} (default: %(default)s)",
         )
+    return group
 
 
 def schedule_from(arguments: Namespace) -> Schedule:

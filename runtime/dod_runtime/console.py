@@ -44,7 +44,6 @@ FORMER: Mapping[str, tuple[str, ...]] = {
     "--gate-rate": ("--w-lr-multiplier",),
     "--gate-start": ("--w-start",),
     "--decoder-rate": ("--decoder-lr-multiplier",),
-    "--steps": ("--num-samples",),
 }
 """Former spellings of options and the options that took their place: the first that a command has."""
 

@@ -162,7 +162,7 @@ def test_photographs_are_sorted_by_name(folder: Path) -> None:
         ({"degradations": ()}, "no degradation"),
         ({"clean_fraction": 1.5}, "between 0 and 1, not 1.5"),
         ({"crop_candidates": 0}, "crop_candidates.* 0"),
-        ({"oversample": ("fog",)}, "\'fog\'.* haze"),
+        ({"oversample": ("fog",)}, "'fog'.* haze"),
     ],
 )
 def test_bad_settings(folder: Path, arguments: dict[str, object], message: str) -> None:

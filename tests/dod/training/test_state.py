@@ -1,4 +1,4 @@
-"""Schedules and states: ranges, the learning rate, and states and records of older versions."""
+"""Schedules and states: ranges, the learning rate, and states of older versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from safetensors import safe_open
 
 from dod.errors import ConfigError, TrainingError
 from dod.tensors import read_safetensors, write_safetensors
-from dod.training.records import is_repeated
 from dod.training.state import FORMER_KEYS, Schedule, with_current_keys
 from tests.dod.small_training import QUICK
 from tests.dod.training.test_loop import interrupted, run, toy
@@ -50,15 +49,6 @@ def test_former_keys_are_replaced_at_every_level() -> None:
         "options": {"tile_size": [64]},
         "log": [{"images_per_second": 1.0}],
     }
-
-
-def test_the_record_of_an_older_version_is_recognised(capsys: pytest.CaptureFixture[str]) -> None:
-    run = {"schedule": vars(QUICK), "options": {"w_start": 0.2}, "samples": {"mist": 0.3}, "log": []}
-    old_schedule = {{new: old for old, new in FORMER_KEYS.items()}.get(key, key): v for key, v in vars(QUICK).items()}
-    old = {"schedule": old_schedule, "options": {"gate_start": 0.2}, "samples": {"misty": 0.3}, "log": [{"step": 1}]}
-    assert "batch" in old_schedule and is_repeated(Path("folder"), [old], run)
-    assert "--seed" in capsys.readouterr().out
-    assert not is_repeated(Path("folder"), [old], {**run, "samples": {"mist": 0.4}})
 
 
 def test_the_state_of_an_older_version_resumes(tmp_path: Path) -> None:
