@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dod.data.images import images
+from dod.data.images import find_images
 from dod_runtime.errors import ImageError, UsageError
 from dod_runtime.image.read import read
 
@@ -32,7 +32,7 @@ def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None
         if str(source) == OWN:
             some = {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
         else:
-            some = {name: np.asarray(_rgb(path)) for name, path in list(images(Path(source)).items())[:limit]}
+            some = {name: np.asarray(_rgb(path)) for name, path in list(find_images(Path(source)).items())[:limit]}
         if twice := sorted(found.keys() & some.keys()):
             raise UsageError(f"{source} holds a photograph named {twice[0]}, as a folder before it does: rename one")
         found |= some

@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.classical import METHODS
 from benchmarks.tasks import CEILING, TASKS, Result, Task
-from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.contact_sheet import SheetEntry, contact_sheet
 from dod.evaluation.scores import Score, mean
 from dod_runtime.console import table
 
@@ -151,7 +151,7 @@ def _sheet(results: Sequence[Result]) -> Image.Image:
             before, after = (result.scores[kind].values["psnr"] for kind in ("input", "output"))
             there = [result.images.get(kind, result.images["input"]) for kind in kinds]  # no method for a clean one
             caption = f"{result.task}: {result.name}, {before:.1f} to {after:.1f} dB ({', '.join(kinds)})"
-            entries.append(Entry(caption, there))
+            entries.append(SheetEntry(caption, there))
     return contact_sheet(entries, per_line=min(SHOWN, len(results) // len(TASKS)))
 
 

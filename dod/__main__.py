@@ -1,9 +1,9 @@
-"""What a preset's model is made of: the parameters of each part, and how many of them each stage trains.
+"""Parameter counts of a model: those of each part, and those that each stage trains.
 
-    python -m dod          # sd21, the paper's scale
-    python -m dod mini
+    dod-evaluate parameters                      # sd21, the scale of the paper
+    dod-evaluate parameters --checkpoint mini
 
-Counted on the meta device, from the preset alone: no weights are loaded.
+The model is built on the meta device. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -13,15 +13,40 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from .config import load_preset
+from dod_runtime.console import Parser
+
+from .checkpoint import preset_of
 from .errors import run_command
 from .model.dod import DOD, sized_model
 
+__all__ = ["main", "parameters", "parser"]
+
+
+def parser() -> Parser:
+    """Return the parser of the command."""
+    parser = Parser(prog="dod-evaluate parameters", description="Count the parameters of a model.")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        default="sd21",
+        metavar="PRESET",
+        help="preset or checkpoint folder whose model is counted: name, folder or preset.yaml (default: %(default)s)",
+    )
+    model.add_argument("former", nargs="?", help=argparse.SUPPRESS)  # before --checkpoint, the preset was positional
+    return parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dod", description="Count the parameters of a preset's model.")
-    parser.add_argument("preset", nargs="?", default="sd21", help="name, folder or YAML file; default sd21")
-    preset = load_preset(parser.parse_args(argv).preset)
+    """Run the command.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = parser().parse_args(argv)
+    preset, _ = preset_of(arguments.former or arguments.checkpoint)
     model = sized_model(preset)
     lora = preset.lora
     print(
@@ -35,8 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parameters(model: DOD) -> dict[str, dict[str, int]]:
-    """The number of parameters of each part, in the groups "frozen", "stage 1 trains" and "stage 2 trains", and
-    "post-processing" where the preset has it."""
+    """Count the parameters of a model.
+
+    Args:
+        model: model, which may be on the meta device.
+
+    Returns:
+        Counts by part in the groups "frozen", "stage 1 trains (PLA)", "stage 2 trains (DEM)" and, if the model has it,
+        "post-processing".
+    """
     adaptation, detail = model.adaptation_parameters(), model.detail_parameters()
     fitted = model.postprocess_parameters()
     trained = {id(parameter) for part in (adaptation, detail, fitted) for parameter in part.values()}

@@ -1,17 +1,20 @@
-"""The exceptions of `dod`, and the wrapper that turns them into one line and exit code 2."""
+"""Exceptions of `dod`, and the wrapper that runs its commands."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+
+from dod_runtime import console
+
+__all__ = ["CheckpointError", "ConfigError", "DODError", "DataError", "TrainingError", "run_command"]
 
 
 class DODError(Exception):
-    """Base of every error that this package raises on purpose. Its text says what failed and what to do."""
+    """Base class of the errors of this package. The text is one line: what failed, with which value, what to do."""
 
 
-class ConfigError(DODError):
-    """A preset or option has an unknown key or a value of the wrong kind."""
+class ConfigError(DODError, ValueError):
+    """A preset or an option has an unknown key, or a value of the wrong type or out of range."""
 
 
 class CheckpointError(DODError):
@@ -23,24 +26,17 @@ class DataError(DODError):
 
 
 class TrainingError(DODError):
-    """A training run cannot start, or met a value that is not finite."""
+    """A training run cannot start, or a value is not finite."""
 
 
-def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main(argv)` and return its exit code: 2 with one line on an expected error, 130 on Ctrl-C.
+def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command of this package and return its exit code; see `dod_runtime.console.run_command`.
 
-    `--debug` anywhere among the arguments lets the traceback through.
+    Args:
+        main: command that takes arguments and returns an exit code, or None for success.
+        argv: arguments; those of the process by default.
+
+    Returns:
+        0 on success, 2 with one line on stderr for an expected error, 130 for Ctrl-C.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        return main(arguments) or 0
-    except (DODError, OSError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return console.run_command(lambda arguments: main(arguments) or 0, argv, also=(DODError,))

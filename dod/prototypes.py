@@ -1,7 +1,4 @@
-"""Which prototype a condition lies nearest to, for the confusion table.
-
-In numpy and float64, so that what has no torch can be tested against it.
-"""
+"""Nearest prototype of a condition, by cosine distance after standardisation. In numpy and float64, without torch."""
 
 from __future__ import annotations
 
@@ -16,34 +13,53 @@ __all__ = ["cosine_distances", "nearest", "standardise", "statistics_of"]
 
 Array = NDArray[np.float64]
 RIDGE = 1e-3
-"""What is added to every variance, as a share of their mean."""
+"""Addend of each variance, as a share of the mean variance."""
 
 
 def statistics_of(conditions: ArrayLike) -> Array:
-    """Mean and covariance of conditions [N, C], as a checkpoint keeps them: [1 + C, C], the mean first."""
+    """Return mean and covariance of conditions, as a checkpoint stores them.
+
+    Args:
+        conditions: conditions c, [N, C].
+
+    Returns:
+        The mean in the first row and the covariance below it, [1 + C, C].
+    """
     c = np.asarray(conditions, np.float64)
     return np.vstack([c.mean(axis=0), np.cov(c, rowvar=False, bias=True).reshape(c.shape[1], c.shape[1])])
 
 
 def standardise(conditions: ArrayLike, statistics: ArrayLike) -> Array:
-    """(c - mean) S^(-1/2): every direction of c with deviation 1 over what S was taken of, and uncorrelated.
+    """Whiten conditions: (c - mean) S^(-1/2), with standard deviation 1 in each direction over the calibration set.
 
-    Feature by feature would leave what photographs differ in, which most features share, to outweigh what degradations
-    differ in. S is the covariance, with a thousandth of its mean variance added to each feature, for directions in
-    which a small calibration set does not vary. conditions: [..., C]; statistics: [1 + C, C], as `statistics_of` gives
-    them. Raises DataError for other shapes and for values that are not finite.
+    Scaling feature by feature would not suffice: the content of the photographs, which moves most features together,
+    would outweigh the degradations. S is the covariance plus a thousandth of the mean variance on its diagonal, for
+    directions in which a small calibration set does not vary.
 
-    >>> standardise([[3.0, 5.0]], [[1.0, 5.0], [4.0, 0.0], [0.0, 0.0]]).round(2)
-    array([[1., 0.]])
+    Args:
+        conditions: conditions c, [..., C].
+        statistics: mean and covariance, [1 + C, C], see `statistics_of`.
+
+    Returns:
+        The whitened conditions, [..., C].
+
+    Raises:
+        DataError: a shape is wrong, or a value is not finite.
+
+    Example:
+        >>> standardise([[3.0, 5.0]], [[1.0, 5.0], [4.0, 0.0], [0.0, 0.0]]).round(2)
+        array([[1., 0.]])
     """
     c, s = np.asarray(conditions, np.float64), np.asarray(statistics, np.float64)
     if s.ndim != 2 or s.shape[0] != 1 + s.shape[1] or c.ndim < 1 or c.shape[-1] != s.shape[1]:
         raise DataError(
             f"statistics must be [1 + C, C] and conditions [..., C], not {list(s.shape)} and {list(c.shape)}: "
-            "`python -m dod.training.stages calibrate` computes them"
+            "run `dod-train calibrate`"
         )
     if not (np.isfinite(c).all() and np.isfinite(s).all()):
-        raise DataError("a condition or the statistics hold values that are not finite: the weights are broken")
+        raise DataError(
+            "a condition or the statistics have values that are not finite: train or download the weights again"
+        )
     mean, covariance = s[0], s[1:]
     variances, axes = np.linalg.eigh(covariance)
     variances = np.clip(variances, 0, None) + RIDGE * max(np.trace(covariance) / len(mean), 0)
@@ -52,13 +68,23 @@ def standardise(conditions: ArrayLike, statistics: ArrayLike) -> Array:
 
 
 def cosine_distances(conditions: ArrayLike, prototypes: ArrayLike, statistics: ArrayLike) -> Array:
-    """1 - cosine of every condition [N, C] and every prototype [M, C], both standardised: [N, M], 0 to 2.
+    """Return 1 - cosine of each condition and each prototype, both standardised.
 
-    A vector without a direction (all zero) has distance 1 to everything. Raises DataError as `standardise` does.
+    Args:
+        conditions: conditions c, [N, C].
+        prototypes: prototypes, [M, C].
+        statistics: mean and covariance, [1 + C, C], see `statistics_of`.
 
-    >>> unit = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
-    >>> cosine_distances([[2.0, 0.0]], [[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], unit)
-    array([[0., 1., 2.]])
+    Returns:
+        Distances in 0 to 2, [N, M]. A zero vector has distance 1 to all others.
+
+    Raises:
+        DataError: a shape is wrong, or a value is not finite.
+
+    Example:
+        >>> unit = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+        >>> cosine_distances([[2.0, 0.0]], [[1.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], unit)
+        array([[0., 1., 2.]])
     """
     return 1 - np.clip(_directions(conditions, statistics) @ _directions(prototypes, statistics).T, -1, 1)
 
@@ -66,12 +92,21 @@ def cosine_distances(conditions: ArrayLike, prototypes: ArrayLike, statistics: A
 def nearest(
     conditions: ArrayLike, prototypes: Mapping[str, ArrayLike], statistics: ArrayLike
 ) -> list[tuple[str, float]]:
-    """(name, distance) of each condition's nearest prototype; conditions [N, C]. Of equal ones the first named.
+    """Return the nearest prototype of each condition.
 
-    Raises DataError where there is no prototype, and as `standardise` does.
+    Args:
+        conditions: conditions c, [N, C].
+        prototypes: prototypes by name, [C] each. The first wins a tie.
+        statistics: mean and covariance, [1 + C, C], see `statistics_of`.
+
+    Returns:
+        Name and distance, for each condition.
+
+    Raises:
+        DataError: there is no prototype, a shape is wrong, or a value is not finite.
     """
     if not prototypes:
-        raise DataError("no prototypes to compare with: `python -m dod.training.stages calibrate` computes them")
+        raise DataError("no prototypes: run `dod-train calibrate`")
     names = list(prototypes)
     distances = cosine_distances(conditions, np.stack([np.asarray(prototypes[name]) for name in names]), statistics)
     return [(names[k], float(row[k])) for row, k in zip(distances, distances.argmin(axis=1), strict=True)]

@@ -26,13 +26,17 @@ MODEL_MODULES = [
     "config",
     "errors",
     "tensors",
+    "validation",
     "model/__init__",
     "model/adm",
     "model/base",
     "model/clora",
+    "model/closed_form",
+    "model/context",
     "model/detail",
     "model/dod",
     "model/modulation",
+    "model/networks",
     "model/postprocess",
 ]
 """The modules of `dod` that a loaded model runs: a graph traced before one of them changed is stale."""

@@ -1,7 +1,7 @@
-"""Softness, sensor noise and JPEG: what resizing, optics and a camera's own processing lay over any image.
+"""Softness, sensor noise and JPEG compression: the marks that resizing, optics and a camera leave on any photograph.
 
-Photographs at camera resolution are seldom sharp to the pixel. A model that is trained on sharp images alone takes a
-soft degraded image for a merely blurred one, so training lays a `Capture` over every degradation and over clean images.
+Photographs at camera resolution are rarely sharp at pixel level. A model trained on sharp images alone mistakes soft,
+degraded images for blurred ones. Training therefore applies a `Capture` to degraded and clean samples alike.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["SHARP", "Capture", "gaussian_blur", "jpeg", "random_capture", "record", "resize", "soften"]
+from dod.data.images import FloatImage, Pixels
 
-Array = NDArray[np.float32]
+__all__ = ["SHARP", "Capture", "gaussian_blur", "jpeg", "random_capture", "record", "resize", "soften"]
 
 _ENLARGING = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS, Image.Resampling.HAMMING)
 _REDUCING = (*_ENLARGING, Image.Resampling.BOX)
@@ -23,11 +22,15 @@ _REDUCING = (*_ENLARGING, Image.Resampling.BOX)
 
 @dataclass(frozen=True)
 class Capture:
-    """How an image reaches its file. The first three soften it, the last two are laid over the softened image.
+    """Parameters of a simulated camera pipeline: resizing and blur soften the image, then noise and JPEG are added.
 
-    scale: factor of the resize; kernel: its filter. blur: standard deviation in px of a Gaussian. noise: standard
-    deviation of sensor noise in uint8 levels. quality: of JPEG, None for no compression. subsampled: whether JPEG
-    halves the resolution of colour (4:2:0).
+    Attributes:
+        scale: Factor of the resize.
+        kernel: Pillow's resampling filter of the resize.
+        blur: Standard deviation of a Gaussian blur in px; 0 for none.
+        noise: Standard deviation of the sensor noise in uint8 levels; 0 for none.
+        quality: JPEG quality, or None for no compression.
+        subsampled: JPEG stores colour at half the resolution (4:2:0).
     """
 
     scale: float = 1.0
@@ -39,14 +42,20 @@ class Capture:
 
 
 SHARP = Capture()
-"""The capture that changes nothing."""
+"""The capture that leaves an image unchanged."""
 
 
 def random_capture(rng: np.random.Generator) -> Capture:
-    """Draw a capture: each of its four parts is present half of the time, JPEG a third of it.
+    """Draw a random capture.
 
-    Resized 0.5 to 3 x, log-uniform, with one of several kernels; blurred by sigma 0.3 to 2 px; sensor noise of 0.5 to 4
-    levels, log-uniform; JPEG of quality 60 to 95.
+    Resizing, blur and noise are each present with probability 1/2, JPEG with probability 1/3. Ranges: scale 0.5 to 3
+    (log-uniform), blur 0.3 to 2 px, noise 0.5 to 4 levels (log-uniform), JPEG quality 60 to 95.
+
+    Args:
+        rng: Source of randomness.
+
+    Returns:
+        The capture.
     """
     scale = float(np.exp(rng.uniform(np.log(0.5), np.log(3.0))))
     kernels = _ENLARGING if scale > 1 else _REDUCING
@@ -64,18 +73,33 @@ def random_capture(rng: np.random.Generator) -> Capture:
     )
 
 
-def soften(image: Array, capture: Capture, size: tuple[int, int] | None = None) -> Array:
-    """Resize and blur an image, float32 [H, W, 3] in 0 to 1, not rounded to uint8 levels.
+def soften(image: FloatImage, capture: Capture, size: tuple[int, int] | None = None) -> FloatImage:
+    """Resize and blur an image, without rounding to uint8 levels.
 
-    size: (height, width) in px of the result; by default that of the image times `capture.scale`.
+    Args:
+        image: float32 [H, W, 3] in 0 to 1.
+        capture: `scale`, `kernel` and `blur` are applied.
+        size: (height, width) of the result in px; by default the size of `image` times `capture.scale`.
+
+    Returns:
+        float32 [H', W', 3] in 0 to 1.
     """
     height, width = image.shape[:2]
     size = size or (max(1, round(height * capture.scale)), max(1, round(width * capture.scale)))
     return np.clip(gaussian_blur(resize(image, size, capture.kernel), capture.blur), 0, 1)
 
 
-def record(image: Array, capture: Capture, rng: np.random.Generator) -> Array:
-    """Lay sensor noise and JPEG over an image, float32 [H, W, 3] in 0 to 1; the result lies on uint8 levels k/255."""
+def record(image: FloatImage, capture: Capture, rng: np.random.Generator) -> FloatImage:
+    """Add the sensor noise and JPEG artefacts of a capture to an image.
+
+    Args:
+        image: float32 [H, W, 3] in 0 to 1.
+        capture: `noise`, `quality` and `subsampled` are applied.
+        rng: Source of the noise.
+
+    Returns:
+        float32 [H, W, 3], rounded to uint8 levels k/255.
+    """
     if capture.noise:
         noise = rng.standard_normal(image.shape, dtype=np.float32)
         image = image + (np.float32(capture.noise / 255) * noise).astype(np.float32)
@@ -85,8 +109,17 @@ def record(image: Array, capture: Capture, rng: np.random.Generator) -> Array:
     return pixels.astype(np.float32) / np.float32(255)
 
 
-def resize(image: Array, size: tuple[int, int], kernel: Image.Resampling) -> Array:
-    """Resize float32 [H, W, 3] to `size` = (height, width) px with an antialiasing kernel, which may overshoot."""
+def resize(image: FloatImage, size: tuple[int, int], kernel: Image.Resampling) -> FloatImage:
+    """Resize an image with antialiasing. Kernels such as Lanczos may overshoot 0 to 1.
+
+    Args:
+        image: float32 [H, W, 3].
+        size: (height, width) of the result in px.
+        kernel: Pillow's resampling filter.
+
+    Returns:
+        float32 [*size, 3].
+    """
     if image.shape[:2] == size:
         return image
     planes = [Image.fromarray(np.ascontiguousarray(image[..., i])) for i in range(image.shape[2])]
@@ -94,8 +127,16 @@ def resize(image: Array, size: tuple[int, int], kernel: Image.Resampling) -> Arr
     return np.stack(resized, axis=-1)
 
 
-def gaussian_blur(image: Array, sigma: float) -> Array:
-    """Convolve [H, W, 3] with a Gaussian of `sigma` px, borders reflected without repeating the edge."""
+def gaussian_blur(image: FloatImage, sigma: float) -> FloatImage:
+    """Convolve an image with a Gaussian, with reflected borders that do not repeat the edge pixel.
+
+    Args:
+        image: float32 [H, W, 3].
+        sigma: Standard deviation in px; 0 returns the image itself.
+
+    Returns:
+        float32 [H, W, 3].
+    """
     if sigma <= 0:
         return image
     reach = min(int(np.ceil(3 * sigma)), min(image.shape[:2]) - 1)
@@ -109,8 +150,17 @@ def gaussian_blur(image: Array, sigma: float) -> Array:
     return image
 
 
-def jpeg(pixels: NDArray[np.uint8], quality: int, subsampled: bool = True) -> NDArray[np.uint8]:
-    """Encode uint8 [H, W, 3] as JPEG and decode it again. subsampled: 4:2:0, else 4:4:4."""
+def jpeg(pixels: Pixels, quality: int, subsampled: bool = True) -> Pixels:
+    """Compress an image as JPEG and decode it.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        quality: JPEG quality, 1 to 95.
+        subsampled: Use 4:2:0 chroma subsampling instead of 4:4:4.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=2 if subsampled else 0)
     return np.asarray(Image.open(file))

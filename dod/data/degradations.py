@@ -1,8 +1,8 @@
-"""Five synthetic degradations of a clean photograph, each a pure function of the image and a random generator.
+"""Five synthetic degradations of a clean photograph, each a pure function of an image and a random generator.
 
-A parameter that is not given is drawn from its training range. All are drawn in a fixed order whether given or not, so
-fixing one leaves the others as they were, and the returned parameters, given back with an equal generator, repeat the
-result exactly.
+A parameter that is not given is drawn from its training range. All parameters are drawn in a fixed order whether given
+or not, so fixing one does not change the others. Passing the returned parameters back with an equally seeded generator
+repeats the result exactly.
 """
 
 from __future__ import annotations
@@ -16,30 +16,56 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dod.data.images import FloatImage
 from dod.data.kernels import convolve, random_kernel, streaks
 from dod.errors import DataError
 
 __all__ = ["DEGRADATIONS", "blur", "degrade", "depth_map", "haze", "low_light", "noise", "rain", "rng_for"]
 
-Array = NDArray[np.float32]
-Degraded = tuple[Array, dict[str, Any]]
+Degraded = tuple[FloatImage, dict[str, Any]]
+"""A degraded image and the parameters of its degradation."""
 
 _SCENE = 512
+"""Minimum width and height in px of the scene that a depth map is a window of."""
 _DEPTH_GRID = 6
+"""Random depths per axis of the scene, interpolated to its size."""
 
 
 def rng_for(name: str, degradation: str, seed: int) -> np.random.Generator:
-    """A generator of its own for each image, degradation and seed, whatever the order or number of the others."""
+    """Return a random generator that depends on the image, the degradation and the seed only.
+
+    Args:
+        name: Name of the image.
+        degradation: Name of the degradation.
+        seed: Seed of the whole set.
+
+    Returns:
+        The generator.
+    """
     key = hashlib.sha256(f"{seed}\0{degradation}\0{name}".encode()).digest()
     return np.random.default_rng(int.from_bytes(key, "little"))
 
 
-def degrade(image: Array, name: str, rng: np.random.Generator, **fixed: Any) -> Degraded:
-    """Apply the degradation `name` (one of DEGRADATIONS) to `image`, float32 [H, W, 3], 0 to 1.
+def degrade(image: FloatImage, name: str, rng: np.random.Generator, **fixed: Any) -> Degraded:
+    """Apply a degradation to an image.
 
-    Returns the degraded image (float32 [H, W, 3], on uint8 steps k/255) and the parameters used. `fixed` gives
-    parameters of that degradation's function by name. Raises DataError for an unknown degradation or parameter, or an
-    image of another kind.
+    Args:
+        image: float32 [H, W, 3] in 0 to 1.
+        name: One of `DEGRADATIONS`.
+        rng: Source of the parameters that are not fixed.
+        **fixed: Parameters of the degradation's function.
+
+    Returns:
+        The degraded image, float32 [H, W, 3] on uint8 levels k/255, and all parameters used.
+
+    Raises:
+        DataError: Unknown degradation or parameter, or an image of another shape, dtype or range.
+
+    Example:
+        >>> image = np.full((8, 8, 3), 0.5, np.float32)
+        >>> degraded, parameters = degrade(image, "noise", np.random.default_rng(0), sigma=25)
+        >>> degraded.shape, parameters
+        ((8, 8, 3), {'sigma': 25})
     """
     if name not in _FUNCTIONS:
         raise DataError(f"unknown degradation {name!r}: it is one of {', '.join(DEGRADATIONS)}")
@@ -56,16 +82,27 @@ def degrade(image: Array, name: str, rng: np.random.Generator, **fixed: Any) -> 
 
 
 def haze(
-    image: Array,
+    image: FloatImage,
     rng: np.random.Generator,
     *,
     beta: float | None = None,
     airlight: float | None = None,
-    depth: Array | None = None,
+    depth: NDArray[np.float32] | None = None,
 ) -> Degraded:
-    """I = J t + A (1 - t), t = exp(-beta d) (Koschmieder 1924; Narasimhan and Nayar 2002).
+    """Add haze: I = J t + A (1 - t), t = exp(-beta d) (Koschmieder 1924; Narasimhan and Nayar 2002).
 
-    beta 0.5 to 1.5; airlight A 0.8 to 1, the same for all channels; depth d [H, W] 0.1 to 1, drawn by `depth_map`.
+    Args:
+        image: J, float32 [H, W, 3] in 0 to 1.
+        rng: Source of the parameters that are not given.
+        beta: Scattering coefficient, 0.5 to 1.5.
+        airlight: A, 0.8 to 1, the same for all channels.
+        depth: d, float32 [H, W] in 0.1 to 1; drawn by `depth_map` by default.
+
+    Returns:
+        I, float32 [H, W, 3], and the parameters.
+
+    Raises:
+        DataError: The depth has another size than the image.
     """
     beta = _uniform(rng, 0.5, 1.5, beta)
     airlight = _uniform(rng, 0.8, 1.0, airlight)
@@ -79,7 +116,7 @@ def haze(
 
 
 def rain(
-    image: Array,
+    image: FloatImage,
     rng: np.random.Generator,
     *,
     angle: float | None = None,
@@ -89,10 +126,22 @@ def rain(
     strength: float | None = None,
     veil: float | None = None,
 ) -> Degraded:
-    """I = J (1 - v) + 0.8 v + s R: the additive model of Rain100L (Yang et al. 2017), with a slight veil v.
+    """Add rain: I = J (1 - v) + 0.8 v + s R, the additive model of Rain100L (Yang et al. 2017) with a slight veil v.
 
-    R: `dod.data.kernels.streaks`. angle -35 to 35 degrees from the vertical; length 14 to 48 px; width 1 to 2.2 px;
-    density 1 to 5 streaks per 1,000 px; strength s 0.25 to 0.7; veil 0 to 0.05.
+    R is drawn by `dod.data.kernels.streaks`.
+
+    Args:
+        image: J, float32 [H, W, 3] in 0 to 1.
+        rng: Source of R and of the parameters that are not given.
+        angle: Direction of the streaks, -35 to 35 degrees from the vertical.
+        length: Length of the longest streaks, 14 to 48 px.
+        width: Width of the streaks, 1 to 2.2 px.
+        density: 1 to 5 streaks per 1,000 px of area.
+        strength: s, 0.25 to 0.7.
+        veil: v, 0 to 0.05.
+
+    Returns:
+        I, float32 [H, W, 3], and the parameters.
     """
     angle = _uniform(rng, -35, 35, angle)
     length = _uniform(rng, 14, 48, length)
@@ -106,22 +155,41 @@ def rain(
     return _quantise(rainy), parameters | {"density": density, "strength": strength, "veil": veil}
 
 
-def noise(image: Array, rng: np.random.Generator, *, sigma: float | None = None) -> Degraded:
-    """clip(J + sigma N), truncated to uint8 as the denoising benchmarks do. sigma in uint8 steps, 1 to 60."""
+def noise(image: FloatImage, rng: np.random.Generator, *, sigma: float | None = None) -> Degraded:
+    """Add Gaussian noise and truncate to uint8, as denoising benchmarks do: I = clip(J + sigma N).
+
+    Args:
+        image: J, float32 [H, W, 3] in 0 to 1.
+        rng: Source of N, and of sigma unless it is given.
+        sigma: Standard deviation in uint8 levels, 1 to 60.
+
+    Returns:
+        I, float32 [H, W, 3], and the parameters.
+    """
     sigma = _uniform(rng, 1, 60, sigma)
     noisy = image * 255 + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.floor(np.clip(noisy, 0, 255)).astype(np.float32) / np.float32(255), {"sigma": sigma}
 
 
-def blur(image: Array, rng: np.random.Generator, *, kernel: Array | None = None) -> Degraded:
-    """I = k * J. kernel [k, k], k odd, sum 1: motion or defocus, drawn by `dod.data.kernels.random_kernel`."""
+def blur(image: FloatImage, rng: np.random.Generator, *, kernel: NDArray[np.float32] | None = None) -> Degraded:
+    """Blur an image: I = k * J.
+
+    Args:
+        image: J, float32 [H, W, 3] in 0 to 1.
+        rng: Source of the kernel unless it is given.
+        kernel: k, float32 [k, k], k odd, sum 1; by default motion or defocus, drawn by
+            `dod.data.kernels.random_kernel`.
+
+    Returns:
+        I, float32 [H, W, 3], and the parameters.
+    """
     drawn = random_kernel(rng)
     kernel = drawn if kernel is None else kernel
     return _quantise(convolve(image, kernel)), {"kernel": kernel}
 
 
 def low_light(
-    image: Array,
+    image: FloatImage,
     rng: np.random.Generator,
     *,
     exposure: float | None = None,
@@ -129,9 +197,20 @@ def low_light(
     shot: float | None = None,
     read: float | None = None,
 ) -> Degraded:
-    """I = L + n, L = e J^gamma, n ~ N(0, a L + b^2): signal-dependent sensor noise (Foi et al. 2008).
+    """Darken an image and add signal-dependent sensor noise (Foi et al. 2008).
 
-    exposure e 0.1 to 0.4, log-uniform; gamma 1 to 1.4; shot noise a 0.0002 to 0.0015; read noise b 0.001 to 0.006.
+    I = L + n with L = e J^gamma and n ~ N(0, a L + b^2).
+
+    Args:
+        image: J, float32 [H, W, 3] in 0 to 1.
+        rng: Source of n and of the parameters that are not given.
+        exposure: e, 0.1 to 0.4, log-uniform.
+        gamma: 1 to 1.4.
+        shot: Shot noise a, 0.0002 to 0.0015.
+        read: Read noise b, 0.001 to 0.006.
+
+    Returns:
+        I, float32 [H, W, 3], and the parameters.
     """
     drawn = float(np.exp(rng.uniform(np.log(0.1), np.log(0.4))))
     exposure = drawn if exposure is None else exposure
@@ -144,11 +223,18 @@ def low_light(
     return _quantise(dark), {"exposure": exposure, "gamma": gamma, "shot": shot, "read": read}
 
 
-def depth_map(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A smooth depth [H, W] between 0.1 and 1: farther towards the top, tilted, with low-frequency variation.
+def depth_map(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Draw a smooth depth map: farther towards the top, tilted, with low-frequency variation.
 
-    It is a scene at least 512 px wide and high, of which a smaller image sees a random window: so a training crop has
-    the narrow range of depths that it would have inside a whole photograph.
+    The map is a random window of a scene at least 512 px wide and high. A training crop thus has the narrow range of
+    depths that it would have inside a whole photograph.
+
+    Args:
+        shape: (height, width, ...) in px.
+        rng: Source of randomness.
+
+    Returns:
+        float32 [H, W] in 0.1 to 1.
     """
     height, width = shape[:2]
     scene_height, scene_width = max(height, _SCENE), max(width, _SCENE)
@@ -164,12 +250,12 @@ def depth_map(shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, fixed: float | None) -> float:
-    """Draw always, so that a fixed value does not move the draws after it."""
+    """Return `fixed`, or a uniform draw. Always draws, so that a fixed value does not change later draws."""
     drawn = float(rng.uniform(low, high))
     return drawn if fixed is None else fixed
 
 
-def _quantise(image: NDArray[np.floating]) -> Array:
+def _quantise(image: NDArray[np.floating]) -> FloatImage:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.float32) / np.float32(255)
 
 
@@ -181,3 +267,4 @@ _FUNCTIONS: dict[str, Callable[..., Degraded]] = {
     "low-light": low_light,
 }
 DEGRADATIONS: tuple[str, ...] = tuple(_FUNCTIONS)
+"""Names of the degradations."""

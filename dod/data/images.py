@@ -1,4 +1,4 @@
-"""Folders of images: what is in them, which belongs to which, and their pixels."""
+"""Folders of images: finding files, matching them with their clean versions, and reading pixels."""
 
 from __future__ import annotations
 
@@ -15,23 +15,39 @@ from dod.errors import DataError
 __all__ = [
     "SUFFIXES",
     "UNREADABLE",
+    "FloatImage",
+    "Pixels",
     "centre_crop",
     "crop_to_multiple",
+    "degradation_of",
     "few",
-    "match",
-    "images",
+    "find_images",
+    "match_images",
     "read_rgb",
-    "task_of",
 ]
 
+Pixels = NDArray[np.uint8]
+"""An RGB image as uint8 [H, W, 3]."""
+FloatImage = NDArray[np.float32]
+"""An RGB image as float32 [H, W, 3] in 0 to 1."""
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for damaged files
+"""File name suffixes of images, in lower case."""
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""Exceptions that Pillow raises for damaged files."""
 
 
-def images(folder: Path) -> dict[str, Path]:
-    """The image files below a folder by their path without its extension, in order.
+def find_images(folder: Path) -> dict[str, Path]:
+    """Find the image files below a folder.
 
-    Raises DataError for a missing folder, one without images, and a name that occurs twice.
+    Args:
+        folder: The folder; its subfolders are searched too.
+
+    Returns:
+        Paths by name, sorted. A name is the path relative to `folder`, without its suffix.
+
+    Raises:
+        DataError: The folder is missing or has no images, or two images have the same name.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -47,65 +63,119 @@ def images(folder: Path) -> dict[str, Path]:
     return found
 
 
-def match(folder: Path, truths: Path) -> dict[str, tuple[Path, Path]]:
-    """(image, truth) of all images below two folders, by their path without its extension, in order.
+def match_images(folder: Path, truths: Path) -> dict[str, tuple[Path, Path]]:
+    """Match the images below a folder with their clean versions below another folder, by name.
 
-    Subfolders that `truths` does not have are passed over. Raises DataError for a missing or empty folder, a name that
-    occurs twice, and names without a counterpart.
+    Subfolders of `folder` that `truths` does not have are ignored.
+
+    Args:
+        folder: Folder of degraded or restored images.
+        truths: Folder of clean images with the same names; suffixes may differ.
+
+    Returns:
+        (image, clean image) by name, sorted; see `find_images` for names.
+
+    Raises:
+        DataError: A folder is missing or empty, a name occurs twice, or an image has no counterpart.
     """
-    theirs = images(truths)
-    places = {Path(name).parent for name in theirs}
-    mine = {name: path for name, path in images(folder).items() if Path(name).parent in places}
-    for where, wanted, there in ((folder, theirs, mine), (truths, mine, theirs)):
-        missing = [name for name in wanted if name not in there]
+    clean = find_images(truths)
+    subfolders = {Path(name).parent for name in clean}
+    found = {name: path for name, path in find_images(folder).items() if Path(name).parent in subfolders}
+    for searched, expected, present in ((folder, clean, found), (truths, found, clean)):
+        missing = [name for name in expected if name not in present]
         if missing:
-            raise DataError(f"{where} lacks {len(missing)} of {len(wanted)}: {few(missing)}")
-    return {name: (mine[name], path) for name, path in theirs.items()}
+            raise DataError(f"{searched} lacks {len(missing)} of {len(expected)} images: {few(missing)}")
+    return {name: (found[name], path) for name, path in clean.items()}
 
 
 def few(names: Sequence[object], limit: int = 5) -> str:
-    """The first few of the names, for an error, and how many more there are.
+    """Join the first few names for an error message and count the rest.
 
-    >>> few(list("abcdefg"))
-    'a, b, c, d, e and 2 more'
+    Args:
+        names: The names.
+        limit: Maximum number of names that are listed.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> few(list("abcdefg"))
+        'a, b, c, d, e and 2 more'
     """
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(str(name) for name in names[:limit]) + more
 
 
-def task_of(name: str) -> str:
-    """The task that an image's name belongs to: the first folder on its path, or "." where it lies in none.
+def degradation_of(name: str) -> str:
+    """Return the degradation that an image shows: the first folder of its name, or "." if it is in no folder.
 
-    >>> task_of("haze/part1/0001"), task_of("0001")
-    ('haze', '.')
+    Args:
+        name: Name of an image, as `find_images` returns it.
+
+    Returns:
+        The name of the folder.
+
+    Example:
+        >>> degradation_of("haze/part1/0001"), degradation_of("0001")
+        ('haze', '.')
     """
     folder, slash, _ = name.partition("/")
     return folder if slash else "."
 
 
 def centre_crop(pixels: NDArray[np.generic], size: int) -> NDArray[Any]:
-    """The middle of an image [H, W, ...], at most `size` pixels on either side."""
+    """Crop the centre of an image.
+
+    Args:
+        pixels: [H, W, ...].
+        size: Maximum height and width of the result in px.
+
+    Returns:
+        [min(H, size), min(W, size), ...], a view.
+    """
     top, left = (max(0, (side - size) // 2) for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
 
 
-def crop_to_multiple(pixels: NDArray[np.uint8], multiple: int) -> NDArray[np.uint8]:
-    """The middle of an image [H, W, C], its sides reduced to multiples. Raises DataError if none is left.
+def crop_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
+    """Crop the centre of an image to sides that are multiples of a number.
 
-    An odd rest leaves one pixel more at the bottom or at the right, as in the usual scripts of the field.
+    Where an odd number of pixels is removed, the extra one goes at the bottom or right, as in this field's usual
+    scripts.
 
-    >>> crop_to_multiple(np.zeros((35, 48, 3), np.uint8), 16).shape
-    (32, 48, 3)
+    Args:
+        pixels: uint8 [H, W, C].
+        multiple: Divisor of the resulting height and width.
+
+    Returns:
+        uint8 [H', W', C], a view.
+
+    Raises:
+        DataError: A side is shorter than `multiple`.
+
+    Example:
+        >>> crop_to_multiple(np.zeros((35, 48, 3), np.uint8), 16).shape
+        (32, 48, 3)
     """
     height, width = pixels.shape[:2]
     if min(height, width) < multiple:
-        raise DataError(f"{width}x{height} is too small to be cropped to a multiple of {multiple} pixels")
+        raise DataError(f"{width}x{height} px is too small to crop to a multiple of {multiple} px")
     top, left = height % multiple // 2, width % multiple // 2
     return pixels[top : top + height // multiple * multiple, left : left + width // multiple * multiple]
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """An image file as RGB uint8 [H, W, 3]. Raises DataError, naming it, where it cannot be read."""
+def read_rgb(path: Path) -> Pixels:
+    """Read an image file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        RGB uint8 [H, W, 3].
+
+    Raises:
+        DataError: The file cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))

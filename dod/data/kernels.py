@@ -1,22 +1,28 @@
-"""Anti-aliased lines and discs: the point spread functions of blur and the streaks of rain. Pure numpy."""
+"""Point spread functions of blur and the streaks of rain, drawn with anti-aliased lines and discs. Needs numpy only."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dod.data.images import FloatImage
 from dod.errors import DataError
 
 __all__ = ["convolve", "defocus_kernel", "motion_kernel", "random_kernel", "streaks"]
 
-Array = NDArray[np.float32]
+Kernel = NDArray[np.float32]
 
 
-def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Array:
-    """The path of a camera that moves while the shutter is open: [k, k], k odd, sum 1, centroid in the centre.
+def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Kernel:
+    """Return the blur kernel of a camera that moves along an arc while the shutter is open.
 
-    `length` of the chord in px, `angle` in degrees counter-clockwise from the horizontal, `bend`: the height of the arc
-    over its chord, as a fraction of the length (0: a straight line).
+    Args:
+        length: Chord of the arc in px.
+        angle: Direction of the chord in degrees, counter-clockwise from the horizontal.
+        bend: Height of the arc above its chord as a fraction of `length`; 0 for a straight line.
+
+    Returns:
+        float32 [k, k], k odd, sum 1, centroid at the centre.
     """
     u = np.linspace(-1.0, 1.0, 4 * int(np.ceil(length)) + 1)
     along, across = u * (length - 1) / 2, bend * length * (1 - u**2)
@@ -29,16 +35,32 @@ def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Array:
     return kernel / kernel.sum()
 
 
-def defocus_kernel(radius: float) -> Array:
-    """The disc of an unfocused lens, anti-aliased: [k, k], k odd, sum 1. `radius` in px."""
+def defocus_kernel(radius: float) -> Kernel:
+    """Return the blur kernel of an unfocused lens: an anti-aliased disc.
+
+    Args:
+        radius: Radius of the disc in px.
+
+    Returns:
+        float32 [k, k], k odd, sum 1.
+    """
     reach = int(np.ceil(radius))
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     kernel = np.clip(radius + 0.5 - np.hypot(x, y), 0, 1).astype(np.float32)
     return kernel / kernel.sum()
 
 
-def random_kernel(rng: np.random.Generator) -> Array:
-    """Motion (straight or slightly curved, 5 to 21 px) two times out of three, else defocus (radius 1.2 to 4 px)."""
+def random_kernel(rng: np.random.Generator) -> Kernel:
+    """Draw a blur kernel: motion blur with probability 2/3, otherwise defocus.
+
+    Motion is 5 to 21 px long and straight or slightly curved; the radius of defocus is 1.2 to 4 px.
+
+    Args:
+        rng: Source of randomness.
+
+    Returns:
+        float32 [k, k], k odd, sum 1.
+    """
     length, angle, bend = rng.uniform(5, 21), rng.uniform(0, 180), rng.uniform(-0.25, 0.25)
     curved, radius = rng.random() < 0.5, rng.uniform(1.2, 4)
     if rng.random() < 1 / 3:
@@ -46,14 +68,23 @@ def random_kernel(rng: np.random.Generator) -> Array:
     return motion_kernel(length, angle, bend if curved else 0.0)
 
 
-def convolve(image: Array, kernel: Array) -> Array:
-    """`image` [H, W, 3] with `kernel` [k, k] (true convolution), borders reflected without repeating the edge.
+def convolve(image: FloatImage, kernel: Kernel) -> FloatImage:
+    """Convolve an image with a kernel (true convolution), with reflected borders that do not repeat the edge pixel.
 
-    A sum of shifted copies, one for each tap that is not zero: small kernels need neither an FFT nor scipy.
-    Raises DataError for a kernel that is not square with an odd side: it would move the image.
+    The result is a sum of shifted copies, one for each nonzero tap: small kernels need neither an FFT nor scipy.
+
+    Args:
+        image: float32 [H, W, 3].
+        kernel: float32 [k, k].
+
+    Returns:
+        float32 [H, W, 3].
+
+    Raises:
+        DataError: The kernel is not square with an odd side, and would shift the image.
     """
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
-        raise DataError(f"a blur kernel must be square with an odd side, not {list(kernel.shape)}")
+        raise DataError(f"a blur kernel must be square with an odd side, got shape {list(kernel.shape)}")
     height, width, _ = image.shape
     reach = kernel.shape[0] // 2
     mode = "reflect" if min(height, width) > 1 else "edge"
@@ -68,11 +99,21 @@ def convolve(image: Array, kernel: Array) -> Array:
 
 def streaks(
     shape: tuple[int, int], rng: np.random.Generator, angle: float, length: float, width: float, density: float
-) -> Array:
-    """A field of falling drops: sparse noise, motion-blurred at sub-pixel angles. [H, W], 0 to 1.
+) -> NDArray[np.float32]:
+    """Draw falling drops: sparse points with motion blur at sub-pixel angles.
 
-    `angle` in degrees from the vertical; `length` and `width` of the longest streaks in px; `density` in streaks per
-    1,000 px. Every streak has its own length, brightness, and a direction within two degrees of the common one.
+    Each streak has its own length, its own brightness, and a direction within 2 degrees of the common one.
+
+    Args:
+        shape: (height, width) in px.
+        rng: Source of randomness.
+        angle: Direction in degrees from the vertical.
+        length: Length of the longest streaks in px.
+        width: Width of the streaks in px.
+        density: Streaks per 1,000 px of area.
+
+    Returns:
+        float32 [H, W] in 0 to 1.
     """
     height, width_px = shape
     margin = length / 2 + 1
@@ -86,8 +127,8 @@ def streaks(
     step, lateral_step = 0.75, 0.5
     samples = max(3, int(np.ceil(length / step)))
     u = np.linspace(-1.0, 1.0, samples).reshape(1, -1, 1)
-    fp16 = (width - 1) / 2
-    lateral = np.linspace(-fp16, fp16, max(1, 1 + round(2 * fp16 / lateral_step))).reshape(1, 1, -1)
+    half_width = (width - 1) / 2
+    lateral = np.linspace(-half_width, half_width, max(1, 1 + round(2 * half_width / lateral_step))).reshape(1, 1, -1)
     sin, cos = np.sin(tilt), np.cos(tilt)
     along = u * share * length / 2
     x, y = x0 + along * sin + lateral * cos, y0 + along * cos - lateral * sin
@@ -95,8 +136,10 @@ def streaks(
     return np.minimum(_splat(x, y, np.broadcast_to(mass, x.shape), shape), 1)
 
 
-def _splat(x: NDArray[np.float64], y: NDArray[np.float64], mass: NDArray[np.float64], shape: tuple[int, int]) -> Array:
-    """Share each point's mass among its four nearest pixels, bilinearly; what falls outside is dropped. [H, W]."""
+def _splat(
+    x: NDArray[np.float64], y: NDArray[np.float64], mass: NDArray[np.float64], shape: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Distribute the mass of each point bilinearly over its four nearest pixels [H, W]; points outside are dropped."""
     x, y, mass = x.ravel(), y.ravel(), mass.ravel()
     height, width = shape
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)

@@ -1,4 +1,4 @@
-"""Training crops of image pairs on the disk, read when they are needed and all decided by (seed, index) alone."""
+"""Training crops of image pairs on disk, read on demand. Each sample is a function of (seed, index) and the files."""
 
 from __future__ import annotations
 
@@ -8,52 +8,73 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from dod.data.dataset import CLEAN, check_settings, to_tensor, turned
+from dod.data.augmentations import random_orientation
+from dod.data.dataset import CLEAN, check_settings, to_tensor
 from dod.data.degradations import DEGRADATIONS, degrade
-from dod.data.images import UNREADABLE, few, read_rgb
+from dod.data.images import UNREADABLE, Pixels, few, read_rgb
 from dod.data.trees import LISTS, Pair, find_pairs
 from dod.errors import DataError
+from dod_runtime.console import progress
 
 __all__ = ["PairedCrops", "check_pairs", "list_files"]
 
 SIGMAS = (15.0, 25.0, 50.0)
-ATTEMPTS = 20  # draws of another pair in place of an unreadable one, before a sample is given up
+"""Standard deviations of the noise in uint8 levels."""
+ATTEMPTS = 20
+"""Pairs that are tried for a sample before an unreadable image is an error."""
 
 
 def list_files(folder: str | Path, degradations: Sequence[str] = tuple(LISTS)) -> dict[str, Path]:
-    """The list files in a folder like PromptIR's `data_dir`, of those degradations that have one (blur has none).
+    """Return the list files in a folder with the layout of PromptIR's `data_dir`.
 
-    Raises DataError where one of them is missing.
+    Args:
+        folder: The folder.
+        degradations: Degradations to return lists of; blur and low light have none.
+
+    Returns:
+        Paths by degradation.
+
+    Raises:
+        DataError: A list file is missing.
     """
     files = {name: Path(folder) / LISTS[name] for name in degradations if name in LISTS}
     if missing := [path for path in files.values() if not path.is_file()]:
-        raise DataError(f"no list file {few(missing)}: without a folder of lists, every image in the tree is taken")
+        raise DataError(
+            f"no list file {few(missing)}: add it, or give no folder of lists to use every image of the tree"
+        )
     return files
 
 
 def check_pairs(pairs: Sequence[Pair], crop: int = 1, skip_broken: bool = False) -> tuple[list[Pair], list[Path]]:
-    """(the pairs that can be read, the images that cannot), from the headers of the files alone.
+    """Check image pairs by the headers of their files.
 
-    Raises DataError, with how many they are and the first few names, for images that cannot be read (unless
-    `skip_broken` leaves them and their pairs out), pairs of unequal sizes, and images smaller than `crop` px.
+    Args:
+        pairs: The pairs.
+        crop: Minimum width and height in px.
+        skip_broken: Leave out unreadable images and their pairs instead of raising.
+
+    Returns:
+        The readable pairs, and the unreadable images.
+
+    Raises:
+        DataError: Unreadable images (unless skipped), pairs of unequal sizes, or images that are too small. The message
+            has their number and the first few names.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in (pair.degraded, pair.clean) if path))
     sizes: dict[Path, tuple[int, int]] = {}
     broken: dict[Path, str] = {}
-    for path in tqdm(paths, "checking", unit="image", disable=None, leave=False):
+    for path in progress(paths, label="checking images"):
         try:
             with Image.open(path) as image:
                 sizes[path] = image.size
         except UNREADABLE as error:
             broken[path] = type(error).__name__
     if broken and not skip_broken:
-        names = [f"{path} ({kind})" for path, kind in broken.items()]
+        names = [f"{path} ({error})" for path, error in broken.items()]
         raise DataError(
             f"{len(names)} of {len(paths)} images cannot be read: {few(names)}; remove them or use --skip-broken"
         )
@@ -75,21 +96,27 @@ def check_pairs(pairs: Sequence[Pair], crop: int = 1, skip_broken: bool = False)
 
 
 class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
-    """(degraded, clean, index) for training, float32 [3, crop, crop] in -1 to 1, as `PhotographCrops` gives them.
+    """Training samples (degraded, clean, index) from image pairs: float32 [3, crop, crop] in -1 to 1.
 
-    root: a tree as `dod.data.trees` describes it. `index` counts in `names`: the degradations, then "clean" (an
-    undegraded pair, a share `clean_fraction` of them). Each degradation is as frequent as the others, whatever the
-    number of its images. Crops are native, from the same place of both images, and flipped and turned alike;
-    noise has sigma 15, 25 or 50 and is added to the crop (`dod.data.degradations.noise`).
-    `counts` has the number of pairs of each degradation.
+    `index` counts in `names`: the degradations, then "clean". All degradations are equally frequent, whatever the
+    number of their images (`counts`). Crops have native resolution, come from the same place of both images, and are
+    rotated and mirrored alike. Noise has sigma 15, 25 or 50 and is added to the crop. Sample i is a function of (seed,
+    i) and the files, so worker processes and resumed runs see the same samples.
 
-    lists: a folder of list files as PromptIR's `data_dir`; without one every image counts. skip_broken: leaves
-    unreadable images out (`skipped` names those found at the start) instead of refusing them; one whose header is
-    whole, but whose data are not, gives way to another pair when it is drawn, with a warning.
+    Args:
+        root: A data set tree; see `dod.data.trees`.
+        crop: Side of the crops in px.
+        seed: Seed of all samples.
+        degradations: Degradations to read.
+        clean_fraction: Fraction of samples that are not degraded.
+        length: Number of samples; it only sets where a sequential sampler stops.
+        lists: Folder of list files as PromptIR's `data_dir`; by default every image is used.
+        skip_broken: Leave out unreadable images (`skipped`) instead of raising. An image whose header is readable and
+            whose data are not is replaced by another pair when it is drawn, with a warning.
 
-    Sample i is a function of (seed, i) and the files: worker processes and a resumed run see the same samples.
-    `length` only sets where a sequential sampler stops. Raises DataError, before the first sample, for bad settings and
-    for all that `find_pairs` and `check_pairs` refuse; with a sample, for an image that cannot be decoded.
+    Raises:
+        DataError: Bad settings, or anything that `find_pairs` and `check_pairs` refuse. A sample whose image cannot be
+            decoded raises it when it is read.
     """
 
     def __init__(
@@ -117,7 +144,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         self._pairs = [[pair for pair in good if pair.degradation == name] for name in degradations]
         self.counts = {name: len(pairs) for name, pairs in zip(degradations, self._pairs, strict=True)}
         if empty := [name for name, count in self.counts.items() if not count]:
-            raise DataError(f"no pair for {few(empty)} is left: each has an unreadable image; fetch {root} again")
+            raise DataError(f"no pair of {few(empty)} is readable: download {root} again")
         self._skip_broken = skip_broken
         self._length = length
 
@@ -125,7 +152,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         return self._length
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor, int]:
-        rng, index, pair = self._drawn(i)
+        rng, index, pair = self._draw(i)
         for left in reversed(range(ATTEMPTS)):
             try:
                 degraded, clean = self._windows(index, pair, rng)
@@ -135,14 +162,14 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
                     raise
                 warnings.warn(f"sample {i}: {error}; another pair takes its place", stacklevel=2)
                 pair = self._another(pair, rng)
-        degraded, clean = turned(rng, degraded, clean)
+        degraded, clean = random_orientation(rng, degraded, clean)
         if self.names[index] == "noise":
             degraded, _ = degrade(clean, "noise", rng, sigma=SIGMAS[rng.integers(len(SIGMAS))])
         return to_tensor(degraded), to_tensor(clean), index
 
     @property
     def identity(self) -> dict[str, object]:
-        """All that decides a sample beside its number and the pixels, for JSON: a run is resumed on the same alone."""
+        """All but the pixels that determines the samples, as JSON values. Runs resume with the same identity only."""
         digest = hashlib.sha256()
         for pair in (pair for pairs in self._pairs for pair in pairs):
             digest.update(f"{pair.degradation} {pair.degraded and pair.degraded.name} {pair.clean.name}\n".encode())
@@ -155,34 +182,48 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         }
 
     def describe(self, i: int) -> str:
-        """The image that sample i is first drawn from, for messages about it."""
+        """Return the path of the image that a sample is first drawn from, for messages.
+
+        Args:
+            i: Index of the sample.
+
+        Returns:
+            The path.
+        """
         pair = self.source(i)
         return str(pair.degraded or pair.clean)
 
     def source(self, i: int) -> Pair:
-        """The pair that sample i is first drawn from, without reading it: to name the images of a bad batch."""
-        return self._drawn(i)[2]
+        """Return the pair that a sample is first drawn from, without reading it.
 
-    def _drawn(self, i: int) -> tuple[np.random.Generator, int, Pair]:
+        Args:
+            i: Index of the sample.
+
+        Returns:
+            The pair.
+        """
+        return self._draw(i)[2]
+
+    def _draw(self, i: int) -> tuple[np.random.Generator, int, Pair]:
         if not 0 <= i < self._length:
             raise IndexError(f"sample {i} of {self._length}")
         rng = np.random.default_rng((self.seed, i))
-        task = int(rng.integers(len(self._pairs)))
-        index = len(self._pairs) if rng.random() < self.clean_fraction else task
-        return rng, index, self._pairs[task][rng.integers(len(self._pairs[task]))]
+        drawn = int(rng.integers(len(self._pairs)))
+        index = len(self._pairs) if rng.random() < self.clean_fraction else drawn
+        return rng, index, self._pairs[drawn][rng.integers(len(self._pairs[drawn]))]
 
     def _another(self, pair: Pair, rng: np.random.Generator) -> Pair:
         pairs = self._pairs[self.names.index(pair.degradation)]
         return pairs[rng.integers(len(pairs))]
 
-    def _windows(self, index: int, pair: Pair, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The same place of both images, uint8 [crop, crop, 3]; of a clean sample or noise, the clean one twice."""
+    def _windows(self, index: int, pair: Pair, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
+        """Return one window of both images, uint8 [crop, crop, 3]; the clean one twice for clean samples and noise."""
         clean = read_rgb(pair.clean)
         path = None if self.names[index] == CLEAN else pair.degraded
         degraded = clean if path is None else read_rgb(path)
         height, width = clean.shape[:2]
         if degraded.shape != clean.shape or min(height, width) < self.crop:
-            raise DataError(f"{pair.degraded or pair.clean} has another size than when the run began")
+            raise DataError(f"{pair.degraded or pair.clean} changed its size since the run began")
         top, left = rng.integers(height - self.crop + 1), rng.integers(width - self.crop + 1)
         window = np.s_[top : top + self.crop, left : left + self.crop]
         return degraded[window], clean[window]

@@ -1,13 +1,12 @@
-"""Fetch and prepare the photographs that the shipped model is trained on and judged by.
+"""Download and prepare the photographs that the shipped model is trained and evaluated on.
 
-`python -m dod.data.photographs OUT` downloads the Debian packages listed in `photographs.yaml` and writes
-`OUT/train/*.png` and `OUT/held_out/*.png`. Nothing of them is committed: their licences stay with their authors, and
-every PNG carries its source, author and licence in its text chunks.
+`dod-train photographs OUT` downloads the Debian packages listed in `photographs.yaml` and writes `OUT/train/*.png` and
+`OUT/held_out/*.png`. The images are not part of the repository because their licences belong to their authors. Every
+PNG has its source, author and licence in its text chunks.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -23,14 +22,15 @@ from typing import Literal, get_args
 
 import yaml
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
-from tqdm import tqdm
 
 from dod.errors import DataError, run_command
+from dod_runtime.console import Parser, progress
 
-__all__ = ["Photograph", "SPLITS", "listed_photographs", "prepare", "prepare_photographs"]
+__all__ = ["SPLITS", "Photograph", "listed_photographs", "main", "parser", "prepare", "prepare_photographs"]
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[str, ...] = get_args(Split)
+"""Names of the splits."""
 
 _LIST = Path(__file__).with_name("photographs.yaml")
 _TEXT_KEYS = ("Source", "Author", "Copyright", "Description")
@@ -38,7 +38,16 @@ _TEXT_KEYS = ("Source", "Author", "Copyright", "Description")
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image inside a Debian package. `file` is its path below the package's root."""
+    """An image inside a Debian package.
+
+    Attributes:
+        name: Name of the prepared file, without suffix.
+        package: Name of the Debian package.
+        file: Path in the package.
+        author: Author of the photograph.
+        licence: SPDX-like name of its licence.
+        split: "train" or "held_out".
+    """
 
     name: str
     package: str
@@ -48,14 +57,28 @@ class Photograph:
     split: Split
 
     def path(self, out: Path) -> Path:
-        """Where `prepare` writes it below the folder `out`."""
+        """Return the path of the prepared image.
+
+        Args:
+            out: Folder that `prepare_photographs` writes to.
+
+        Returns:
+            The path of a PNG file.
+        """
         return out / self.split / f"{self.name}.png"
 
 
 def listed_photographs(split: str | None = None) -> list[Photograph]:
-    """The images of `photographs.yaml`, of one split or of both, in the order of the list.
+    """Return the images listed in `photographs.yaml`, in that order.
 
-    Raises DataError for an unknown split.
+    Args:
+        split: Name of a split; by default both.
+
+    Returns:
+        The photographs.
+
+    Raises:
+        DataError: Unknown split.
     """
     if split not in (None, *SPLITS):
         raise DataError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
@@ -68,9 +91,16 @@ def listed_photographs(split: str | None = None) -> list[Photograph]:
 
 
 def prepare(image: Image.Image, longest: int) -> Image.Image:
-    """RGB, upright, its longest side reduced (never enlarged) to `longest` px with Lanczos.
+    """Convert an image to upright RGB and reduce it.
 
-    The reduction also averages out JPEG artefacts and sensor noise, which a restoration model must not learn as clean.
+    The reduction averages out JPEG artefacts and sensor noise, which a restoration model must not learn as clean.
+
+    Args:
+        image: The original.
+        longest: Maximum length of the longer side in px. Smaller images are not enlarged.
+
+    Returns:
+        The prepared image.
     """
     image = ImageOps.exif_transpose(image).convert("RGB")
     scale = longest / max(image.size)
@@ -81,10 +111,20 @@ def prepare(image: Image.Image, longest: int) -> Image.Image:
 
 
 def prepare_photographs(out: Path, packages_from: Path | None = None, longest: int = 1600) -> list[Path]:
-    """Write every listed photograph below `out`; images already there with the same settings are kept.
+    """Write every listed photograph; existing files with the same settings are kept.
 
-    `packages_from`: folder of downloaded .deb files, used in place of `apt-get download`. Returns the paths, in the
-    order of the list. Each file is whole or absent. Raises DataError where a package or an image cannot be had.
+    Each file is written completely or not at all.
+
+    Args:
+        out: Folder that receives `train/*.png` and `held_out/*.png`.
+        packages_from: Folder of .deb files to use instead of `apt-get download`.
+        longest: Maximum length of an image's longer side in px.
+
+    Returns:
+        The paths, in the order of the list.
+
+    Raises:
+        DataError: A package cannot be downloaded or unpacked, or an image of it cannot be read.
     """
     if longest < 1:
         raise DataError(f"the longest side must be at least 1 px, not {longest}")
@@ -94,8 +134,7 @@ def prepare_photographs(out: Path, packages_from: Path | None = None, longest: i
 
     with tempfile.TemporaryDirectory(prefix="dod-photographs-") as temporary:
         roots: dict[str, Path] = {}
-        for photograph in (bar := tqdm(missing, desc="photographs", unit="image", disable=not missing)):
-            bar.set_postfix_str(photograph.name)
+        for photograph in progress(missing, label="photographs") if missing else ():
             if photograph.package not in roots:
                 roots[photograph.package] = _unpack(photograph.package, packages_from, Path(temporary))
             _write(photograph, roots[photograph.package], out, longest)
@@ -122,14 +161,14 @@ def _is_current(photograph: Photograph, out: Path, longest: int) -> bool:
 
 
 def _remove_unlisted(out: Path, listed: set[Path]) -> None:
-    """Delete what an older list wrote: an image that changed its split must never be in both."""
+    """Delete files of an older list: an image whose split changed must never be in both splits."""
     for path in (path for split in SPLITS for path in (out / split).glob("*.png")):
         if path not in listed and _read_text(path).get("Source", "").startswith("Debian package "):
             path.unlink()
 
 
 def _unpack(package: str, packages_from: Path | None, temporary: Path) -> Path:
-    """Unpack `package` below `temporary` and return the folder that stands for its root."""
+    """Unpack a package below `temporary` and return the folder that stands for the root of the file system."""
     deb = _download(package, temporary) if packages_from is None else _find_deb(package, packages_from)
     root = temporary / package
     _run(["dpkg", "-x", str(deb.resolve()), str(root)], temporary, f"cannot unpack {deb.name}")
@@ -153,15 +192,15 @@ def _find_deb(package: str, folder: Path) -> Path:
 def _run(command: list[str], folder: Path, failure: str) -> None:
     if shutil.which(command[0]) is None:
         raise DataError(
-            f"{failure}: {command[0]} is not on this machine. On a Debian or Ubuntu machine run `apt-get download` for "
+            f"{failure}: {command[0]} is not installed. On a Debian or Ubuntu machine run `apt-get download` for "
             f"{', '.join(sorted({photograph.package for photograph in listed_photographs()}))}, copy the .deb files "
-            "here and pass their folder with --packages-from (dpkg is needed to unpack them)"
+            "here and give their folder with --packages-from (dpkg is needed to unpack them)"
         )
     finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
         raise DataError(
-            f"{failure}: {reason}. Run `apt-get update` first, or pass downloaded .deb files with --packages-from"
+            f"{failure}: {reason}. Run `apt-get update` first, or give a folder of .deb files with --packages-from"
         )
 
 
@@ -170,10 +209,10 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
     if not source.is_file():
         raise DataError(
             f"the package {photograph.package} of this release does not hold {photograph.file}: "
-            "take the package of Debian 12 (bookworm) and pass its folder with --packages-from"
+            "download the one of Debian 12 (bookworm) and give its folder with --packages-from"
         )
     try:
-        with _opened(source) as opened:
+        with _open(source) as opened:
             image = prepare(opened, longest)
     except OSError as error:
         raise DataError(f"cannot read {photograph.file} of {photograph.package}: {error}") from error
@@ -191,28 +230,57 @@ def _write(photograph: Photograph, root: Path, out: Path, longest: int) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _opened(source: Path) -> Image.Image:
-    """An image file; of an Enlightenment theme (.edj) the largest JPEG stream in it. Raises OSError where none is."""
+def _open(source: Path) -> Image.Image:
+    """Open an image file, or the largest JPEG stream of an Enlightenment theme (.edj). Raises OSError without one."""
     if source.suffix != ".edj":
         return Image.open(source)
-    held = source.read_bytes()
+    data = source.read_bytes()
     images: list[Image.Image] = []
-    for start in re.finditer(rb"\xff\xd8\xff", held):
+    for start in re.finditer(rb"\xff\xd8\xff", data):
         with contextlib.suppress(UnidentifiedImageError):
-            images.append(Image.open(io.BytesIO(held[start.start() :]), formats=["JPEG"]))
+            images.append(Image.open(io.BytesIO(data[start.start() :]), formats=["JPEG"]))
     if not images:
         raise OSError("no JPEG image in it")
     return max(images, key=lambda image: image.width * image.height)
 
 
+def parser() -> Parser:
+    """Return the parser of `dod-train photographs`."""
+    parser = Parser(
+        prog="dod-train photographs",
+        description="Download the photographs that the shipped model is trained and evaluated on, and prepare them.",
+    )
+    parser.add_argument("out", type=Path, help="folder that receives train/*.png and held_out/*.png")
+    source = parser.add_argument_group("source and size")
+    source.add_argument(
+        "--packages-from",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of .deb files to unpack (default: download them with apt-get)",
+    )
+    source.add_argument(
+        "--longest",
+        type=int,
+        default=1600,
+        metavar="PX",
+        help="maximum length of an image's longer side in px; larger images are reduced (default: %(default)s)",
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dod.data.photographs", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path, help="folder that gets train/*.png and held_out/*.png")
-    parser.add_argument("--packages-from", type=Path, metavar="FOLDER", help="already downloaded .deb files")
-    parser.add_argument("--longest", type=int, default=1600, help="longest side in px (default: %(default)s)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
+    """Run `dod-train photographs`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DataError: See `prepare_photographs`.
+    """
+    arguments = parser().parse_args(argv)
 
     paths = prepare_photographs(arguments.out, arguments.packages_from, arguments.longest)
     for split in SPLITS:

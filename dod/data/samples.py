@@ -1,12 +1,11 @@
-"""The sample images of `docs/samples`: crops of held-out photographs that may be shared, each degraded in one way.
+"""Sample images of `docs/samples`: crops of held-out photographs with a shareable licence, each with one degradation.
 
-`python -m dod.data.samples [OUT] --photographs FOLDER`, where FOLDER is what `python -m dod.data.photographs` wrote,
-writes `OUT/<degradation>.png`, `OUT/clean/<degradation>.png` and `OUT/README.md`, the same pixels each time.
+`dod-train samples [OUT] --photographs FOLDER`, where FOLDER was written by `dod-train photographs`, writes
+`OUT/<degradation>.png`, `OUT/clean/<degradation>.png` and `OUT/README.md`. The pixels are the same each time.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,19 +19,31 @@ from dod.data.degradations import degrade, rng_for
 from dod.data.kernels import motion_kernel
 from dod.data.photographs import Photograph, listed_photographs
 from dod.errors import DataError, run_command
+from dod_runtime.console import Parser
 
-__all__ = ["SAMPLES", "SHAREABLE", "Sample", "make_sample", "write_samples"]
+__all__ = ["SAMPLES", "SHAREABLE", "SampleImage", "main", "make_sample", "parser", "write_samples"]
 
 SIZE = (512, 384)
+"""Width and height of the samples in px."""
 SHAREABLE: Mapping[str, str] = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
 }
+"""Licences under which a sample may be shared, and their texts."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """`box`: the 4:3 crop (left, top, right, bottom) of the prepared photograph, reduced to 512x384."""
+class SampleImage:
+    """A crop of a photograph and the degradation that is applied to it.
+
+    Attributes:
+        degradation: Name of the degradation.
+        photograph: Name of the photograph.
+        box: 4:3 crop (left, top, right, bottom) of the prepared photograph in px, reduced to 512x384.
+        change: Description of the change, as the licence demands.
+        seed: Seed of the degradation.
+        fixed: Parameters of the degradation that are not drawn.
+    """
 
     degradation: str
     photograph: str
@@ -42,8 +53,8 @@ class Sample:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-SAMPLES: tuple[Sample, ...] = (
-    Sample(
+SAMPLES: tuple[SampleImage, ...] = (
+    SampleImage(
         "haze",
         "picos_de_europa",
         (0, 0, 1600, 1200),
@@ -51,16 +62,16 @@ SAMPLES: tuple[Sample, ...] = (
         seed=8,
         fixed={"beta": 1.5, "airlight": 0.88},
     ),
-    Sample(
+    SampleImage(
         "rain",
         "dogs",
         (33, 340, 1065, 1114),
         "synthetic rain added",
         fixed={"angle": -14.0, "length": 42.0, "width": 1.5, "density": 3.2, "strength": 0.55, "veil": 0.03},
     ),
-    Sample("noise", "brushes", (0, 25, 1364, 1048), "Gaussian noise of sigma 25 added", fixed={"sigma": 25.0}),
-    Sample("blur", "fig", (160, 0, 1600, 1080), "motion blur added", fixed={"kernel": motion_kernel(11, 25, 0.1)}),
-    Sample(
+    SampleImage("noise", "brushes", (0, 25, 1364, 1048), "Gaussian noise of sigma 25 added", fixed={"sigma": 25.0}),
+    SampleImage("blur", "fig", (160, 0, 1600, 1080), "motion blur added", fixed={"kernel": motion_kernel(11, 25, 0.1)}),
+    SampleImage(
         "low-light",
         "wine",
         (0, 180, 1068, 981),
@@ -68,10 +79,19 @@ SAMPLES: tuple[Sample, ...] = (
         fixed={"exposure": 0.26, "gamma": 1.15, "shot": 0.0006, "read": 0.003},
     ),
 )
+"""The sample images, one for each degradation."""
 
 
-def make_sample(sample: Sample, photograph: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """(degraded, clean), both RGB 512x384, from the prepared photograph."""
+def make_sample(sample: SampleImage, photograph: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """Return (degraded, clean), both RGB 512x384.
+
+    Args:
+        sample: Description of the sample.
+        photograph: The prepared photograph.
+
+    Returns:
+        The degraded and the clean image.
+    """
     clean = photograph.convert("RGB").resize(SIZE, Image.Resampling.LANCZOS, box=sample.box)
     image = np.asarray(clean, dtype=np.float32) / np.float32(255)
     rng = rng_for(sample.photograph, sample.degradation, sample.seed)
@@ -80,9 +100,17 @@ def make_sample(sample: Sample, photograph: Image.Image) -> tuple[Image.Image, I
 
 
 def write_samples(out: Path, photographs: Path) -> list[Path]:
-    """Write the samples, their clean versions and the README to `out`; returns the paths of the samples.
+    """Write the samples, their clean versions and a README.
 
-    Raises DataError where a photograph is missing, or its licence does not allow its crop to be shared.
+    Args:
+        out: Folder to write to.
+        photographs: Folder that `dod-train photographs` wrote.
+
+    Returns:
+        Paths of the samples.
+
+    Raises:
+        DataError: A photograph is missing, or its licence does not allow sharing.
     """
     sources = {photograph.name: photograph for photograph in listed_photographs("held_out")}
     images = {}
@@ -92,7 +120,7 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
             raise DataError(f"{source.name} is under {source.licence}: samples need one of {', '.join(SHAREABLE)}")
         path = source.path(photographs)
         if not path.is_file():
-            raise DataError(f"no photograph {path}: run `python -m dod.data.photographs {photographs}` first")
+            raise DataError(f"no photograph {path}: run `dod-train photographs {photographs}` first")
         with Image.open(path) as photograph:
             images[out / f"{sample.degradation}.png"] = make_sample(sample, photograph)
 
@@ -105,6 +133,7 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
 
 
 def _readme(sources: Mapping[str, Photograph]) -> str:
+    """Return the README of the samples: authors, licences and changes."""
     rows = []
     for sample in SAMPLES:
         source = sources[sample.photograph]
@@ -115,28 +144,57 @@ def _readme(sources: Mapping[str, Photograph]) -> str:
         [
             "# Sample images",
             "",
-            "Five photographs that no model of this repository was trained on, each degraded in one way; `clean/` has",
-            f"them as they were. All come from the Debian package `{source.package}`, cropped and reduced to",
-            f"{SIZE[0]}x{SIZE[1]} px, and stay under their authors' licences.",
+            "Five photographs that no model of this repository was trained on, each with one degradation; `clean/`",
+            f"holds the originals. All come from the Debian package `{source.package}`, are cropped and reduced to",
+            f"{SIZE[0]}x{SIZE[1]} px, and remain under their authors' licences.",
             "",
-            "| sample | image | author | licence | change, beside crop and reduction |",
+            "| sample | photograph | author | licence | change, apart from crop and reduction |",
             "|---|---|---|---|---|",
             *rows,
             "",
-            "`python -m dod.data.photographs photographs` and `python -m dod.data.samples --photographs photographs`",
-            "make them again.",
+            "`dod-train photographs photographs` and `dod-train samples --photographs photographs` reproduce them.",
             "",
         ]
     )
 
 
+def parser() -> Parser:
+    """Return the parser of `dod-train samples`."""
+    parser = Parser(
+        prog="dod-train samples",
+        description="Write the sample images of docs/samples: five photographs, each with one degradation.",
+    )
+    parser.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        default=Path("docs/samples"),
+        help="folder that receives the samples, clean/ and README.md (default: %(default)s)",
+    )
+    source = parser.add_argument_group("source")
+    source.add_argument(
+        "--photographs",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder that `dod-train photographs` wrote (required)",
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m dod.data.samples", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path, nargs="?", default=Path("docs/samples"), help="default: %(default)s")
-    parser.add_argument("--photographs", type=Path, required=True, help="what `python -m dod.data.photographs` wrote")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
+    """Run `dod-train samples`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DataError: See `write_samples`.
+    """
+    arguments = parser().parse_args(argv)
     for path in write_samples(arguments.out, arguments.photographs):
         print(f"{path}  {path.stat().st_size / 1000:.0f} KB")
     return 0

@@ -1,16 +1,17 @@
-"""The field's published data set trees: which degraded image belongs to which clean one.
+"""Published data set trees of this field: which degraded image belongs to which clean one.
 
-PromptIR (Potlapalli et al. 2023) lays out haze, rain and noise, AdaIR (Cui et al. 2024) adds blur and low light:
+PromptIR (Potlapalli et al. 2023) defines the layout of haze, rain and noise, AdaIR (Cui et al. 2024) adds blur and low
+light:
 
     Train/Dehaze/{synthetic,original}   part1/0025_0.8_0.04.jpg of 0025.jpg (or .png)     hazy/hazy_outside.txt
     Train/Derain/{rainy,gt}             rain-1.png of norain-1.png                        rainy/rainTrain.txt
-    Train/Denoise                       clean images: the noise is made on the fly      noisy/denoise.txt
+    Train/Denoise                       clean images; noise is added when they are read   noisy/denoise.txt
     Train/Deblur/{blur,sharp}           equal names
     Train/Enhance/{low,gt}              equal names
     test/dehaze, test/derain/Rain100L, test/deblur/gopro, test/enhance/lol: {input,target}; test/denoise/bsd68
 
-The list files on the right lie in a folder of their own (`data_dir` there) and name one training image a line,
-relative to `Train/Dehaze`, `Train/Derain` and `Train/Denoise`.
+The list files on the right lie in a separate folder (PromptIR's `data_dir`). Each line is the path of a training image
+relative to `Train/Dehaze`, `Train/Derain` or `Train/Denoise`.
 """
 
 from __future__ import annotations
@@ -26,21 +27,28 @@ from dod.errors import DataError
 
 __all__ = ["LISTS", "SETTINGS", "SPLITS", "Pair", "find_pairs"]
 
-
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "rain-haze-noise": ("haze", "rain", "noise"),
     "rain-haze-noise-blur-dark": ("haze", "rain", "noise", "blur", "low-light"),
 }
+"""Degradations of the paper's two all-in-one settings."""
 LISTS: Mapping[str, str] = {
     "haze": "hazy/hazy_outside.txt",
     "rain": "rainy/rainTrain.txt",
     "noise": "noisy/denoise.txt",
 }
+"""List file of each degradation that has one, relative to the folder of lists."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and its clean counterpart; of `noise` only the clean one is on the disk."""
+    """An image file and its clean counterpart.
+
+    Attributes:
+        degradation: Name of the degradation.
+        degraded: The degraded image; None for noise, which is added when the image is read.
+        clean: The clean image.
+    """
 
     degradation: str
     degraded: Path | None
@@ -48,92 +56,112 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where a degradation's images are, below the root. An empty `degraded`: only clean images, in `folder`."""
+class TreeLayout:
+    """Folders of one degradation.
+
+    Attributes:
+        folder: Path relative to the root of the tree.
+        degraded: Folder of degraded images in `folder`; empty where there are only clean images.
+        clean: Folder of clean images in `folder`.
+    """
 
     folder: str
     degraded: str = ""
     clean: str = ""
 
 
-_LAYOUTS: Mapping[str, Mapping[str, Layout]] = {
+_LAYOUTS: Mapping[str, Mapping[str, TreeLayout]] = {
     "train": {
-        "haze": Layout("Train/Dehaze", "synthetic", "original"),
-        "rain": Layout("Train/Derain", "rainy", "gt"),
-        "noise": Layout("Train/Denoise"),
-        "blur": Layout("Train/Deblur", "blur", "sharp"),
-        "low-light": Layout("Train/Enhance", "low", "gt"),
+        "haze": TreeLayout("Train/Dehaze", "synthetic", "original"),
+        "rain": TreeLayout("Train/Derain", "rainy", "gt"),
+        "noise": TreeLayout("Train/Denoise"),
+        "blur": TreeLayout("Train/Deblur", "blur", "sharp"),
+        "low-light": TreeLayout("Train/Enhance", "low", "gt"),
     },
     "test": {
-        "haze": Layout("test/dehaze", "input", "target"),
-        "rain": Layout("test/derain/Rain100L", "input", "target"),
-        "noise": Layout("test/denoise/bsd68"),
-        "blur": Layout("test/deblur/gopro", "input", "target"),
-        "low-light": Layout("test/enhance/lol", "input", "target"),
+        "haze": TreeLayout("test/dehaze", "input", "target"),
+        "rain": TreeLayout("test/derain/Rain100L", "input", "target"),
+        "noise": TreeLayout("test/denoise/bsd68"),
+        "blur": TreeLayout("test/deblur/gopro", "input", "target"),
+        "low-light": TreeLayout("test/enhance/lol", "input", "target"),
     },
 }
 SPLITS: tuple[str, ...] = tuple(_LAYOUTS)
+"""Names of the splits."""
 
 
-def find_pairs(root: str | Path, task: str, split: str = "train", list_file: str | Path | None = None) -> list[Pair]:
-    """The pairs of one degradation, in the order of the names, or in that of `list_file` where one is given.
+def find_pairs(
+    root: str | Path, degradation: str, split: str = "train", list_file: str | Path | None = None
+) -> list[Pair]:
+    """Find the image pairs of one degradation, by names alone: no image is opened.
 
-    root: the folder that holds `Train` and `test`. task: a name of DEGRADATIONS. split: "train" or "test".
-    Only names are looked at: no image is opened. A clean image may belong to many hazy ones or to none.
+    A clean image may belong to several hazy images or to none.
 
-    Raises DataError for an unknown task or split, a missing or empty folder, two clean images of one name, images
-    without a counterpart, and lines of the list that name no file, with how many they are and the first few names.
+    Args:
+        root: Folder that holds `Train` and `test`.
+        degradation: One of `DEGRADATIONS`.
+        split: "train" or "test".
+        list_file: File that lists the images to use; by default all of the tree.
+
+    Returns:
+        The pairs, sorted by name or in the order of `list_file`.
+
+    Raises:
+        DataError: Unknown degradation or split, a missing or empty folder, two clean images of one name, images without
+            a counterpart, or listed files that do not exist. The message has their number and the first few names.
     """
-    for kind, given, known in (("task", task, DEGRADATIONS), ("split", split, SPLITS)):
+    for what, given, known in (("degradation", degradation, DEGRADATIONS), ("split", split, SPLITS)):
         if given not in known:
-            raise DataError(f"unknown {kind} {given!r}: it is one of {', '.join(known)}")
-    layout = _LAYOUTS[split][task]
+            raise DataError(f"unknown {what} {given!r}: it is one of {', '.join(known)}")
+    layout = _LAYOUTS[split][degradation]
     base = Path(root) / layout.folder
     degraded, clean = base / layout.degraded, base / layout.clean
     for folder in dict.fromkeys((degraded, clean)):
         if not folder.is_dir():
             tree = f"{degraded} (degraded) and {clean} (clean)" if layout.degraded else f"{clean} (clean images)"
-            raise DataError(f"no folder {folder}: the {split} images for {task} are expected in {tree}")
+            raise DataError(f"no folder {folder}: the {split} images for {degradation} are expected in {tree}")
     chosen = _images(degraded) if list_file is None else _listed(Path(list_file), base, degraded)
     if not layout.degraded:
-        return [Pair(task, None, path) for path in chosen]
-    return _matched(task, chosen, degraded, clean, complete=list_file is None and task != "haze")
+        return [Pair(degradation, None, path) for path in chosen]
+    complete = list_file is None and degradation != "haze"
+    return _match(degradation, chosen, degraded, clean, complete)
 
 
-def _matched(task: str, chosen: Sequence[Path], degraded: Path, clean: Path, complete: bool) -> list[Pair]:
-    """complete: every clean image must have a degraded one too."""
+def _match(degradation: str, chosen: Sequence[Path], degraded: Path, clean: Path, complete: bool) -> list[Pair]:
+    """Pair images by name. With `complete`, every clean image must have a degraded one too."""
     truths: dict[str, Path] = {}
     for path in _images(clean):
-        other = truths.setdefault(_clean_key(task, path.relative_to(clean)), path)
+        other = truths.setdefault(_clean_key(degradation, path.relative_to(clean)), path)
         if other is not path:
             raise DataError(f"{other} and {path} are both the clean version of one image: keep one of them")
-    keys = [_degraded_key(task, path.relative_to(degraded)) for path in chosen]
+    keys = [_degraded_key(degradation, path.relative_to(degraded)) for path in chosen]
     problems = []
     if alone := [path.relative_to(degraded) for path, key in zip(chosen, keys, strict=True) if key not in truths]:
         problems.append(f"{len(alone)} of {len(chosen)} in {degraded} have no clean version in {clean}: {few(alone)}")
     if complete and (unused := [truths[key].relative_to(clean) for key in truths.keys() - set(keys)]):
+        shown = few(sorted(unused))
         problems.append(
-            f"{len(unused)} of {len(truths)} in {clean} have no {task} version in {degraded}: {few(sorted(unused))}"
+            f"{len(unused)} of {len(truths)} in {clean} have no {degradation} version in {degraded}: {shown}"
         )
     if problems:
         raise DataError(f"unpaired images: {'; '.join(problems)}. Complete or remove them")
-    return [Pair(task, path, truths[key]) for path, key in zip(chosen, keys, strict=True)]
+    return [Pair(degradation, path, truths[key]) for path, key in zip(chosen, keys, strict=True)]
 
 
-def _degraded_key(task: str, path: PurePath) -> str:
-    if task == "haze":  # 0025_<airlight>_<beta>, in part1 to part4, all of one folder of clean images
+def _degraded_key(degradation: str, path: PurePath) -> str:
+    if degradation == "haze":  # 0025_<airlight>_<beta>, in part1 to part4, all of one folder of clean images
         return path.stem.split("_")[0]
-    return (path.parent / (path.stem.removeprefix("rain-") if task == "rain" else path.stem)).as_posix()
+    return (path.parent / (path.stem.removeprefix("rain-") if degradation == "rain" else path.stem)).as_posix()
 
 
-def _clean_key(task: str, path: PurePath) -> str:
-    if task == "haze":
+def _clean_key(degradation: str, path: PurePath) -> str:
+    if degradation == "haze":
         return path.stem
-    return (path.parent / (path.stem.removeprefix("norain-") if task == "rain" else path.stem)).as_posix()
+    return (path.parent / (path.stem.removeprefix("norain-") if degradation == "rain" else path.stem)).as_posix()
 
 
 def _images(folder: Path) -> list[Path]:
-    """The image files below `folder`, linked folders included, in order. Raises DataError where there are none."""
+    """Find the image files below a folder, linked folders included, sorted. Raises DataError where there are none."""
     found: list[Path] = []
     for place, _, names in os.walk(folder, onerror=_raise, followlinks=True):
         here = Path(place)
@@ -144,7 +172,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _is_image(name: str) -> bool:
-    """Hidden files are none: archives made on a Mac carry a `._rain-1.png` beside each image."""
+    """Return True for image files, except hidden ones: archives made on macOS have a `._rain-1.png` for each image."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -159,7 +187,7 @@ def _listed(list_file: Path, base: Path, degraded: Path) -> list[Path]:
         raise DataError(f"cannot read the list file {list_file}: {error}") from error
     entries = [(number, base / line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
-        raise DataError(f"{list_file} names no image: one a line is expected, relative to {base}")
+        raise DataError(f"{list_file} names no image: put one path per line, relative to {base}")
     if outside := [f"line {number}: {path}" for number, path in entries if not path.is_relative_to(degraded)]:
         raise DataError(f"{list_file} names {len(outside)} images outside {degraded}: {few(outside)}")
     if missing := [f"line {number}: {path.relative_to(base)}" for number, path in entries if not path.is_file()]:

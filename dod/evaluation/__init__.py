@@ -1,1 +1,1 @@
-"""Metrics, scores and figures of restored images, for the commands `evaluate`, `conditions` and `detail_figure`."""
+"""Evaluation: metrics of restored images, the condition table, and the paper's ablations and figures."""

@@ -1,28 +1,29 @@
-"""The paper's ablations (Tables 4, 5 and 6) at a small equal budget, beside what the paper reports, and one of our own:
-detail modules half as wide as the decoder (`detail.narrow`).
+"""The paper's ablations (Tables 4, 5 and 6) with equal, short runs, compared with the paper's results.
 
-    python -m dod.evaluation.ablations --photographs photographs/train --held-out photographs/held_out
-    python -m dod.evaluation.ablations --data DATA --setting rain-haze-noise --test sets/input sets/truth ...
+    dod-evaluate ablations --photographs photographs/train --held-out photographs/held_out
+    dod-evaluate ablations --data DATA --setting rain-haze-noise --test sets/input sets/truth
 
-Each variant trains both stages from the same base, seed and samples; a figure is the mean of the tasks' means, over the
-held-out photographs with each of the preset's degradations, or over the folders of a test set. At such a budget a
-difference of a few tenths of a dB is noise: the sign is what can be compared with the paper. Runs that are finished or
-interrupted are taken up from `--out`, and `docs/reproduce.md` has the command at the paper's budget.
+One ablation is not in the paper: detail modules half as wide as the decoder (`detail.narrow`).
+
+Both stages of every variant are trained from the same base, seed and samples. A result is the mean over degradations:
+those of the preset, applied to the held-out photographs, or the subfolders of a test set. With short runs a difference
+of a few tenths of a dB is noise; its sign can be compared with the paper. Finished and interrupted runs in `--out` are
+reused. `docs/reproduce.md` has the command for runs as long as the paper's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+
+from dod_runtime.console import Parser, progress
 
 from ..config import Preset
 from ..data.dataset import load_photographs
@@ -31,119 +32,160 @@ from ..data.images import centre_crop
 from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_source, preset_from, samples_from
-from ..training.loop import PRECISIONS
-from ..training.stages import CLEAN_FRACTION, stage_1, stage_2
+from ..training.schedule_arguments import add_schedule
+from ..training.stage_arguments import CLEAN_FRACTION
+from ..training.stages import stage_1, stage_2
 from ..training.state import Schedule
+from .ablation_table import ROWS, AblationVariant, Results, Values, as_markdown
 from .evaluate import evaluate, find_scenes
 from .metrics import Metric
 from .restoration import restore_image
 from .scorer import Scorer, find_metrics
-from .scores import table
+
+__all__ = ["main", "parser", "train_and_measure", "write"]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One pair of trained stages: where the LoRA is conditional (`none`, `unet`, `unet+encoder`), its rank, and by how
-    much narrower than the decoder the detail modules are."""
-
-    conditional: str
-    rank: int
-    narrow: int = 1
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table. paper: the paper's PSNR in dB, or a word where it gives none."""
-
-    table: str
-    name: str
-    variant: Variant
-    detail: bool
-    paper: float | str
-
-
-FULL, PLAIN = Variant("unet", 8), Variant("none", 8)
-ROWS = (
-    Row("Table 4", "neither CLoRA nor DEM", PLAIN, False, 23.05),
-    Row("Table 4", "CLoRA", FULL, False, 24.60),
-    Row("Table 4", "DEM", PLAIN, True, 31.83),
-    Row("Table 4", "CLoRA and DEM", FULL, True, 31.87),
-    Row("Table 5", "CLoRA in encoder and UNet", Variant("unet+encoder", 8), True, 30.68),
-    Row("Table 5", "CLoRA in the UNet only", FULL, True, 31.87),
-    Row("Table 6", "rank 4", Variant("unet", 4), True, "collapses"),
-    Row("Table 6", "rank 8", FULL, True, 31.87),
-    Row("Table 6", "rank 16", Variant("unet", 16), True, 31.68),
-    Row("Detail modules", "as wide as the decoder", FULL, True, 31.87),
-    Row("Detail modules", "half as wide", Variant("unet", 8, 2), True, "not tried"),
-)
-
-Values = Mapping[str, float]
-Figures = Mapping[Variant, Mapping[bool, Values]]
 Measure = Callable[[DOD], Values]
-"""Gives a trained model's figures by metric."""
+"""Function that measures a model."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    preset = preset_from(arguments)
-    for name, side in (("crop", arguments.crop), ("size", arguments.size)):
-        if side < 1 or side % preset.size_multiple:
-            raise ConfigError(f"--{name} {side}: the model takes multiples of {preset.size_multiple}")
-    metrics = find_metrics([name for name in arguments.metrics if name != "psnr"])
-    measure = _on_photographs(arguments, preset) if arguments.test is None else _on_a_test_set(arguments)
-    figures: dict[Variant, Mapping[bool, Values]] = {}
-    for variant in tqdm(list(dict.fromkeys(row.variant for row in ROWS)), desc="variants"):
-        figures[variant] = trained(variant, arguments, measure)
-        write(figures, metrics, arguments)
-    print(as_markdown(figures, metrics))
-    print(f"\n{arguments.out / 'ablations.md'}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dod.evaluation.ablations", description=(__doc__ or "").split("\n")[0]
+def parser() -> Parser:
+    """Return the parser of `dod-evaluate ablations`."""
+    parser = Parser(
+        prog="dod-evaluate ablations",
+        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with equal, short runs.",
     )
     add_source(parser)
-    judged = parser.add_mutually_exclusive_group(required=True)
-    judged.add_argument("--held-out", type=Path, help="folder of clean photographs, degraded here, to measure on")
-    judged.add_argument(
+    test = parser.add_argument_group("test images", "Give either --held-out or --test.")
+    measured = test.add_mutually_exclusive_group(required=True)
+    measured.add_argument(
+        "--held-out", type=Path, metavar="FOLDER", help="folder of clean photographs, which are degraded synthetically"
+    )
+    measured.add_argument(
         "--test",
         type=Path,
         nargs=2,
         metavar=("INPUT", "TRUTH"),
-        help="folders to measure on, as `dod.evaluation.evaluate` takes",
+        help="folders of degraded and clean images, as for `dod-evaluate images`",
     )
-    parser.add_argument("--preset", default="mini", help="whose base is adapted; default %(default)s")
-    parser.add_argument("--steps", type=int, nargs=2, default=(300, 300), metavar=("ONE", "TWO"), help="of each stage")
-    parser.add_argument(
-        "--learning-rates", type=float, nargs=2, default=(1e-3, 2e-3), metavar=("ONE", "TWO"), help="of each stage"
+    test.add_argument(
+        "--size",
+        type=int,
+        default=256,
+        metavar="PX",
+        help="side in px of the centre crops of --held-out (default: %(default)s)",
     )
-    parser.add_argument("--batch", type=int, default=6, help="default %(default)s")
-    parser.add_argument("--crop", type=int, default=64, help="of training, in px; default %(default)s")
-    parser.add_argument("--workers", type=int, default=0, help="that read samples; default %(default)s")
-    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="default %(default)s")
-    parser.add_argument("--size", type=int, default=256, help="of the held-out crops, in px; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    test.add_argument(
+        "--crop-to-multiple",
+        type=int,
+        default=16,
+        metavar="N",
+        help="crop the centre of the images of --test to multiples of N px (default: %(default)s)",
+    )
+    test.add_argument(
+        "--metrics",
+        nargs="+",
+        default=["ssim"],
+        metavar="NAME",
+        help="metrics in addition to PSNR; see `dod-evaluate images` (default: ssim)",
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        default="mini",
+        metavar="PRESET",
+        help="preset whose base is adapted: name, folder or preset.yaml (default: %(default)s)",
+    )
+    fields = ("batch_size", "crop", "workers", "precision", "seed")
+    schedule = add_schedule(parser, Schedule(batch_size=6, crop=64, workers=0), fields)
+    schedule.add_argument(
+        "--steps",
+        type=int,
+        nargs=2,
+        default=(300, 300),
+        metavar=("ONE", "TWO"),
+        help="number of steps of stage 1 and stage 2 (default: 300 300)",
+    )
+    schedule.add_argument(
+        "--learning-rates",
+        type=float,
+        nargs=2,
+        default=(1e-3, 2e-3),
+        metavar=("ONE", "TWO"),
+        help="peak learning rates of stage 1 and stage 2 (default: 0.001 0.002)",
+    )
+    loss = parser.add_argument_group("loss of stage 1")
     for name, weight, term in (
-        ("latent", 1.0, "latent"),
-        ("rec", 0.0, "image"),
-        ("perceptual", 0.0, "perceptual"),
-        ("dmd", 0.0, "DMD"),
+        ("latent", 1.0, "latent term"),
+        ("rec", 0.0, "reconstruction term (8)"),
+        ("perceptual", 0.0, "perceptual term (9), which needs --vgg"),
+        ("dmd", 0.0, "distribution matching term (10)"),
     ):
-        parser.add_argument(
-            f"--{name}-weight", type=float, default=weight, help=f"of stage 1's {term} term; default %(default)s"
+        loss.add_argument(
+            f"--{name}-weight",
+            type=float,
+            default=weight,
+            metavar="WEIGHT",
+            help=f"weight of the {term} (default: %(default)s)",
         )
-    parser.add_argument("--vgg", default="", help="the perceptual term's weights, see `stages 1`")
-    parser.add_argument("--metrics", nargs="+", default=["ssim"], metavar="NAME", help="beside PSNR; default: ssim")
-    parser.add_argument("--crop-to-multiple", type=int, default=16, help="of the test images; default %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("build/ablations"), help="default %(default)s")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    loss.add_argument(
+        "--vgg",
+        default="",
+        metavar="FILE",
+        help="VGG-16 weights of the perceptual term, as for `dod-train stage1` (default: none)",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/ablations"),
+        metavar="FOLDER",
+        help="folder of the tables and of the states of the runs (default: %(default)s)",
+    )
     return parser
 
 
-def trained(variant: Variant, arguments: argparse.Namespace, measure: Measure) -> dict[bool, Values]:
-    """The figures without and with the detail modules, after both stages."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `dod-evaluate ablations`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: Options do not fit the preset, or a metric is unknown.
+        DataError: Images are missing or unusable.
+        TrainingError: See `dod.training.loop.train`.
+    """
+    arguments = parser().parse_args(argv)
+    preset = preset_from(arguments)
+    for name, side in (("crop", arguments.crop), ("size", arguments.size)):
+        if side < 1 or side % preset.size_multiple:
+            raise ConfigError(f"--{name} {side}: it must be a multiple of {preset.size_multiple}")
+    metrics = find_metrics([name for name in arguments.metrics if name != "psnr"])
+    measure = _on_photographs(arguments, preset) if arguments.test is None else _on_test_set(arguments)
+    results: dict[AblationVariant, Mapping[bool, Values]] = {}
+    for variant in progress(list(dict.fromkeys(row.variant for row in ROWS)), label="variants"):
+        results[variant] = train_and_measure(variant, arguments, measure)
+        write(results, metrics, arguments)
+    print(as_markdown(results, metrics))
+    print(f"\n{arguments.out / 'ablations.md'}")
+    return 0
+
+
+def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: Measure) -> dict[bool, Values]:
+    """Train both stages of a variant and measure it.
+
+    Args:
+        variant: The model.
+        arguments: Arguments of `parser`.
+        measure: Measures a model.
+
+    Returns:
+        Results without (False) and with (True) detail modules.
+    """
     keys = {"lora.conditional": variant.conditional, "lora.rank": variant.rank, "lora.alpha": float(variant.rank)}
     keys["detail.narrow"] = variant.narrow
     torch.manual_seed(arguments.seed)
@@ -151,14 +193,14 @@ def trained(variant: Variant, arguments: argparse.Namespace, measure: Measure) -
     schedules = [
         Schedule(
             steps,
-            arguments.batch,
+            arguments.batch_size,
             arguments.crop,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             seed=arguments.seed,
             workers=arguments.workers,
             precision=arguments.precision,
         )
-        for steps, rate in zip(arguments.steps, arguments.learning_rates, strict=True)
+        for steps, learning_rate in zip(arguments.steps, arguments.learning_rates, strict=True)
     ]
     dataset = samples_from(arguments, schedules[0], model.preset.conditions, CLEAN_FRACTION)
     state = arguments.out / "state" / f"{variant.conditional}-{variant.rank}-{variant.narrow}"
@@ -174,16 +216,18 @@ def trained(variant: Variant, arguments: argparse.Namespace, measure: Measure) -
         vgg=arguments.vgg,
     )
     without = measure(model)
-    stage_2(model, dataset, schedules[1], state, gate_rate=3.0, gate_start=0.2)
+    stage_2(model, dataset, schedules[1], state, w_lr_multiplier=3.0, w_start=0.2)
     return {False: without, True: measure(model)}
 
 
-def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
-    """The middle `size` px of the held-out photographs, with each of the preset's degradations. Raises DataError."""
+def _on_photographs(arguments: Namespace, preset: Preset) -> Measure:
+    """Return a function that measures the centre of held-out photographs with each degradation. Raises DataError."""
     size = arguments.size
     held_out = load_photographs(arguments.held_out)
     if small := [name for name, pixels in held_out.items() if min(pixels.shape[:2]) < size]:
-        raise DataError(f"{arguments.held_out / small[0]} is smaller than --size {size}")
+        raise DataError(
+            f"{arguments.held_out / small[0]} is smaller than --size {size}: remove it or use a smaller size"
+        )
 
     def measure(model: DOD) -> Values:
         with Scorer(["psnr", *arguments.metrics], _device(model)) as scorer:
@@ -199,14 +243,16 @@ def _on_photographs(arguments: argparse.Namespace, preset: Preset) -> Measure:
     return measure
 
 
-def _on_a_test_set(arguments: argparse.Namespace) -> Measure:
-    """All images of the folders, as `python -m dod.evaluation.evaluate` measures them. Raises DataError."""
+def _on_test_set(arguments: Namespace) -> Measure:
+    """Return a function that measures images of a test set as `dod-evaluate images` does. Raises DataError."""
     scenes = find_scenes(*arguments.test, restored=False)
 
     def measure(model: DOD) -> Values:
         restore = partial(restore_image, model)
         options = {"multiple": arguments.crop_to_multiple, "device": _device(model)}
-        return evaluate(scenes, ["psnr", *arguments.metrics], restore=restore, bar=True, **options).result.mean.values
+        return evaluate(
+            scenes, ["psnr", *arguments.metrics], restore=restore, show_progress=True, **options
+        ).result.mean.values
 
     return measure
 
@@ -215,31 +261,17 @@ def _device(model: DOD) -> str:
     return next(model.parameters()).device.type
 
 
-def as_markdown(figures: Figures, metrics: Sequence[Metric]) -> str:
-    """The tables: PSNR and other metrics reached, the paper's PSNR, both PSNRs against the table's first line."""
-    parts = []
-    for title in dict.fromkeys(row.table for row in ROWS):
-        rows = [row for row in ROWS if row.table == title and row.variant in figures]
-        cells: list[list[Any]] = []
-        for row in rows:
-            reached, first = (figures[each.variant][each.detail] for each in (row, rows[0]))
-            ours = f"{reached['psnr'] - first['psnr']:+.2f}"
-            paper, base = row.paper, rows[0].paper
-            theirs = f"{paper - base:+.2f}" if isinstance(paper, float) and isinstance(base, float) else "-"
-            listed = f"{paper:.2f}" if isinstance(paper, float) else paper
-            others = [f"{reached[metric.name]:.{metric.digits}f}" for metric in metrics]
-            cells.append([row.name, f"{reached['psnr']:.2f}", ours, *others, listed, theirs])
-        labels = [metric.label for metric in metrics]
-        headers = [title, "PSNR dB", "against line 1", *labels, "paper's PSNR", "against line 1"]
-        parts.append(table(headers, cells, markdown=True))
-    return "\n\n".join(parts)
+def write(results: Results, metrics: Sequence[Metric], arguments: Namespace) -> None:
+    """Write the tables as Markdown, and the results with their settings as JSON.
 
-
-def write(figures: Figures, metrics: Sequence[Metric], arguments: argparse.Namespace) -> None:
-    """The tables as Markdown, and the figures with their setting as JSON."""
+    Args:
+        results: Results by variant.
+        metrics: Metrics in addition to PSNR.
+        arguments: Arguments of `parser`.
+    """
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "ablations.md").write_text(as_markdown(figures, metrics) + "\n", "utf-8")
-    rows = [{**asdict(row), **figures[row.variant][row.detail]} for row in ROWS if row.variant in figures]
+    (arguments.out / "ablations.md").write_text(as_markdown(results, metrics) + "\n", "utf-8")
+    rows = [{**asdict(row), **results[row.variant][row.detail]} for row in ROWS if row.variant in results]
     text = json.dumps({"setting": vars(arguments), "rows": rows}, indent=1, default=str)
     (arguments.out / "ablations.json").write_text(text + "\n")
 

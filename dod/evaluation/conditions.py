@@ -1,200 +1,288 @@
-"""How well the condition c tells degradations apart: a confusion table and the paper's Fig. 3.
+"""How well the condition c distinguishes degradations: a confusion table and t-SNE (Fig. 3 of the paper).
 
-    python -m dod.evaluation.conditions photographs/held_out
-    python -m dod.evaluation.conditions photographs/held_out --model build/mine --degradations haze noise=15 noise=50
-    python -m dod.evaluation.conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
+    dod-evaluate conditions photographs/held_out
+    dod-evaluate conditions photographs/held_out --checkpoint build/mine --degradations haze noise=15 noise=50
+    dod-evaluate conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
 
-Clean photographs are degraded here; those of `--degraded` already are. Each image goes to the nearest prototype, by
-cosine distance on c standardised with the calibration statistics that the checkpoint keeps. The table (its rows are
-what the images are, its columns what they are taken for) is printed and written to `conditions.json` in the folder
-`--out`, t-SNE of the same standardised c to `conditions.png`. A model without prototypes gets the image alone.
+Each image is assigned to the nearest prototype, by cosine distance of c standardised with the calibration statistics of
+the checkpoint. Rows of the table are the degradations of the images, columns the prototypes. The table is printed and
+written to `conditions.json` in the folder `--out`; a t-SNE plot of the same standardised c is written to
+`conditions.png`. A model without prototypes gets the plot only.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+
+from dod_runtime.console import Parser, progress
 
 from ..checkpoint import load_model
 from ..data.dataset import CLEAN, to_tensor
 from ..data.degradations import DEGRADATIONS, degrade, rng_for
-from ..data.images import centre_crop, images, read_rgb
+from ..data.images import FloatImage, Pixels, centre_crop, find_images, read_rgb
 from ..errors import CheckpointError, ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..prototypes import nearest, standardise, statistics_of
-from .confusion import Named, as_json, confusion, report
+from .arguments import add_model_options
+from .confusion import Classification, as_json, confusion, report
 from .tsne import draw, embed, require_libraries
 
-__all__ = ["Labelled", "condition_of", "degraded_images", "synthetic_images"]
+__all__ = ["DegradedImage", "condition_of", "degraded_images", "main", "parser", "synthetic_images"]
 
 OUT = Path("build/conditions")
-CALIBRATE = "`python -m dod.training.stages calibrate` computes them"
+"""Default folder of the results."""
+CALIBRATE = "run `dod-train calibrate`"
+"""Hint for a model without prototypes."""
 LEVELS = {"noise": "sigma"}
-"""The degradations whose strength a label may give, as in `noise=25`, and the parameter that it sets."""
+"""Degradations whose strength may be given, as in `noise=25`, and the parameter that it sets."""
 
-Pixels = NDArray[np.float32]
-Labelled = tuple[str, str, Pixels]
-"""(name of the image, label, float32 [H, W, 3] in 0 to 1)."""
+
+class DegradedImage(NamedTuple):
+    """An image and its degradation.
+
+    Attributes:
+        name: Name of the photograph.
+        degradation: Degradation, possibly with a level (`noise=25`).
+        pixels: float32 [H, W, 3] in 0 to 1.
+    """
+
+    name: str
+    degradation: str
+    pixels: FloatImage
 
 
 def synthetic_images(
-    folder: Path, labels: Sequence[str], size: int, seed: int = 0, draws: int = 1
-) -> Iterator[Labelled]:
-    """The middle of each photograph of a folder and its subfolders, at most `size` px, with each degradation.
+    folder: Path, degradations: Sequence[str], size: int, seed: int = 0, draws: int = 1
+) -> Iterator[DegradedImage]:
+    """Degrade the centre of each photograph in a folder and its subfolders.
 
-    labels: degradations, one with a level (`noise=25`), or "clean". Draw k of `draws` is that of the seed `seed + k`.
-    Raises ConfigError for another label, DataError for missing, unreadable or equally named images.
+    Args:
+        folder: Folder of clean photographs.
+        degradations: Degradations, with a level (`noise=25`) or without, or "clean".
+        size: Maximum side of the centre in px.
+        seed: Seed of the first draw; draw k has the seed `seed + k`.
+        draws: Draws of each degradation for each photograph.
+
+    Yields:
+        Degraded images.
+
+    Raises:
+        ConfigError: Unknown degradation, or a level that is not a number.
+        DataError: Images are missing or unreadable, or two have the same name.
     """
-    chosen = [(label, *_parse(label)) for label in labels]
-    for name, path in images(folder).items():
-        clean = _middle(read_rgb(path), size)
-        for label, degradation, fixed in chosen:
+    chosen = [(given, *_parse(given)) for given in degradations]
+    for name, path in find_images(folder).items():
+        clean = _centre(read_rgb(path), size)
+        for given, degradation, fixed in chosen:
             if degradation == CLEAN:
-                yield name, label, clean
+                yield DegradedImage(name, given, clean)
                 continue
             for k in range(draws):
-                yield name, label, degrade(clean, degradation, rng_for(name, degradation, seed + k), **fixed)[0]
+                degraded, _ = degrade(clean, degradation, rng_for(name, degradation, seed + k), **fixed)
+                yield DegradedImage(name, given, degraded)
 
 
-def degraded_images(folder: Path, size: int) -> Iterator[Labelled]:
-    """The middle, at most `size` px, of each image of a folder that has one subfolder for each label.
+def degraded_images(folder: Path, size: int) -> Iterator[DegradedImage]:
+    """Read the centre of each image in a folder with one subfolder per degradation.
 
-    Raises DataError where it is missing, has no subfolder, or one of them holds no image or an unreadable one.
+    Args:
+        folder: The folder.
+        size: Maximum side of the centre in px.
+
+    Yields:
+        Degraded images.
+
+    Raises:
+        DataError: The folder is missing or has no subfolders, or one of them has no or unreadable images.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not subfolders:
-        raise DataError(f"{folder} has no subfolders: it takes one for each degradation, such as {folder / 'haze'}")
+        raise DataError(f"{folder} has no subfolders: put images into one per degradation, such as {folder / 'haze'}")
     for subfolder in subfolders:
-        for name, path in images(subfolder).items():
-            yield name, subfolder.name, _middle(read_rgb(path), size)
+        for name, path in find_images(subfolder).items():
+            yield DegradedImage(name, subfolder.name, _centre(read_rgb(path), size))
 
 
 @torch.no_grad()
-def condition_of(model: DOD, pixels: Pixels) -> NDArray[np.float64]:
-    """c, [C], of one image, float32 [H, W, 3] in 0 to 1, as at run time: from its native crops."""
+def condition_of(model: DOD, pixels: FloatImage) -> NDArray[np.float64]:
+    """Return the condition c of an image, from its native crops as at run time.
+
+    Args:
+        model: The model.
+        pixels: float32 [H, W, 3] in 0 to 1.
+
+    Returns:
+        c, [C].
+    """
     condition, _ = model.modulation(to_tensor(pixels)[None])
     return condition[0].double().numpy()
 
 
+def parser() -> Parser:
+    """Return the parser of `dod-evaluate conditions`."""
+    parser = Parser(
+        prog="dod-evaluate conditions",
+        description="Measure how well the condition c distinguishes degradations: confusion table and t-SNE (Fig. 3).",
+    )
+    images = parser.add_argument_group("images", "Give either clean photographs or --degraded.")
+    source = images.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "photographs", type=Path, nargs="?", help="folder of clean photographs, which are degraded synthetically"
+    )
+    source.add_argument(
+        "--degraded", type=Path, metavar="FOLDER", help="folder of degraded images, with one subfolder per degradation"
+    )
+    images.add_argument(
+        "--degradations",
+        nargs="+",
+        metavar="NAME",
+        help="degradations of the photographs: haze, rain, noise, noise=25 (sigma 25), clean, ... "
+        "(default: those of the model)",
+    )
+    images.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        metavar="PX",
+        help="maximum side in px to which images are cropped (default: %(default)s)",
+    )
+    images.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        metavar="N",
+        help="random draws of each degradation for each photograph (default: %(default)s)",
+    )
+    images.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the degradations and of t-SNE (default: %(default)s)"
+    )
+    add_model_options(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--no-figure",
+        dest="figure",
+        action="store_false",
+        help="skip the t-SNE figure, which needs scikit-learn and matplotlib",
+    )
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=OUT,
+        metavar="FOLDER",
+        help="folder that receives conditions.json and conditions.png (default: %(default)s)",
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    """Run `dod-evaluate conditions`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: The checkpoint is not readable, or lacks what the table needs.
+        ConfigError: Unknown degradation, or a number out of range.
+        DataError: Images or libraries are missing.
+    """
+    arguments = parser().parse_args(argv)
     for option in ("size", "draws"):
         if getattr(arguments, option) < 1:
             raise ConfigError(f"--{option} {getattr(arguments, option)}: it must be at least 1")
     if arguments.figure:
         require_libraries()
-    model = load_model(arguments.model, arguments.base, arguments.ddpm)
+    model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm)
     if not model.prototypes and not arguments.figure:
-        raise CheckpointError(f"{arguments.model} has no prototypes, so there is no table to make: {CALIBRATE}")
-    names, labels, conditions = _measure(model, _source(arguments, model))
+        raise CheckpointError(f"{arguments.checkpoint} has no prototypes, which the table needs: {CALIBRATE}")
+    names, degradations, conditions = _measure(model, _source(arguments, model))
     statistics = _statistics(model, conditions)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if model.prototypes:
         prototypes = {name: value.numpy() for name, value in model.prototypes.items()}
         near = nearest(conditions, prototypes, statistics)
-        found = [Named(*each, *where) for each, where in zip(zip(names, labels, strict=True), near, strict=True)]
+        images = zip(names, degradations, strict=True)
+        found = [Classification(*image, *match) for image, match in zip(images, near, strict=True)]
         result = confusion(found, tuple(prototypes))
         print(report(result))
-        if result.strangers:
-            print(f"not conditions of this model, so in no accuracy: {', '.join(result.strangers)}", file=sys.stderr)
+        if result.without_prototype:
+            skipped = ", ".join(result.without_prototype)
+            print(f"not conditions of this model, so without accuracy: {skipped}", file=sys.stderr)
         _write_json(arguments.out / "conditions.json", as_json(found, result, **_settings(arguments)))
     else:
-        print(f"{arguments.model} has no prototypes, so only the figure is drawn: {CALIBRATE}", file=sys.stderr)
+        print(f"{arguments.checkpoint} has no prototypes, so only the figure is drawn: {CALIBRATE}", file=sys.stderr)
     if arguments.figure:
         points = embed(standardise(conditions, statistics), arguments.seed)
-        draw(points, labels, f"t-SNE of the condition c, {arguments.model}", arguments.out / "conditions.png")
+        draw(
+            points, degradations, f"t-SNE of the condition c, {arguments.checkpoint}", arguments.out / "conditions.png"
+        )
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dod.evaluation.conditions", description=(__doc__ or "").split("\n")[0]
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("photographs", type=Path, nargs="?", help="folder of clean photographs, degraded here")
-    source.add_argument("--degraded", type=Path, metavar="FOLDER", help="one subfolder of images per degradation")
-    add = parser.add_argument
-    add("--model", default="mini", help="preset or checkpoint folder (default: %(default)s)")
-    add("--base", help="the base model's folder or hub id, if not where the preset says")
-    add("--ddpm", help="the DDPM's folder or hub id, if not where the preset says")
-    add(
-        "--degradations",
-        nargs="+",
-        metavar="NAME",
-        help="some of haze, rain, noise=25, clean... (default: the model's)",
-    )
-    add("--size", type=int, default=512, help="images are cropped to at most this, in px (default: %(default)s)")
-    add("--draws", type=int, default=1, help="of each degradation for each photograph (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of the degradations and of t-SNE (default: %(default)s)")
-    add("--no-figure", dest="figure", action="store_false", help="the table alone; needs no scikit-learn")
-    add("--out", type=Path, default=OUT, help="folder for the JSON and the figure (default: %(default)s)")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
-def _source(arguments: argparse.Namespace, model: DOD) -> Iterator[Labelled]:
+def _source(arguments: Namespace, model: DOD) -> Iterator[DegradedImage]:
     if arguments.degraded:
         return degraded_images(arguments.degraded, arguments.size)
-    labels = arguments.degradations or [name for name in model.preset.conditions if name in DEGRADATIONS]
-    return synthetic_images(arguments.photographs, labels, arguments.size, arguments.seed, arguments.draws)
+    degradations = arguments.degradations or [name for name in model.preset.conditions if name in DEGRADATIONS]
+    return synthetic_images(arguments.photographs, degradations, arguments.size, arguments.seed, arguments.draws)
 
 
-def _measure(model: DOD, source: Iterable[Labelled]) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Names, labels and conditions [N, C] of all images."""
-    names, labels, conditions = [], [], []
-    for name, label, pixels in tqdm(source, "conditions", unit="image", disable=None):
-        names.append(name)
-        labels.append(label)
-        conditions.append(condition_of(model, pixels))
-    return names, labels, np.stack(conditions)
+def _measure(model: DOD, source: Iterable[DegradedImage]) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Return names, degradations and conditions [N, C] of all images."""
+    names, degradations, conditions = [], [], []
+    for image in progress(source, label="conditions"):
+        names.append(image.name)
+        degradations.append(image.degradation)
+        conditions.append(condition_of(model, image.pixels))
+    return names, degradations, np.stack(conditions)
 
 
 def _statistics(model: DOD, conditions: NDArray[np.float64]) -> NDArray[Any]:
-    """[1 + C, C]: the calibration's, or, for a model that was never calibrated, those of the images."""
+    """Return the statistics [1 + C, C] of the calibration or, for a model without calibration, those of the images."""
     if model.statistics is not None:
         return model.statistics.numpy()
     if model.prototypes:
-        raise CheckpointError(f"the checkpoint has prototypes without the statistics of c: {CALIBRATE}")
+        raise CheckpointError(f"the checkpoint has prototypes, but no statistics of c: {CALIBRATE}")
     return statistics_of(conditions)
 
 
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on, as JSON values."""
+def _settings(arguments: Namespace) -> dict[str, Any]:
+    """Return the settings that determine the results, as JSON values."""
     source = {"degraded": str(arguments.degraded)}
     if not arguments.degraded:
         source = {"photographs": str(arguments.photographs), "seed": arguments.seed, "draws": arguments.draws}
-    return {"model": str(arguments.model), **source, "size": arguments.size}
+    return {"checkpoint": str(arguments.checkpoint), **source, "size": arguments.size}
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
-def _parse(label: str) -> tuple[str, dict[str, float]]:
-    """(degradation, fixed parameters) of a label."""
-    name, _, level = label.partition("=")
-    if name not in (*DEGRADATIONS, CLEAN) or ("=" in label and name not in LEVELS):
-        raise ConfigError(f"unknown degradation {label!r}: give {', '.join(DEGRADATIONS)}, {CLEAN}, or noise=25")
+def _parse(given: str) -> tuple[str, dict[str, float]]:
+    """Split a degradation with a level into its name and the fixed parameters."""
+    name, _, level = given.partition("=")
+    if name not in (*DEGRADATIONS, CLEAN) or ("=" in given and name not in LEVELS):
+        raise ConfigError(f"unknown degradation {given!r}: choose {', '.join(DEGRADATIONS)}, {CLEAN}, or noise=25")
     try:
         return name, {LEVELS[name]: float(level)} if level else {}
     except ValueError:
-        raise ConfigError(f"{label!r}: the level must be a number, as in noise=25") from None
+        raise ConfigError(f"{given!r}: the level must be a number, as in noise=25") from None
 
 
-def _middle(pixels: NDArray[np.uint8], size: int) -> Pixels:
-    """The middle of an image, at most `size` px on either side, as float32 in 0 to 1."""
+def _centre(pixels: Pixels, size: int) -> FloatImage:
+    """Return the centre of an image, at most `size` px on either side, as float32 in 0 to 1."""
     return centre_crop(pixels, size).astype(np.float32) / np.float32(255)
 
 

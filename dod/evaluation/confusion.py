@@ -1,4 +1,4 @@
-"""The confusion table of nearest prototypes: which degradation images have, and which they are taken for."""
+"""Confusion table of nearest prototypes: degradations of images, and the prototypes they are assigned to."""
 
 from __future__ import annotations
 
@@ -6,78 +6,133 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .scores import table
+from dod_runtime.console import table
 
-__all__ = ["Confusion", "Named", "as_json", "confusion", "family", "report"]
+__all__ = ["Classification", "Confusion", "as_json", "base_degradation", "confusion", "report"]
 
 
 @dataclass(frozen=True)
-class Named:
-    """An image's nearest prototype. label: its row, a degradation perhaps with a level; distance: cosine, 0 to 2."""
+class Classification:
+    """Nearest prototype of an image.
+
+    Attributes:
+        image: Name of the image.
+        degradation: Its degradation, possibly with a level (`noise=25`).
+        nearest: Name of the nearest prototype.
+        distance: Cosine distance to it, 0 to 2.
+    """
 
     image: str
-    label: str
+    degradation: str
     nearest: str
     distance: float
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """counts[i][j]: how many images of rows[i] are nearest to the prototype columns[j]."""
+    """Confusion table.
+
+    Attributes:
+        rows: Degradations of the images.
+        columns: Names of the prototypes.
+        counts: counts[i][j] is the number of images of rows[i] whose nearest prototype is columns[j].
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
 
     def accuracy(self, row: str | None = None) -> float | None:
-        """The share of images, of one row or of all, that are named rightly; rows without a prototype of their own
-        do not count, and where none is left it is None.
+        """Return the fraction of images that are assigned to the right prototype.
 
-        >>> table = Confusion(("rain", "noise=25", "snow"), ("rain", "noise"), ((3, 1), (0, 4), (2, 2)))
-        >>> table.accuracy("rain"), table.accuracy("snow"), table.accuracy()
-        (0.75, None, 0.875)
+        Rows without a prototype do not count.
+
+        Args:
+            row: Name of a row; by default all rows.
+
+        Returns:
+            Fraction in 0 to 1, or None if no row counts.
+
+        Example:
+            >>> table = Confusion(("rain", "noise=25", "snow"), ("rain", "noise"), ((3, 1), (0, 4), (2, 2)))
+            >>> table.accuracy("rain"), table.accuracy("snow"), table.accuracy()
+            (0.75, None, 0.875)
         """
         counted = [
-            (counts[self.columns.index(family(name))], sum(counts))
+            (counts[self.columns.index(base_degradation(name))], sum(counts))
             for name, counts in zip(self.rows, self.counts, strict=True)
-            if row in (None, name) and family(name) in self.columns
+            if row in (None, name) and base_degradation(name) in self.columns
         ]
         total = sum(images for _, images in counted)
         return sum(right for right, _ in counted) / total if total else None
 
     @property
-    def strangers(self) -> tuple[str, ...]:
-        """The rows that no prototype stands for."""
-        return tuple(row for row in self.rows if family(row) not in self.columns)
+    def without_prototype(self) -> tuple[str, ...]:
+        """Rows whose degradation has no prototype."""
+        return tuple(row for row in self.rows if base_degradation(row) not in self.columns)
 
 
-def family(label: str) -> str:
-    """The degradation of a label, which may give a level: `noise` of `noise=25`."""
-    return label.partition("=")[0]
+def base_degradation(degradation: str) -> str:
+    """Return a degradation without its level.
+
+    Args:
+        degradation: Degradation, possibly with a level.
+
+    Returns:
+        The name.
+
+    Example:
+        >>> base_degradation("noise=25")
+        'noise'
+    """
+    return degradation.partition("=")[0]
 
 
-def confusion(found: Sequence[Named], columns: Sequence[str]) -> Confusion:
-    """The table of all images; rows in the order in which they first occur."""
-    rows = tuple(dict.fromkeys(each.label for each in found))
+def confusion(found: Sequence[Classification], columns: Sequence[str]) -> Confusion:
+    """Count images by degradation and nearest prototype.
+
+    Args:
+        found: Classified images.
+        columns: Names of the prototypes.
+
+    Returns:
+        The table; rows are in the order of their first image.
+    """
+    rows = tuple(dict.fromkeys(each.degradation for each in found))
     counts = [
-        [sum((each.label, each.nearest) == (row, column) for each in found) for column in columns] for row in rows
+        [sum((each.degradation, each.nearest) == (row, column) for each in found) for column in columns] for row in rows
     ]
     return Confusion(rows, tuple(columns), tuple(map(tuple, counts)))
 
 
 def report(found: Confusion) -> str:
-    """The table as text, with the accuracy of each row, and a last line of all images."""
+    """Format a confusion table as text, with the accuracy of each row and of all images.
+
+    Args:
+        found: The table.
+
+    Returns:
+        The text.
+    """
     lines = [
         [row, *counts, _percent(found.accuracy(row))] for row, counts in zip(found.rows, found.counts, strict=True)
     ]
     total = [sum(column) for column in zip(*found.counts, strict=True)]
-    return table(["is \\ nearest", *found.columns, "right"], [*lines, ["all", *total, _percent(found.accuracy())]])
+    headers = ["degradation \\ nearest", *found.columns, "correct"]
+    align = "l" + "r" * (len(headers) - 1)
+    return table(headers, [*lines, ["all", *total, _percent(found.accuracy())]], align)
 
 
-def as_json(found: Sequence[Named], result: Confusion, **settings: Any) -> dict[str, Any]:
-    """JSON values: the settings, the table, its accuracies in 0 to 1 (null where no prototype is right), each image.
+def as_json(found: Sequence[Classification], result: Confusion, **settings: Any) -> dict[str, Any]:
+    """Return settings, table, accuracies in 0 to 1 (null without a prototype) and images as JSON values.
 
-    settings: how the images came about.
+    Args:
+        found: Classified images.
+        result: Their confusion table.
+        **settings: Settings that determine the images.
+
+    Returns:
+        JSON values.
     """
     accuracy = {row: result.accuracy(row) for row in result.rows}
     return {
@@ -89,5 +144,5 @@ def as_json(found: Sequence[Named], result: Confusion, **settings: Any) -> dict[
     }
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"

@@ -1,4 +1,4 @@
-"""A sheet of images to look at: what came in, what came out, what it should be, at their own resolution."""
+"""Contact sheet: input, output and clean version of images next to each other, at native resolution."""
 
 from __future__ import annotations
 
@@ -6,38 +6,51 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dod.data.images import centre_crop
+from dod.data.images import Pixels, centre_crop
 
-__all__ = ["Entry", "contact_sheet"]
+__all__ = ["SheetEntry", "contact_sheet"]
 
 SIDE = 224
+"""Maximum side of an image in px."""
 GAP = 6
+"""Space between rows and columns in px."""
 CAPTION = 20
-PAPER, INK = (250, 250, 250), (30, 30, 30)
+"""Height of a caption in px."""
+BACKGROUND, INK = (250, 250, 250), (30, 30, 30)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Images of one scene, uint8 [H, W, 3] each, that stand side by side under one caption."""
+class SheetEntry:
+    """Images of one scene, which are drawn next to each other under a caption.
+
+    Attributes:
+        caption: The caption.
+        images: uint8 [H, W, 3] each.
+    """
 
     caption: str
-    images: Sequence[NDArray[np.uint8]]
+    images: Sequence[Pixels]
 
 
-def contact_sheet(entries: Sequence[Entry], per_line: int, side: int = SIDE) -> Image.Image:
-    """Entries in lines of `per_line`, read like a text; the middle `side` pixels of each image, never resized.
+def contact_sheet(entries: Sequence[SheetEntry], per_line: int, side: int = SIDE) -> Image.Image:
+    """Draw a contact sheet, row by row. Images are cropped to their centre and never resized.
 
-    All entries must have the same number of images, at least one.
+    Args:
+        entries: At least one entry, all with the same number of images.
+        per_line: Entries per row.
+        side: Maximum side of an image in px.
+
+    Returns:
+        The sheet.
     """
     count = len(entries[0].images)
     side = min(side, max(max(pixels.shape[:2]) for entry in entries for pixels in entry.images))
     width = count * (side + 1) + GAP
     height = CAPTION + side + GAP
     lines = -(-len(entries) // per_line)
-    sheet = Image.new("RGB", (min(per_line, len(entries)) * width + GAP, lines * height + GAP), PAPER)
+    sheet = Image.new("RGB", (min(per_line, len(entries)) * width + GAP, lines * height + GAP), BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for i, entry in enumerate(entries):
         left, top = GAP + i % per_line * width, GAP + i // per_line * height

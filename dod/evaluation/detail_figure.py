@@ -1,68 +1,104 @@
-"""The paper's Fig. 5 for any model: enlarged crops with and without detail enhancement.
+"""Fig. 5 of the paper for any model: enlarged crops with and without detail enhancement (DEM).
 
-`python -m dod.evaluation.detail_figure PHOTOGRAPHS --out detail.png` degrades each photograph, restores it twice, and
-shows the same most detailed window of all four: degraded, restored without DEM, with DEM, clean.
+`dod-evaluate detail PHOTOGRAPHS --out detail.png` degrades each photograph, restores it twice, and draws the same
+window of four images, the most detailed one: degraded, restored without and with DEM, clean.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
+
+from dod_runtime.console import Parser
 
 from ..checkpoint import load_model
 from ..data.dataset import load_photographs, to_tensor
 from ..data.degradations import degrade, rng_for
-from ..data.images import centre_crop
+from ..data.images import Pixels, centre_crop
 from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
-from .contact_sheet import Entry, contact_sheet
+from .arguments import add_model_options
+from .contact_sheet import SheetEntry, contact_sheet
 from .metrics import psnr
 
-Pixels = NDArray[np.uint8]
+__all__ = ["enlarge", "main", "most_detailed", "parser", "with_and_without_detail"]
+
+
+def parser() -> Parser:
+    """Return the parser of `dod-evaluate detail`."""
+    parser = Parser(
+        prog="dod-evaluate detail",
+        description="Draw enlarged crops restored with and without detail enhancement (Fig. 5 of the paper).",
+    )
+    parser.add_argument("photographs", type=Path, help="folder of clean photographs, which are degraded synthetically")
+    add_model_options(parser)
+    images = parser.add_argument_group("images")
+    images.add_argument(
+        "--size", type=int, default=384, metavar="PX", help="side in px of the restored images (default: %(default)s)"
+    )
+    images.add_argument(
+        "--window", type=int, default=96, metavar="PX", help="side in px of the crops shown (default: %(default)s)"
+    )
+    images.add_argument(
+        "--zoom", type=int, default=2, metavar="N", help="factor by which the crops are enlarged (default: %(default)s)"
+    )
+    images.add_argument(
+        "--limit", type=int, default=5, metavar="N", help="maximum number of photographs shown (default: %(default)s)"
+    )
+    images.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the degradations (default: %(default)s)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/detail.png"),
+        metavar="FILE",
+        help="image file to write (default: %(default)s)",
+    )
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m dod.evaluation.detail_figure", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("photographs", type=Path, help="folder of clean photographs")
-    parser.add_argument("--model", default="mini", help="preset or checkpoint; default %(default)s")
-    parser.add_argument("--size", type=int, default=384, help="of the restored images, in px; default %(default)s")
-    parser.add_argument("--window", type=int, default=96, help="of the crops shown, in px; default %(default)s")
-    parser.add_argument("--zoom", type=int, default=2, help="default %(default)s")
-    parser.add_argument("--limit", type=int, default=5, help="photographs shown; default %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the degradations; default %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("build/detail.png"), help="default %(default)s")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args(argv)
-    model = load_model(arguments.model)
+    """Run `dod-evaluate detail`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The model has no detail modules, or a number is out of range.
+        DataError: Photographs are missing, unreadable or too small.
+    """
+    arguments = parser().parse_args(argv)
+    model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm)
     if not len(model.decoder.detail):
-        raise ConfigError(f"{arguments.model} has no detail modules to show")
+        raise ConfigError(f"{arguments.checkpoint} has no detail modules: choose another checkpoint")
     if arguments.size % model.preset.size_multiple or not 0 < arguments.window <= arguments.size:
         raise ConfigError(
-            f"--size {arguments.size}, --window {arguments.window}: the first must be a multiple of "
-            f"{model.preset.size_multiple}, the second at most as large"
+            f"--size {arguments.size} --window {arguments.window}: the size must be a multiple of "
+            f"{model.preset.size_multiple}, the window at most as large"
         )
     if arguments.limit < 1 or arguments.zoom < 1:
-        raise ConfigError(f"--limit {arguments.limit}, --zoom {arguments.zoom}: both must be at least 1")
+        raise ConfigError(f"--limit {arguments.limit} --zoom {arguments.zoom}: both must be at least 1")
     entries = []
     conditions = model.preset.conditions
     for i, (name, pixels) in enumerate(list(load_photographs(arguments.photographs).items())[: arguments.limit]):
         if min(pixels.shape[:2]) < arguments.size:
             raise DataError(f"{arguments.photographs / name} is smaller than --size {arguments.size}")
         degradation = conditions[i % len(conditions)]
-        images = four(model, name, pixels, degradation, arguments.size, arguments.seed)
+        images = with_and_without_detail(model, name, pixels, degradation, arguments.size, arguments.seed)
         without, with_dem = (f"{psnr(image, images[3]):.1f}" for image in images[1:3])
         window = most_detailed(images[3], arguments.window)
-        crops = [enlarged(image[window], arguments.zoom) for image in images]
+        crops = [enlarge(image[window], arguments.zoom) for image in images]
         caption = f"{degradation}: input, without DEM {without} dB, with DEM {with_dem} dB, truth ({Path(name).stem})"
-        entries.append(Entry(caption, crops))
+        entries.append(SheetEntry(caption, crops))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(entries, per_line=1, side=arguments.window * arguments.zoom).save(arguments.out)
     print(arguments.out)
@@ -70,8 +106,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @torch.no_grad()
-def four(model: DOD, name: str, pixels: Pixels, degradation: str, size: int, seed: int) -> list[Pixels]:
-    """The middle of a photograph, uint8 [size, size, 3]: degraded, restored without and with DEM, clean."""
+def with_and_without_detail(
+    model: DOD, name: str, pixels: Pixels, degradation: str, size: int, seed: int
+) -> list[Pixels]:
+    """Degrade the centre of a photograph and restore it without and with DEM.
+
+    Args:
+        model: The model.
+        name: Name of the photograph, which the degradation depends on.
+        pixels: uint8 [H, W, 3].
+        degradation: Name of the degradation.
+        size: Side of the centre in px.
+        seed: Seed of the degradation.
+
+    Returns:
+        uint8 [size, size, 3] each: degraded, restored without DEM, restored with DEM, clean.
+    """
     clean = centre_crop(pixels, size)
     unit = clean.astype(np.float32) / np.float32(255)
     degraded, _ = degrade(unit, degradation, rng_for(name, degradation, seed))
@@ -87,7 +137,15 @@ def four(model: DOD, name: str, pixels: Pixels, degradation: str, size: int, see
 
 
 def most_detailed(image: Pixels, window: int) -> tuple[slice, slice]:
-    """The window of an image with the largest sum of absolute differences between neighbours."""
+    """Find the window with the largest sum of absolute differences between neighbouring pixels.
+
+    Args:
+        image: uint8 [H, W, 3].
+        window: Side of the window in px.
+
+    Returns:
+        Slices of rows and columns.
+    """
     grey = image.astype(np.float32).mean(axis=2)
     change = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(change.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -97,8 +155,16 @@ def most_detailed(image: Pixels, window: int) -> tuple[slice, slice]:
     return slice(int(top), int(top) + window), slice(int(left), int(left) + window)
 
 
-def enlarged(image: Pixels, zoom: int) -> Pixels:
-    """Every pixel `zoom` times as large, without smoothing."""
+def enlarge(image: Pixels, zoom: int) -> Pixels:
+    """Enlarge an image by repeating pixels.
+
+    Args:
+        image: uint8 [H, W, 3].
+        zoom: Integer factor.
+
+    Returns:
+        uint8 [zoom H, zoom W, 3].
+    """
     height, width = image.shape[:2]
     return np.asarray(Image.fromarray(image).resize((width * zoom, height * zoom), Image.Resampling.NEAREST))
 

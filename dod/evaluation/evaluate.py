@@ -1,45 +1,50 @@
-"""The metrics of restored images and the tables of them: `python -m dod.evaluation.evaluate OUTPUTS TRUTHS`.
+"""Metrics of restored images, as tables, JSON and a contact sheet.
 
-    python -m dod.evaluation.evaluate OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png  # the outputs of any method
-    python -m dod.evaluation.evaluate DEGRADED TRUTHS --checkpoint mini --save OUTPUTS    # restored here first
-    python -m dod.evaluation.evaluate OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq  # pyiqa: extra eval-iqa
+    dod-evaluate images OUTPUTS TRUTHS --inputs DEGRADED --sheet sheet.png  # outputs of any method
+    dod-evaluate images DEGRADED TRUTHS --checkpoint mini --save OUTPUTS    # restored first
+    dod-evaluate images OUTPUTS TRUTHS --metrics psnr ssim lpips fid musiq  # with pyiqa: extra eval-iqa
 
-The folders hold images of the same names, in the same subfolders; extensions may differ. First-level subfolders are
-tasks, and the last line is the mean of their means. What each metric is exactly stands in the JSON.
+The folders hold images of the same names in the same subfolders; suffixes may differ. First-level subfolders are
+degradations, and the last row of the table is the mean of their means. The JSON describes each metric exactly.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
-from dod.data.images import crop_to_multiple, match, read_rgb, task_of
+from dod.data.images import Pixels, crop_to_multiple, degradation_of, match_images, read_rgb
 from dod.errors import ConfigError, DataError, run_command
-from dod.evaluation.contact_sheet import Entry, contact_sheet
+from dod.evaluation.arguments import add_model_options
+from dod.evaluation.contact_sheet import SheetEntry, contact_sheet
 from dod.evaluation.metrics import CORE
 from dod.evaluation.scorer import Scorer
-from dod.evaluation.scores import Result, Score, as_json, markdown, text
+from dod.evaluation.scores import EvaluationResult, Score, as_json, markdown, text
+from dod_runtime.console import Parser, progress
 
-__all__ = ["Evaluation", "Scene", "evaluate", "find_scenes"]
+__all__ = ["Evaluation", "Scene", "evaluate", "find_scenes", "main", "parser"]
 
-SHOWN = 3  # scenes of each task on the contact sheet
-
-Pixels = NDArray[np.uint8]
+SHOWN = 3
+"""Scenes of each degradation on the contact sheet."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The files of one image. degraded: None where only the output is known; output: None where it is to be made."""
+    """Files of an image.
+
+    Attributes:
+        name: Name of the image.
+        truth: Clean image.
+        output: Restored image; None if it is to be restored.
+        degraded: Degraded image; None if it is unknown.
+    """
 
     name: str
     truth: Path
@@ -49,11 +54,17 @@ class Scene:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of `evaluate`: the figures, what they are, and the first scenes of each task to look at."""
+    """Result of `evaluate`.
 
-    result: Result
+    Attributes:
+        result: The results.
+        settings: Exact variant of each metric, as JSON values.
+        shown: First scenes of each degradation, for a contact sheet.
+    """
+
+    result: EvaluationResult
     settings: dict[str, dict[str, object]]
-    shown: list[Entry]
+    shown: list[SheetEntry]
 
 
 def evaluate(
@@ -64,56 +75,145 @@ def evaluate(
     multiple: int = 1,
     save: Path | None = None,
     device: str = "cpu",
-    bar: bool = False,
+    show_progress: bool = False,
 ) -> Evaluation:
-    """Scores scenes, restoring them first where their output is to be made.
+    """Measure scenes, and restore them first where they have no output.
 
-    restore: uint8 [H, W, 3] -> the same, for scenes without an output. multiple: all images are first centre-cropped
-    to a multiple of so many pixels. save: a folder for what is restored. device: of pyiqa's metrics. bar: shows
-    progress, on a terminal. Raises ConfigError for an unknown metric, DataError for images that cannot be compared
-    and metrics that cannot be had.
+    Args:
+        scenes: The scenes.
+        metrics: Names of metrics.
+        restore: Restores uint8 [H, W, 3]; needed for scenes without an output.
+        multiple: Crop the centre of all images to multiples of this number of px.
+        save: Folder for restored images.
+        device: Device of perceptual metrics.
+        show_progress: Show a progress bar.
+
+    Returns:
+        The evaluation.
+
+    Raises:
+        ConfigError: Unknown metric.
+        DataError: Images cannot be compared, or a metric is not available.
     """
-    shown: dict[str, list[Entry]] = {}
+    shown: dict[str, list[SheetEntry]] = {}
     with Scorer(metrics, device) as scorer:
-        for scene in tqdm(scenes, "evaluating", unit="image", disable=None if bar else True):
+        for scene in progress(scenes, label="evaluating") if show_progress else scenes:
             degraded, output, truth = _images(scene, restore, multiple)
             if save and scene.output is None:
                 _write(save / f"{scene.name}.png", output)
             score = scorer.add(scene.name, output, truth)
-            entries = shown.setdefault(task_of(scene.name), [])
+            entries = shown.setdefault(degradation_of(scene.name), [])
             if len(entries) < SHOWN:
-                there = [output, truth] if degraded is None else [degraded, output, truth]
-                entries.append(Entry(_caption(score, len(there)), there))
+                images = [output, truth] if degraded is None else [degraded, output, truth]
+                entries.append(SheetEntry(_caption(score, len(images)), images))
         result = scorer.result()
         return Evaluation(result, scorer.settings, [entry for entries in shown.values() for entry in entries])
 
 
 def find_scenes(folder: Path, truths: Path, inputs: Path | None = None, restored: bool = True) -> list[Scene]:
-    """The scenes of the folders. restored: whether `folder` holds outputs, or inputs. Raises DataError."""
-    degraded = match(inputs, truths) if inputs else {}
-    found = match(folder, truths).items()
+    """Match images of two or three folders by name.
+
+    Args:
+        folder: Folder of restored images, or of degraded ones.
+        truths: Folder of clean images.
+        inputs: Folder of degraded images, if `folder` has restored ones.
+        restored: `folder` has restored images.
+
+    Returns:
+        The scenes, sorted by name.
+
+    Raises:
+        DataError: A folder is missing or empty, or an image has no counterpart.
+    """
+    degraded = match_images(inputs, truths) if inputs else {}
+    found = match_images(folder, truths).items()
     if not restored:
         return [Scene(name, truth, degraded=path) for name, (path, truth) in found]
     return [Scene(name, truth, path, degraded[name][0] if inputs else None) for name, (path, truth) in found]
 
 
+def parser() -> Parser:
+    """Return the parser of `dod-evaluate images`."""
+    parser = Parser(
+        prog="dod-evaluate images",
+        description="Measure restored images, or images that a checkpoint restores first, with their clean versions.",
+    )
+    parser.add_argument("folder", type=Path, help="folder of restored images; with --checkpoint, of degraded images")
+    parser.add_argument("truths", type=Path, help="folder of clean images with the same names; suffixes may differ")
+    metrics = parser.add_argument_group("metrics")
+    metrics.add_argument(
+        "--metrics",
+        nargs="+",
+        default=list(CORE),
+        metavar="NAME",
+        help="metrics to compute: psnr, ssim, and with the extra eval-iqa lpips, dists, fid, niqe, musiq, maniqa, "
+        "clipiqa, ... (default: psnr ssim)",
+    )
+    metrics.add_argument(
+        "--crop-to-multiple",
+        type=int,
+        default=1,
+        metavar="N",
+        help="crop the centre of all images to multiples of N px; most papers use 16 (default: %(default)s)",
+    )
+    metrics.add_argument(
+        "--device",
+        metavar="NAME",
+        help="device of model and perceptual metrics: cpu or cuda (default: cuda if present)",
+    )
+    model = add_model_options(parser, default=None)
+    model.add_argument("--save", type=Path, metavar="FOLDER", help="write restored images to FOLDER (default: discard)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="write results and settings as JSON (default: table on stdout only)"
+    )
+    output.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown (default: table on stdout only)"
+    )
+    output.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="write a contact sheet of input (if known), output and clean image (default: none)",
+    )
+    output.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the degraded images, for the contact sheet (default: not shown)",
+    )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    """Run `dod-evaluate images`.
+
+    Args:
+        argv: Arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: The checkpoint is not readable.
+        ConfigError: Options contradict each other, or a metric is unknown.
+        DataError: Images cannot be compared, or a metric is not available.
+    """
+    arguments = parser().parse_args(argv)
     _check(arguments)
     scenes = find_scenes(arguments.folder, arguments.truths, arguments.inputs, arguments.checkpoint is None)
     with_torch = arguments.checkpoint is not None or any(name not in CORE for name in arguments.metrics)
     device = arguments.device or (_best_device() if with_torch else "cpu")
-    setting = {name: str(getattr(arguments, name)) for name in ("folder", "truths", "inputs", "checkpoint")}
-    setting = {name: value for name, value in setting.items() if value != "None"}
+    given = {name: getattr(arguments, name) for name in ("folder", "truths", "inputs", "checkpoint")}
+    settings = {name: str(value) for name, value in given.items() if value is not None}
     restore = None
     if arguments.checkpoint is not None:
-        from dod.checkpoint import load_model  # here, because the outputs of other methods are measured without torch
+        from dod.checkpoint import load_model  # here, so that restored images are measured without torch
         from dod.evaluation.restoration import restore_image
 
         model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm).to(device)
         restore = partial(restore_image, model)
-        setting |= {"preset": model.preset.name, "base_sha256": model.base_sha256}
+        settings |= {"preset": model.preset.name, "base_sha256": model.base_sha256}
     done = evaluate(
         scenes,
         arguments.metrics,
@@ -121,10 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         multiple=arguments.crop_to_multiple,
         save=arguments.save,
         device=device,
-        bar=True,
+        show_progress=True,
     )
     print(text(done.result))
-    data = {**setting, "crop_to_multiple": arguments.crop_to_multiple, **as_json(done.result, done.settings)}
+    data = {**settings, "crop_to_multiple": arguments.crop_to_multiple, **as_json(done.result, done.settings)}
     files = {
         arguments.json: json.dumps(data, indent=1, allow_nan=False),
         arguments.markdown: markdown(done.result, done.settings),
@@ -139,37 +239,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dod.evaluation.evaluate", description=(__doc__ or "").split("\n")[0], allow_abbrev=False
-    )
-    parser.add_argument("folder", type=Path, help="restored images; with --checkpoint, what it restores first")
-    parser.add_argument("truths", type=Path, help="clean images, with the same names")
-    parser.add_argument("--metrics", nargs="+", default=list(CORE), metavar="NAME", help="default: psnr ssim")
-    parser.add_argument("--crop-to-multiple", type=int, default=1, metavar="N", help="centre-crop; 16 in most papers")
-    parser.add_argument("--inputs", type=Path, metavar="FOLDER", help="what was restored, for the contact sheet")
-    parser.add_argument("--checkpoint", help="restore with this preset or checkpoint folder, in PyTorch")
-    parser.add_argument("--base", help="where its frozen weights lie, if not where the preset says")
-    parser.add_argument("--ddpm", help="the same of its DDPM")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep what --checkpoint restores")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, and what they are, as JSON")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown")
-    parser.add_argument("--sheet", type=Path, metavar="FILE", help="draw a contact sheet: (input,) output, truth")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError for options that contradict each other, before anything is read."""
+def _check(arguments: Namespace) -> None:
+    """Raise ConfigError for options that contradict each other, before anything is read."""
     if arguments.crop_to_multiple < 1:
-        raise ConfigError(f"--crop-to-multiple must be at least 1, not {arguments.crop_to_multiple}")
+        raise ConfigError(f"--crop-to-multiple {arguments.crop_to_multiple}: it must be at least 1")
     if arguments.checkpoint is None:
         for name in ("base", "ddpm", "save"):
             if getattr(arguments, name) is not None:
-                raise ConfigError(f"--{name} goes with --checkpoint: without it nothing is restored here")
+                raise ConfigError(f"--{name} applies to --checkpoint only: remove it or give --checkpoint")
     elif arguments.inputs:
-        raise ConfigError(f"--inputs {arguments.inputs}: with --checkpoint the first folder already holds the inputs")
+        raise ConfigError(f"--inputs {arguments.inputs}: not with --checkpoint, whose first folder holds them")
     if arguments.save and arguments.save.exists() and any(arguments.save.iterdir()):
         raise ConfigError(f"--save {arguments.save} is not empty: choose another folder")
     if arguments.device not in (None, "cpu"):
@@ -181,13 +260,13 @@ def _check(arguments: argparse.Namespace) -> None:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--device {arguments.device} cannot be used here: {reason}") from error
     if arguments.sheet and arguments.sheet.suffix.lower() not in Image.registered_extensions():
-        raise ConfigError(f"--sheet {arguments.sheet}: name an image file, such as sheet.png")
+        raise ConfigError(f"--sheet {arguments.sheet}: give an image file, such as sheet.png")
 
 
 def _images(
     scene: Scene, restore: Callable[[Pixels], Pixels] | None, multiple: int
 ) -> tuple[Pixels | None, Pixels, Pixels]:
-    """(degraded, output, truth) of a scene, cropped. Raises DataError."""
+    """Return (degraded, output, truth) of a scene, cropped. Raises DataError."""
 
     def cropped(path: Path) -> Pixels:
         try:
@@ -199,7 +278,7 @@ def _images(
     if scene.output is not None:
         return degraded, cropped(scene.output), cropped(scene.truth)
     if restore is None or degraded is None:
-        raise DataError(f"{scene.name} has no output, and no input or model to make one")
+        raise DataError(f"{scene.name} has no output: give `restore`, and a scene with a degraded image")
     return degraded, restore(degraded), cropped(scene.truth)
 
 
@@ -209,15 +288,15 @@ def _write(path: Path, image: Pixels) -> None:
 
 
 def _caption(score: Score, images: int) -> str:
-    what = "(input, output, truth)" if images == 3 else "(output, truth)"
-    figure = f", {score.values['psnr']:.1f} dB" if "psnr" in score.values else ""
-    return f"{score.name}{figure} {what}"
+    roles = "(input, output, truth)" if images == 3 else "(output, truth)"
+    psnr = f", {score.values['psnr']:.1f} dB" if "psnr" in score.values else ""
+    return f"{score.name}{psnr} {roles}"
 
 
 def _best_device() -> str:
     try:
         import torch
-    except ImportError:  # whoever needs it says so
+    except ImportError:  # an error follows where it is needed
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM, the metrics of every install: RGB in 0..1, no border cropped, as papers on this task report them."""
+"""PSNR and SSIM of RGB images in 0 to 1 without border cropping, as papers on this task report them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,23 @@ from dod.errors import DataError
 __all__ = ["CORE", "Metric", "core_settings", "core_values", "psnr", "ssim"]
 
 SSIM_WINDOW = 7
+"""Side of SSIM's windows in px."""
 
 Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, how it is printed and what it looks at.
+    """Description of a metric.
 
-    sees: "pair" (an output and its truth), "output" (an output alone) or "set" (all outputs and all truths of a task).
-    colour: the colour space and range that it is computed in.
+    Attributes:
+        name: Name on the command line.
+        label: Column title.
+        sees: Images that it takes: "pair" (an output and its clean version), "output" (an output alone) or "set" (all
+            outputs and all clean images of a degradation).
+        higher_is_better: Direction of the metric.
+        digits: Decimals in tables.
+        colour: Colour space and range in which it is computed.
     """
 
     name: str
@@ -43,10 +50,18 @@ CORE = {
         Metric("ssim", "SSIM", "pair", True, 4, "RGB in 0..1, float64, mean of the channels, no border cropped"),
     )
 }
+"""Metrics of every installation, by name."""
 
 
 def core_settings(name: str) -> dict[str, Any]:
-    """The exact variant of a metric of CORE, as JSON values."""
+    """Describe the exact variant of a metric of `CORE`.
+
+    Args:
+        name: Name of the metric.
+
+    Returns:
+        JSON values.
+    """
     if name == "psnr":
         return {"variant": "10 log10(1 / MSE) over all pixels and channels"}
     return {
@@ -56,12 +71,21 @@ def core_settings(name: str) -> dict[str, Any]:
 
 
 def psnr(a: Array, b: Array) -> float:
-    """Peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64; infinite for equal images.
+    """Return the peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64.
 
-    a, b: of one shape, uint8 or float in 0..1. Raises DataError for others.
+    Args:
+        a: Image, uint8 or float in 0 to 1.
+        b: Image of the same shape.
 
-    >>> round(psnr(np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.1)), 6)
-    20.0
+    Returns:
+        PSNR; infinite for equal images.
+
+    Raises:
+        DataError: Another shape, dtype or range.
+
+    Example:
+        >>> round(psnr(np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.1)), 6)
+        20.0
     """
     first, second = _unit(a, b)
     error = float(np.square(first - second).mean())
@@ -69,9 +93,17 @@ def psnr(a: Array, b: Array) -> float:
 
 
 def ssim(a: Array, b: Array) -> float:
-    """Structural similarity (Wang et al. 2004) as scikit-image computes it: 7x7 windows, the mean of the channels.
+    """Return the structural similarity (Wang et al. 2004): 7x7 windows, mean of the channels, by scikit-image.
 
-    a, b: [H, W, 3], uint8 or float in 0..1, at least 7x7 pixels. Raises DataError for others.
+    Args:
+        a: Image [H, W, 3], uint8 or float in 0 to 1, at least 7x7 px.
+        b: Image of the same shape.
+
+    Returns:
+        SSIM in -1 to 1.
+
+    Raises:
+        DataError: Another shape, dtype or range, or scikit-image is missing.
     """
     try:
         from skimage.metrics import structural_similarity
@@ -84,9 +116,19 @@ def ssim(a: Array, b: Array) -> float:
 
 
 def core_values(name: str, output: Array, truth: Array, metrics: Collection[str] = tuple(CORE)) -> dict[str, float]:
-    """The metrics of CORE that are asked for, of an output [H, W, 3] against its truth, by name.
+    """Compute metrics of `CORE`.
 
-    Raises DataError, with the image's name, where the two cannot be compared.
+    Args:
+        name: Name of the image, for errors.
+        output: Restored image [H, W, 3].
+        truth: Clean image [H, W, 3].
+        metrics: Names of metrics; those not in `CORE` are ignored.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        DataError: The images cannot be compared.
     """
     functions = {"psnr": psnr, "ssim": ssim}
     try:
@@ -96,7 +138,7 @@ def core_values(name: str, output: Array, truth: Array, metrics: Collection[str]
 
 
 def _unit(a: Array, b: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Two images as float64 in 0..1."""
+    """Return two images as float64 in 0 to 1."""
     if a.shape != b.shape or not a.size:
         raise DataError(f"the images differ in size: {_size(a)} and {_size(b)}")
     return _unit_of(a), _unit_of(b)

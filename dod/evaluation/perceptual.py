@@ -1,7 +1,7 @@
-"""The perceptual metrics of the paper's tables through pyiqa, which is imported when one of them is asked for.
+"""Perceptual metrics of the paper's tables, computed by pyiqa.
 
-pyiqa is an optional extra: its licence (PolyForm Noncommercial) allows evaluation but not every use, it brings
-torchvision, and it downloads the weights of a metric when that metric is first made.
+pyiqa is an optional extra and imported on use: its licence (PolyForm Noncommercial) does not allow every use, it
+requires torchvision, and it downloads the weights of a metric on first use.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dod.data.images import Pixels
 from dod.errors import DataError
 from dod.evaluation.metrics import Metric
 
 __all__ = ["PERCEPTUAL", "PerceptualMetric", "open_metric"]
 
 RGB = "RGB in 0..1, float32"
+"""Colour space of metrics on RGB images."""
 SET = "uint8 RGB, each channel reduced to 299x299 by Pillow's bicubic filter (clean-fid)"
+"""Colour space and size of images for metrics of sets."""
 
 PERCEPTUAL: Mapping[str, Metric] = {
     metric.name: metric
@@ -42,37 +44,75 @@ PERCEPTUAL: Mapping[str, Metric] = {
         Metric("clipiqa+", "CLIPIQA+", "output", True, 4, RGB),
     )
 }
+"""Perceptual metrics by name."""
 
 
 @dataclass(frozen=True)
 class PerceptualMetric:
-    """A metric of pyiqa, ready to run. `network` is what `pyiqa.create_metric` made."""
+    """A metric of pyiqa that is ready to run.
+
+    Attributes:
+        metric: Its description.
+        network: Object that `pyiqa.create_metric` returned.
+        settings: Exact variant, as JSON values.
+        device: Device it runs on.
+    """
 
     metric: Metric
     network: Any
     settings: Mapping[str, Any]
     device: str
 
-    def of_image(self, output: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
-        """The value of one output [H, W, 3] and its truth, or of the output alone. Raises DataError."""
+    def of_image(self, output: Pixels, truth: Pixels) -> float:
+        """Compute the metric of one image.
+
+        Args:
+            output: Restored image, uint8 [H, W, 3].
+            truth: Clean image, uint8 [H, W, 3]; unused by metrics of an output alone.
+
+        Returns:
+            The value.
+
+        Raises:
+            DataError: pyiqa fails.
+        """
         pair = (output, truth) if self.metric.sees == "pair" else (output,)
         return self._run(*(_tensor(each) for each in pair))
 
     def of_sets(self, outputs: Path, truths: Path) -> float:
-        """The distance between all images below two folders. Raises DataError."""
+        """Compute the metric of all images below two folders.
+
+        Args:
+            outputs: Folder of restored images.
+            truths: Folder of clean images.
+
+        Returns:
+            The value.
+
+        Raises:
+            DataError: pyiqa fails.
+        """
         return self._run(str(outputs), str(truths), num_workers=0, verbose=False)
 
     def _run(self, *inputs: Any, **options: Any) -> float:
         try:
             return float(self.network(*inputs, **options))
-        except Exception as error:  # pyiqa answers images that are too small, and the like, with any exception
+        except Exception as error:  # pyiqa raises all kinds of exceptions, for example for images that are too small
             raise DataError(f"pyiqa's {self.metric.name} failed: {_short(error)}") from error
 
 
 def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
-    """Makes a metric of pyiqa, which may download its weights.
+    """Load a metric of pyiqa, which may download its weights.
 
-    Raises DataError where pyiqa cannot be imported, does not have the metric, or cannot have its weights.
+    Args:
+        metric: The metric.
+        device: Device to run it on.
+
+    Returns:
+        The metric.
+
+    Raises:
+        DataError: pyiqa cannot be imported, does not have the metric, or cannot load its weights.
     """
     pyiqa = _pyiqa(metric.name)
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
@@ -81,16 +121,16 @@ def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
     if metric.name not in DEFAULT_CONFIGS:
         raise DataError(f"pyiqa {pyiqa.__version__} has no metric {metric.name!r}: pip install -e '.[eval-iqa]'")
     try:
-        with redirect_stdout(sys.stderr):  # pyiqa prints what it downloads; stdout is for the table
+        with redirect_stdout(sys.stderr):  # pyiqa reports downloads on stdout, which is for the table
             network = pyiqa.create_metric(metric.name, device=device)
     except ImportError as error:
         raise DataError(
             f"{metric.name} needs more than pyiqa ({_short(error)}): pip install -e '.[eval-iqa]'"
         ) from error
-    except Exception as error:  # what a failed download raises depends on the metric: URL, hub and archive errors
+    except Exception as error:  # a failed download raises URL, hub or archive errors, depending on the metric
         raise DataError(
-            f"pyiqa {pyiqa.__version__} cannot make {metric.name}: {_short(error)}. It downloads weights when a metric "
-            f"is first made: do that once where there is a network, and copy {get_dir()} here"
+            f"pyiqa {pyiqa.__version__} cannot load {metric.name}: {_short(error)}. It downloads weights at first "
+            f"use of a metric: do that on a machine with a network connection, and copy {get_dir()} here"
         ) from error
     options = {key: value for key, value in DEFAULT_CONFIGS[metric.name]["metric_opts"].items() if key != "type"}
     settings = {"variant": f"pyiqa {metric.name}", "options": options, "library": f"pyiqa {pyiqa.__version__}"}
@@ -100,10 +140,10 @@ def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
 def _pyiqa(name: str) -> ModuleType:
     try:
         import pyiqa
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision of another torch build raises RuntimeError
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch raises RuntimeError
         raise DataError(
             f"{name} needs pyiqa, which cannot be imported ({_short(error)}): pip install -e '.[eval-iqa]', in an "
-            "environment whose torchvision was built for its torch"
+            "environment whose torchvision matches its torch"
         ) from error
     return pyiqa
 
@@ -113,8 +153,8 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _tensor(image: NDArray[np.uint8]) -> Any:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in 0..1."""
+def _tensor(image: Pixels) -> Any:
+    """Convert uint8 [H, W, 3] to float32 [1, 3, H, W] in 0 to 1."""
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)[None])).float() / 255

@@ -1,4 +1,4 @@
-"""The paper's Fig. 3: t-SNE of vectors, coloured by group, as an image."""
+"""t-SNE plot of vectors, coloured by group (Fig. 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from ..errors import DataError
 __all__ = ["FEWEST", "draw", "embed", "require_libraries"]
 
 FEWEST = 4
+"""Minimum number of vectors."""
 PERPLEXITY = 30.0
+"""Perplexity of t-SNE."""
 INCHES, DPI = (7.2, 5.4), 160
+"""Size of the plot, and its resolution."""
 INK, FAINT = "#303030", "#c8c8c8"
+"""Colours of text and frame."""
 
 COLOURS = {
     "haze": "#56b4e9",
@@ -27,34 +31,52 @@ COLOURS = {
     "low-light": "#404040",
     "clean": "#e69f00",
 }
-"""Okabe and Ito (2008): told apart with any colour vision. Shapes differ too, so that a grey print can be read."""
+"""Colours by Okabe and Ito (2008), distinguishable with any colour vision. Markers differ too, for grey prints."""
 SPARE = ("#cc79a7", "#8c6d1f", "#7a68c9")
+"""Colours of other groups."""
 MARKERS = "os^DvPX*<>hp"
+"""Markers of the groups."""
 
 
 def require_libraries() -> None:
-    """Raise DataError, with what to install, unless scikit-learn and matplotlib are there."""
+    """Check that scikit-learn and matplotlib are installed.
+
+    Raises:
+        DataError: One of them is missing.
+    """
     try:
         import matplotlib.figure  # noqa: F401
         import sklearn.manifold  # noqa: F401
     except ImportError as error:
         raise DataError(
-            f"the figure needs scikit-learn and matplotlib ({error}): pip install -e '.[eval]', or add --no-figure"
+            f"the plot needs scikit-learn and matplotlib ({error}): pip install -e '.[eval]', or add --no-figure"
         ) from error
 
 
 def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
-    """t-SNE (van der Maaten and Hinton 2008) by cosine distance: [N, C] -> [N, 2], the same for an equal seed.
+    """Embed vectors in the plane by t-SNE with cosine distance (van der Maaten and Hinton 2008).
 
-    It has no orientation of its own: its longer axis is laid along the first coordinate. Perplexity 30, less for fewer
-    than 91 vectors. Raises DataError for fewer than 4, for equal ones, and where scikit-learn is missing.
+    The orientation of t-SNE is arbitrary: the longer axis becomes the first coordinate. Perplexity is 30, and less for
+    fewer than 91 vectors.
+
+    Args:
+        vectors: [N, C].
+        seed: Seed of t-SNE.
+
+    Returns:
+        [N, 2].
+
+    Raises:
+        DataError: Fewer than 4 vectors, equal vectors, or scikit-learn is missing.
     """
     require_libraries()
     from sklearn.manifold import TSNE
 
     values = np.asarray(vectors, np.float64)
     if len(values) < FEWEST:
-        raise DataError(f"t-SNE needs at least {FEWEST} images, not {len(values)}: add photographs, or --draws")
+        raise DataError(
+            f"t-SNE needs at least {FEWEST} images, not {len(values)}: add photographs, or use more --draws"
+        )
     if not np.ptp(values, axis=0).any():
         raise DataError(f"all {len(values)} images have the same condition: there is nothing to draw")
     perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
@@ -64,10 +86,18 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
 
 
 def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> None:
-    """Write a PNG of points [N, 2], each in the colour and shape of its group; the legend names and counts them.
+    """Write a scatter plot with a colour and marker for each group, and a legend with its name and size.
 
-    Groups such as `noise=15` and `noise=25` share the colour and shape of `noise`, the later named the stronger. Raises
-    DataError where matplotlib is missing, OSError where the file cannot be written.
+    Groups such as `noise=15` and `noise=25` share the colour and marker of `noise`; later ones are drawn stronger.
+
+    Args:
+        points: [N, 2].
+        groups: Group of each point.
+        title: Title of the plot.
+        path: PNG file to write.
+
+    Raises:
+        DataError: matplotlib is missing.
     """
     require_libraries()
     from matplotlib.figure import Figure
@@ -76,15 +106,15 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
     figure = Figure(INCHES, layout="constrained")
     axes = figure.subplots()
     for name, style in zip(names, _styles(names), strict=True):
-        mine = values[[group == name for group in groups]]
+        members = values[[group == name for group in groups]]
         axes.scatter(
-            mine[:, 0],
-            mine[:, 1],
+            members[:, 0],
+            members[:, 1],
             s=30,
             alpha=0.85,
             linewidths=0.5,
             edgecolors="white",
-            label=f"{name}  ({len(mine)})",
+            label=f"{name}  ({len(members)})",
             **style,
         )
     axes.set_title(title, loc="left", fontsize=11, color=INK)
@@ -98,14 +128,14 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
 
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Colour and marker of each group: a marker for each family (the part before `=`), shades within it."""
-    families: dict[str, list[str]] = {}
+    """Return colour and marker of each group: a marker per degradation (the part before `=`), shades for levels."""
+    members_of: dict[str, list[str]] = {}
     for name in names:
-        families.setdefault(name.partition("=")[0], []).append(name)
+        members_of.setdefault(name.partition("=")[0], []).append(name)
     spare = iter(SPARE * math.ceil(len(names) / len(SPARE)))
     styles = {}
-    for i, (family, members) in enumerate(families.items()):
-        colour = COLOURS.get(family) or next(spare)
+    for i, (degradation, members) in enumerate(members_of.items()):
+        colour = COLOURS.get(degradation) or next(spare)
         for k, name in enumerate(members):
             shade = 1.0 if len(members) == 1 else 0.45 + 0.55 * k / (len(members) - 1)
             styles[name] = {"color": _paler(colour, shade), "marker": MARKERS[i % len(MARKERS)]}
@@ -113,5 +143,5 @@ def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _paler(colour: str, strength: float) -> tuple[float, ...]:
-    """A colour `#rrggbb` mixed with white, as three numbers in 0 to 1; strength 1 leaves it."""
+    """Return a colour `#rrggbb` mixed with white, as three numbers in 0 to 1; strength 1 leaves it unchanged."""
     return tuple(1 - strength * (1 - int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5))

@@ -1,1 +1,1 @@
-"""Fits of what the shipped model has and the paper has not: post-processing and pruned detail modules."""
+"""Steps after the training of the paper: fitted post-processing, pruned detail modules, averaged weights."""

@@ -1,1 +1,1 @@
-"""The DOD model and its parts."""
+"""DOD model and its parts."""

@@ -1,6 +1,6 @@
-"""The encoder half of OpenAI's ADM (guided diffusion) UNet, compact, under that checkpoint's own key names.
+"""Encoder of OpenAI's ADM (guided diffusion) UNet, with the key names of the published checkpoint.
 
-Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis": the 256 x 256 unconditional model.
+Dhariwal and Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis": the unconditional 256 x 256 model.
 """
 
 from __future__ import annotations
@@ -12,13 +12,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+__all__ = ["ADMEncoder", "AttentionBlock", "ResBlock"]
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels)
 
 
 class ResBlock(nn.Module):
-    """Residual block with scale-shift normalisation; `down` halves the size by average pooling."""
+    """Residual block whose time embedding scales and shifts the second normalisation.
+
+    Args:
+        channels: number of input channels.
+        embedding: width of the time embedding.
+        out_channels: number of output channels.
+        down: halve height and width by average pooling.
+    """
 
     def __init__(self, channels: int, embedding: int, out_channels: int, down: bool = False) -> None:
         super().__init__()
@@ -32,11 +41,28 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Run the block.
+
+        Args:
+            x: [B, channels, H, W].
+            embedding: time embedding, [B, embedding].
+
+        Returns:
+            [B, out_channels, H, W], or [B, out_channels, H/2, W/2] with `down`.
+        """
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
         return self.combine(x, lambda h: self.out_layers[0](h) * (1 + scale) + shift)
 
     def combine(self, x: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
-        """The block around its second normalisation."""
+        """Run the block with a given second normalisation.
+
+        Args:
+            x: input, [B, channels, H, W].
+            normalise: replacement of the scale-shift normalisation, [B, out_channels, H, W] to the same shape.
+
+        Returns:
+            The output of the block.
+        """
         h = self.in_layers[1](self.in_layers[0](x))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -45,7 +71,10 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over positions; heads are split before q, k and v (the published checkpoint's order)."""
+    """Multi-head self-attention over positions.
+
+    The channels of `qkv` are split into heads first and into q, k and v second, as in the published checkpoint.
+    """
 
     def __init__(self, channels: int, head_channels: int) -> None:
         super().__init__()
@@ -55,6 +84,14 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the attention to its input.
+
+        Args:
+            x: [B, channels, H, W].
+
+        Returns:
+            The sum, of the same shape.
+        """
         batch, channels, height, width = x.shape
         flat = x.reshape(batch, channels, height * width)
         qkv = self.qkv(self.norm(flat)).reshape(batch, self.heads, 3, channels // self.heads, height * width)
@@ -71,10 +108,19 @@ class _Stage(nn.ModuleList):
 
 
 class ADMEncoder(nn.Module):
-    """`time_embed`, `input_blocks` and `middle_block` of the ADM UNet at t = 0.
+    """Encoder and middle block of the ADM UNet at t = 0.
 
-    x: [B, 3, R, R] in [-1, 1]; returns the middle block's output [B, channels, R/32, R/32] for six levels.
-    The defaults are those of `256x256_diffusion_uncond.pt` (1,024 channels).
+    The defaults are those of `256x256_diffusion_uncond.pt`: six levels, 1,024 output channels.
+
+    Args:
+        model_channels: width of the first level in channels.
+        multipliers: width of each level as a multiple of `model_channels`.
+        res_blocks: number of residual blocks per level.
+        attention_factors: downsampling factors of the levels with attention.
+        head_channels: channels per attention head.
+
+    Attributes:
+        channels: number of output channels.
     """
 
     def __init__(
@@ -110,14 +156,26 @@ class ADMEncoder(nn.Module):
         self.channels = channels
 
     def embedding(self, x: Tensor) -> Tensor:
-        """That of t = 0, [B, 4 * model_channels], for a batch x."""
-        fp16 = self.model_channels // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(fp16, device=x.device) / fp16)
+        """Return the embedding of the timestep t = 0, [B, 4 * model_channels].
+
+        Args:
+            x: batch whose size, dtype and device it gets.
+        """
+        half = self.model_channels // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=x.device) / half)
         angles = torch.zeros(1, 1, device=x.device) * frequencies
         embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1).to(x.dtype))
         return embedding.expand(x.shape[0], -1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the h-space of images: the output of the middle block at t = 0.
+
+        Args:
+            x: [B, 3, R, R] in [-1, 1].
+
+        Returns:
+            [B, channels, R/2^k, R/2^k] for k + 1 levels.
+        """
         embedding = self.embedding(x)
         for stage in self.input_blocks:
             x = stage(x, embedding)

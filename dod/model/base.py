@@ -1,6 +1,6 @@
-"""The frozen weights under a DOD model: Stable Diffusion's VAE and UNet, the prompt embedding, and the DDPM's encoder.
+"""Frozen base of a DOD model: Stable Diffusion's VAE and UNet, the prompt embedding, and the encoder of the DDPM.
 
-Read from a diffusers folder or hub id, from an ADM state dict, or made at random; never from a pickle.
+Weights come from a diffusers folder or hub id, from an ADM state dict, or from a random generator, never from a pickle.
 """
 
 from __future__ import annotations
@@ -17,14 +17,22 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..config import BaseConfig, DDPMConfig, Preset, UNetConfig, VAEConfig
+from ..config import BaseConfig, Preset
 from ..errors import CheckpointError
 from ..tensors import fingerprint, read_safetensors, read_state
 from .adm import ADMEncoder
 from .modulation import DiffusersHSpace
+from .networks import new_ddpm, new_unet, new_vae, random_prompt
+
+__all__ = [
+    "PROMPT_FILE", "BaseParts", "HSpace", "identity", "load_adm", "load_base", "load_part", "load_prompt",
+    "new_ddpm", "new_unet", "new_vae", "random_prompt",
+]  # fmt: skip
 
 PROMPT_FILE = "prompt.safetensors"
-NAMED = 3  # so many missing weights stand in an error
+"""File in the folder of a base that holds its prompt embedding."""
+NAMED = 3
+"""Maximum number of missing weights that an error names."""
 
 HSpace = ADMEncoder | DiffusersHSpace
 Model = TypeVar("Model", bound=ModelMixin)
@@ -32,7 +40,15 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 @dataclass
 class BaseParts:
-    """vae, unet: diffusers models; h_space: [B, 3, R, R] -> [B, C, ., .] with `channels`; prompt: [1, T, D] float32."""
+    """Frozen parts of a DOD model.
+
+    Attributes:
+        vae: autoencoder.
+        unet: latent UNet, which predicts the noise.
+        prompt: prompt embedding, [1, T, D] float32.
+        h_space: encoder and middle block of the DDPM, [B, 3, R, R] -> [B, C, h, w].
+        sha256: identity of all weights, see `identity`.
+    """
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
@@ -42,7 +58,17 @@ class BaseParts:
 
 
 def load_base(preset: Preset) -> BaseParts:
-    """The frozen parts a preset names, in float32, with their identity. CheckpointError says which part is missing."""
+    """Load the frozen parts of a preset.
+
+    Args:
+        preset: preset that names the sources of the weights.
+
+    Returns:
+        The parts, in float32.
+
+    Raises:
+        CheckpointError: a part is missing, incomplete, or does not match the preset.
+    """
     vae, unet, prompt = _load_stable_diffusion(preset)
     h_space = _load_h_space(preset)
     digest = identity({"vae": vae, "unet": unet, "ddpm": h_space}, prompt)
@@ -50,72 +76,17 @@ def load_base(preset: Preset) -> BaseParts:
 
 
 def identity(models: Mapping[str, nn.Module], prompt: Tensor) -> str:
-    """SHA-256 over names and float32 values, so that storage in half or single, sharded or not, is the same base.
+    """Return the SHA-256 of the names, shapes and float32 values of models and prompt.
 
-    On the meta device there are no values: names and shapes stand in for them.
+    It does not depend on how the weights are stored: fp16 or fp32, sharded or not. On the meta device it covers names
+    and shapes, because there are no values.
+
+    Args:
+        models: models by name, which prefixes the names of their tensors.
+        prompt: prompt embedding, [1, T, D].
     """
     tensors = {f"{part}.{name}": t for part, model in models.items() for name, t in model.state_dict().items()}
     return fingerprint({**tensors, "prompt": prompt})
-
-
-def new_vae(config: VAEConfig) -> AutoencoderKL:
-    """A randomly initialised `AutoencoderKL` of SD's structure."""
-    levels = len(config.block_out_channels)
-    structure: dict[str, Any] = {
-        "block_out_channels": config.block_out_channels,
-        "down_block_types": ("DownEncoderBlock2D",) * levels,
-        "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "layers_per_block": config.layers_per_block,
-        "latent_channels": config.latent_channels,
-        "norm_num_groups": config.norm_num_groups,
-        "scaling_factor": config.scaling_factor,
-    }
-    return AutoencoderKL(**structure)
-
-
-def new_unet(config: UNetConfig, latent_channels: int = 4) -> UNet2DConditionModel:
-    """A randomly initialised `UNet2DConditionModel` of SD 2.1's structure."""
-    levels = len(config.block_out_channels)
-    structure: dict[str, Any] = {
-        "sample_size": config.sample_size,
-        "in_channels": latent_channels,
-        "out_channels": latent_channels,
-        "block_out_channels": config.block_out_channels,
-        "down_block_types": ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
-        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
-        "layers_per_block": config.layers_per_block,
-        "attention_head_dim": config.attention_heads,  # diffusers' name for the number of heads
-        "cross_attention_dim": config.cross_attention_dim,
-        "norm_num_groups": config.norm_num_groups,
-        "use_linear_projection": True,
-    }
-    return UNet2DConditionModel(**structure)
-
-
-def new_ddpm(config: DDPMConfig) -> UNet2DModel:
-    """A randomly initialised `UNet2DModel` of the published 256 px DDPMs' structure."""
-    levels = len(config.block_out_channels)
-    down = tuple("AttnDownBlock2D" if i in config.attention_levels else "DownBlock2D" for i in range(levels))
-    up = tuple(kind.replace("Down", "Up") for kind in reversed(down))
-    return UNet2DModel(
-        sample_size=config.image_size,
-        block_out_channels=config.block_out_channels,
-        down_block_types=down,
-        up_block_types=up,
-        layers_per_block=config.layers_per_block,
-        attention_head_dim=config.attention_head_dim,
-        norm_num_groups=config.norm_num_groups,
-        norm_eps=1e-6,
-        downsample_padding=0,
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    )
-
-
-def random_prompt(config: BaseConfig) -> Tensor:
-    """A fixed standard-normal prompt embedding [1, T, D], for bases that were never trained with a text encoder."""
-    generator = torch.Generator().manual_seed(config.seed)
-    return torch.randn(1, config.prompt_tokens, config.unet.cross_attention_dim, generator=generator)
 
 
 def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditionModel, Tensor]:
@@ -125,13 +96,11 @@ def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditi
             return new_vae(config.vae), new_unet(config.unet, config.vae.latent_channels), random_prompt(config)
     source = _located(preset, config.source)
     if Path(source).is_file():
-        raise CheckpointError(
-            f"{source} is a single file: the base is expected in diffusers' layout, a folder with vae/ and unet/"
-        )
+        raise CheckpointError(f"{source} is a single file: give a folder in diffusers' layout, with vae/ and unet/")
     prediction = _prediction_type(source, config.revision)
     if prediction != "epsilon":
         raise CheckpointError(
-            f"{source}: a base with {prediction} is not supported: DOD's closed form needs epsilon, as SD 2.1-base has"
+            f"{source}: a base with {prediction} is not supported: the closed form needs epsilon, such as SD 2.1-base"
         )
     vae = load_part(AutoencoderKL, source, "vae", config.revision)
     unet = load_part(UNet2DConditionModel, source, "unet", config.revision)
@@ -140,7 +109,7 @@ def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditi
         if widths != stated.block_out_channels:
             raise CheckpointError(
                 f"{source}/{part}: block_out_channels are {widths}, preset {preset.name} states "
-                f"{stated.block_out_channels}: give the base or preset that belongs to it"
+                f"{stated.block_out_channels}: give a base and a preset that match"
             )
     prompt = load_prompt(source, config)
     if prompt.ndim != 3 or prompt.shape[2] != unet.config["cross_attention_dim"]:
@@ -152,7 +121,18 @@ def _load_stable_diffusion(preset: Preset) -> tuple[AutoencoderKL, UNet2DConditi
 
 
 def load_prompt(source: str, config: BaseConfig) -> Tensor:
-    """The fixed prompt's embedding [1, T, D]: the base's prompt.safetensors, or its own text encoder run once."""
+    """Return the embedding of the fixed prompt.
+
+    Args:
+        source: folder or hub id of a base. If it has no prompt.safetensors, its text encoder is run once.
+        config: text and number of tokens of the prompt, and revision of the hub id.
+
+    Returns:
+        The embedding, [1, T, D] float32.
+
+    Raises:
+        CheckpointError: the base has neither, or transformers is not installed.
+    """
     file = Path(source) / PROMPT_FILE
     if file.is_file():
         tensors = read_safetensors(file)
@@ -173,9 +153,7 @@ def load_prompt(source: str, config: BaseConfig) -> Tensor:
             source, subfolder="text_encoder", revision=revision, use_safetensors=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: neither {PROMPT_FILE} nor a text encoder was found: {_first_line(error)}"
-        ) from None
+        raise CheckpointError(f"{source}: has neither {PROMPT_FILE} nor a text encoder: {_first_line(error)}") from None
     tokens = tokenizer(
         config.prompt, padding="max_length", max_length=config.prompt_tokens, truncation=True, return_tensors="pt"
     )
@@ -195,7 +173,17 @@ def _load_h_space(preset: Preset) -> HSpace:
 
 
 def load_adm(path: Path) -> ADMEncoder:
-    """The encoder half of an ADM state dict under OpenAI's key names (.safetensors, or .pt read with weights_only)."""
+    """Load the encoder of an ADM.
+
+    Args:
+        path: state dict with OpenAI's key names: .safetensors, or .pt, which is read with weights_only.
+
+    Returns:
+        The encoder, in float32.
+
+    Raises:
+        CheckpointError: the file is missing, malformed, or has another structure.
+    """
     if not path.is_file():
         raise CheckpointError(f"no ADM checkpoint at {path}")
     state = read_state(path)
@@ -217,19 +205,32 @@ def _located(preset: Preset, source: str) -> str:
     hub_id = located.count("/") == 1 and not located.startswith((".", "/"))
     if not (hub_id or Path(located).exists()):
         raise CheckpointError(
-            f"no weights at {located}: not beside preset {preset.name} ({preset.folder}), not a hub id"
+            f"no weights at {located}: not in the folder of preset {preset.name} ({preset.folder}), not a hub id"
         )
     return located
 
 
 def load_part(kind: type[Model], source: str, subfolder: str | None = None, revision: str | None = None) -> Model:
-    """A diffusers model in float32, from safetensors alone. CheckpointError where it is missing or incomplete."""
+    """Load a diffusers model from safetensors.
+
+    Args:
+        kind: class of the model.
+        source: folder or hub id.
+        subfolder: folder of the model in the source.
+        revision: revision of the hub id.
+
+    Returns:
+        The model, in float32 and evaluation mode.
+
+    Raises:
+        CheckpointError: the model is missing or incomplete.
+    """
     part = f"{source}/{subfolder}" if subfolder else source
     options = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     try:
         loaded = kind.from_pretrained(source, subfolder=subfolder, revision=revision, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{part}: no {kind.__name__} in diffusers layout there: {_first_line(error)}") from None
+        raise CheckpointError(f"{part}: no {kind.__name__} in diffusers' layout: {_first_line(error)}") from None
     model, info = cast(tuple[Model, dict[str, list[str]]], loaded)
     if missing := sorted(info["missing_keys"]):
         others = sorted(info["unexpected_keys"])
@@ -242,14 +243,14 @@ def load_part(kind: type[Model], source: str, subfolder: str | None = None, revi
 
 
 def _prediction_type(source: str, revision: str | None) -> str:
-    """What the base's UNet predicts: epsilon unless its scheduler says otherwise. (A local folder may have none.)"""
+    """Return the prediction type that a base's scheduler states, "epsilon" for a local folder without scheduler."""
     if Path(source).is_dir() and not (Path(source) / "scheduler").is_dir():
-        warnings.warn(f"{source} has no scheduler folder: its UNet is taken to predict epsilon", stacklevel=2)
+        warnings.warn(f"{source} has no scheduler folder: its UNet is assumed to predict epsilon", stacklevel=2)
         return "epsilon"
     try:
         config = cast(dict[str, Any], DDIMScheduler.load_config(source, subfolder="scheduler", revision=revision))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source}/scheduler: no scheduler configuration there: {_first_line(error)}") from None
+        raise CheckpointError(f"{source}/scheduler: no scheduler configuration: {_first_line(error)}") from None
     return config.get("prediction_type", "epsilon")
 
 
@@ -258,7 +259,7 @@ def _first_line(error: Exception) -> str:
 
 
 class _seeded:
-    """Build random weights from a seed without touching the global generator's state."""
+    """Context that seeds the global generator, and restores its state at the end."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,17 +1,13 @@
-"""Conditional LoRA (equations (1) to (5)) on peft's extension points, its injection, and the mathematics of merging.
+"""Conditional LoRA, equations (1) to (4): layers, injection into a model, and merging for a fixed condition.
 
-The modulation of a call is held by its thread for the length of the UNet's forward pass: that is re-entrant, safe with
-threads, and traceable by torch.export and by torch.compile with fullgraph=True (which refuses a context variable), and
-nothing is left on a module.
+The layers extend peft's. During a forward pass they read the modulation from `context`.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -23,94 +19,90 @@ from peft.tuners.lora import Linear as LoRALinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from .context import call, current_modulation, modulated
+
+__all__ = [
+    "ADAPTER", "CLoRAConv2d", "CLoRALinear", "ConditionalLoRA", "adapted_layers", "base_copy", "conditional_layers",
+    "current_modulation", "factors", "inject", "merge", "merged_copy", "merged_forward", "merging", "modulated",
+    "number_layers",
+]  # fmt: skip
+
 ADAPTER = "default"
+"""Name of the only adapter of a layer, peft's default."""
 HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs")
-"""What is hooked on a layer (export keeps some in float32) goes with it where a merge replaces it by its base."""
-
-
-@dataclass(frozen=True)
-class _Affine:
-    """One modulation, cut once for all layers in the shape each kind needs: layer i's gamma at 2 i, beta at 2 i + 1."""
-
-    modulation: Tensor
-    linear: tuple[Tensor, ...]  # [B, 1, r] each
-    convolution: tuple[Tensor, ...]  # [B, r, 1, 1] each
-
-
-class _Call(threading.local):
-    """The forward pass in progress on this thread."""
-
-    affine: _Affine | None = None
-
-
-_call = _Call()
-
-
-@contextmanager
-def modulated(modulation: Tensor | None) -> Iterator[None]:
-    """Make `modulation` [B, N, 2, r] the one that conditional layers read inside the block."""
-    affine = None
-    if modulation is not None:
-        flat, rank = modulation.flatten(1), modulation.shape[-1]
-        affine = _Affine(modulation, flat[:, None].split(rank, dim=2), flat[:, :, None, None].split(rank, dim=1))
-    before, _call.affine = _call.affine, affine
-    try:
-        yield
-    finally:
-        _call.affine = before
-
-
-def current_modulation() -> Tensor | None:
-    """The modulation [B, N, 2, r] of the call in progress; None outside `modulated`."""
-    return None if _call.affine is None else _call.affine.modulation
+"""Hooks that a base layer takes over when a merge replaces the layer by it. The export casts to fp32 by hooks."""
 
 
 class ConditionalLoRA:
-    """What the conditional layers share. `index` is the layer's place among the N conditional layers."""
+    """Base class of the conditional layers.
+
+    Attributes:
+        index: index i of the layer among the N conditional layers, see `number_layers`.
+    """
 
     index: int = -1
+    base_layer: nn.Module
     lora_A: nn.ModuleDict
     lora_B: nn.ModuleDict
     scaling: dict[str, float]
 
     def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma = modulation[:, i, 0] and beta = [:, i, 1] of the call in progress, in the dtype of x or A x and in the
-        shape that its number of axes needs. RuntimeError outside `modulated`."""
-        affine = _call.affine
+        """Return gamma_i = modulation[:, i, 0] and beta_i = modulation[:, i, 1] of the current forward pass.
+
+        Args:
+            x: tensor whose dtype and number of axes they get, [B, r, H, W] or [B, L, r].
+
+        Raises:
+            RuntimeError: there is no modulation, because the call is outside `modulated`.
+        """
+        affine = call.affine
         if affine is None:
             raise RuntimeError("a conditional LoRA layer ran without a modulation: call it inside `modulated(...)`")
         pieces = affine.convolution if x.ndim == 4 else affine.linear
         return pieces[2 * self.index].to(x.dtype), pieces[2 * self.index + 1].to(x.dtype)
 
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Eq. (3): h = W0 x + s B (gamma * A x + beta).
+
+        Args:
+            x: input of the layer, [B, L, d_in] or [B, C_in, H, W].
+            *args: further arguments of the base layer.
+            **kwargs: further keyword arguments of the base layer.
+
+        Returns:
+            h, [B, L, d_out] or [B, C_out, H', W'].
+        """
+        return self.base_layer(x, *args, **kwargs) + self._branch(x)
+
     def _branch(self, x: Tensor) -> Tensor:
-        """Eq. (3)-(4) without W0: s B(gamma * A x + beta)."""
+        """Eq. (3)-(4) without W0 x: s B (gamma * A x + beta)."""
         low = self.lora_A[ADAPTER](x)
         gamma, beta = self.affine(low)
         branch = self.lora_B[ADAPTER](gamma * low + beta)
         return branch if self.scaling[ADAPTER] == 1 else branch * self.scaling[ADAPTER]
 
     def merge(self, *args: object, **kwargs: object) -> None:
+        """Refuse peft's merge, which has no condition to merge for."""
         raise RuntimeError("a conditional LoRA layer merges for a given condition only: use clora.merged_copy")
 
 
 class CLoRALinear(ConditionalLoRA, LoRALinear):
-    """Eq. (3): h = W0 x + s B(gamma * A x + beta). x: [B, L, d_in]."""
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self.base_layer(x, *args, **kwargs) + self._branch(x)
+    """Conditional LoRA of a linear layer. A: [r, d_in]; B: [d_out, r]."""
 
 
 class CLoRAConv2d(ConditionalLoRA, LoRAConv2d):
-    """Eq. (3) for a convolution: A carries the kernel (r x C_in x kh x kw), B is 1 x 1. x: [B, C_in, H, W]."""
-
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self.base_layer(x, *args, **kwargs) + self._branch(x)
+    """Conditional LoRA of a convolution. A, with the kernel of the layer: [r, C_in, kh, kw]; B: [C_out, r, 1, 1]."""
 
 
 def inject(model: nn.Module, targets: Sequence[str], rank: int, alpha: float, conditional: bool) -> None:
-    """Put LoRA (plain, or conditional) on every linear and convolutional layer whose name ends in a target, in place.
+    """Add LoRA to linear and convolutional layers, in place. The model's output does not change, because B = 0.
 
-    A is Kaiming-uniform and B zero, so the model computes what it did before. The base stays frozen.
+    Args:
+        model: model whose own parameters stay frozen.
+        targets: suffixes of the names of the layers that get LoRA.
+        rank: rank r of A (Kaiming-uniform) and B (zero).
+        alpha: the scale of the branch is s = alpha / rank.
+        conditional: add conditional LoRA, equation (3), instead of plain LoRA, equation (2).
     """
     values: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": list(targets), "bias": "none"}
     config = LoraConfig(**values, lora_dropout=0.0)
@@ -120,7 +112,14 @@ def inject(model: nn.Module, targets: Sequence[str], rank: int, alpha: float, co
 
 
 def number_layers(models: Sequence[nn.Module]) -> int:
-    """Give the conditional layers of the models, in module order, their indices 0..N-1. Returns N."""
+    """Assign the indices 0 to N - 1 to the conditional layers of the models, in module order.
+
+    Args:
+        models: models whose layers share one modulation.
+
+    Returns:
+        The number N of conditional layers.
+    """
     count = 0
     for model in models:
         for _, layer in conditional_layers(model):
@@ -130,21 +129,39 @@ def number_layers(models: Sequence[nn.Module]) -> int:
 
 
 def conditional_layers(model: nn.Module) -> Iterator[tuple[str, CLoRALinear | CLoRAConv2d]]:
-    """(name, layer) of each conditional layer, in module order."""
+    """Yield the conditional layers of a model in module order.
+
+    Args:
+        model: model with injected LoRA.
+
+    Yields:
+        Name and layer.
+    """
     for name, module in model.named_modules():
         if isinstance(module, (CLoRALinear, CLoRAConv2d)):
             yield name, module
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """(name, layer) of each layer with LoRA, plain or conditional, in module order."""
+    """Yield the layers with LoRA, plain or conditional, in module order.
+
+    Args:
+        model: model with injected LoRA.
+
+    Yields:
+        Name and layer.
+    """
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 def factors(layer: LoraLayer) -> tuple[nn.Parameter, nn.Parameter]:
-    """The trainable A and B of a layer with LoRA."""
+    """Return the trainable low-rank matrices A and B of a layer.
+
+    Args:
+        layer: layer with LoRA, plain or conditional.
+    """
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     return cast(nn.Parameter, a), cast(nn.Parameter, b)
 
@@ -159,11 +176,20 @@ def merge(
     beta: Tensor,
     transposed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. (3)-(4) for a fixed condition, exact, borders included: W' = W + s B diag(gamma) A, b' = b + s B beta.
+    """Eq. (3)-(4) for a fixed condition: W' = W + s B diag(gamma) A, b' = b + s B beta. Exact, also at image borders.
 
-    weight: [out, in] or [out, in, kh, kw]; a: [r, in] or [r, in, kh, kw]; b: [out, r] or [out, r, 1, 1];
-    gamma, beta: [r]; transposed: a transposed convolution's weight [in, out, kh, kw] and a [in, r, kh, kw].
-    Computed in float32; returns float32 (W', b').
+    Args:
+        weight: W, [out, in] or [out, in, kh, kw].
+        bias: b, [out], or None for zero.
+        a: A, [r, in] or [r, in, kh, kw].
+        b: B, [out, r] or [out, r, 1, 1].
+        scale: s = alpha / r.
+        gamma: multiplier of A x, [r].
+        beta: offset of A x, [r].
+        transposed: W is that of a transposed convolution, [in, out, kh, kw], and A is [in, r, kh, kw].
+
+    Returns:
+        W' and b', computed in float32.
     """
     if transposed:
         turned, shifted = merge(weight.transpose(0, 1), bias, a.transpose(0, 1), b, scale, gamma, beta)
@@ -175,9 +201,17 @@ def merge(
 
 
 def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module:
-    """A plain copy of the model: every LoRA merged, in float32, into its base layer, which always gets a bias.
+    """Return a plain copy of a model with each LoRA merged into its base layer, which then has a bias.
 
-    modulation: [N, 2, r] of the condition (None where no layer is conditional). The dtype of each weight is kept.
+    Args:
+        model: model with injected LoRA; it does not change.
+        modulation: gamma and beta of one condition, [N, 2, r]. None where no layer is conditional.
+
+    Returns:
+        The copy. Merging is computed in float32, then cast to the dtype of each weight.
+
+    Raises:
+        ValueError: a layer is conditional and there is no modulation.
     """
     model = copy.deepcopy(model)
     for name, layer in list(adapted_layers(model)):
@@ -193,8 +227,15 @@ def merged_copy(model: nn.Module, modulation: Tensor | None = None) -> nn.Module
 
 @contextmanager
 def merging(model: nn.Module, modulation: Tensor | None = None) -> Iterator[None]:
-    """Inside the block the model computes what its `merged_copy` does, without a copy: each layer with LoRA merges its
-    weights whenever it is called, and forgets them. Hooks on it stay in force. Not for two threads at once."""
+    """Make a model compute what its `merged_copy` computes inside the `with` block, without the memory of a copy.
+
+    Each layer with LoRA merges its weights in every call and drops them afterwards. Its hooks still run. Other threads
+    must not call the model meanwhile.
+
+    Args:
+        model: model with injected LoRA.
+        modulation: as for `merged_copy`.
+    """
     layers = list(adapted_layers(model))
     for name, layer in layers:
         cast(Any, layer).forward = partial(merged_forward, name, layer, modulation)
@@ -206,7 +247,20 @@ def merging(model: nn.Module, modulation: Tensor | None = None) -> Iterator[None
 
 
 def merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Tensor, *_: object) -> Tensor:
-    """What a layer with LoRA, of this name, gives for x with its weights merged at a condition, see `merged_copy`."""
+    """Run a layer with LoRA on merged weights.
+
+    Args:
+        name: name of the layer, for the error.
+        layer: layer with LoRA.
+        modulation: as for `merged_copy`.
+        x: input of the layer, [B, L, d_in] or [B, C_in, H, W].
+
+    Returns:
+        The output of the layer.
+
+    Raises:
+        ValueError: the layer is conditional and there is no modulation.
+    """
     base = cast(Any, layer.get_base_layer())
     weight, bias = _merged_values(name, layer, modulation)
     if _transposed(layer):
@@ -215,7 +269,7 @@ def merged_forward(name: str, layer: LoraLayer, modulation: Tensor | None, x: Te
 
 
 def _merged_values(name: str, layer: LoraLayer, modulation: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A layer's (W', b') at a condition, each in the dtype of its base's weight."""
+    """Return W' and b' of a layer for a condition, in the dtype of its base weight."""
     base = cast(nn.Linear, layer.get_base_layer())
     a, b = factors(layer)
     gamma, beta = torch.ones(b.shape[1], device=b.device), torch.zeros(b.shape[1], device=b.device)
@@ -229,14 +283,21 @@ def _merged_values(name: str, layer: LoraLayer, modulation: Tensor | None) -> tu
 
 
 def _transposed(layer: LoraLayer) -> bool:
-    """Whether the base layer's weight begins with its inputs."""
+    """Return True if the weight of the base layer is [in, out, kh, kw]."""
     return isinstance(layer.get_base_layer(), nn.ConvTranspose2d)
 
 
 def base_copy(model: nn.Module) -> nn.Module:
-    """The model as it was before `inject`: its structure copied, its frozen weights shared."""
+    """Return the model as it was before `inject`.
+
+    Args:
+        model: model with injected LoRA; it does not change.
+
+    Returns:
+        A copy of the structure that shares the frozen weights.
+    """
     model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for name, layer in list(adapted_layers(model)):
         model.set_submodule(name, layer.get_base_layer())
-    vars(model).pop("peft_config", None)  # what peft leaves on a model that it has adapted
+    vars(model).pop("peft_config", None)  # peft's trace on an adapted model
     return model

@@ -1,4 +1,4 @@
-"""High-fidelity detail enhancement: equation (6), and the VAE decoder that carries one module before each up block."""
+"""High-fidelity detail enhancement: equation (6), and the VAE decoder with a detail module before each up block."""
 
 from __future__ import annotations
 
@@ -12,12 +12,19 @@ from torch import Tensor, nn
 
 from ..config import DetailConfig
 
+__all__ = ["RRDB", "SCALE", "Decoder", "DenseBlock", "DetailEnhancement"]
+
 SCALE = 0.2
-"""What the residuals of a dense block and of an RRDB are scaled by."""
+"""Scale of the residuals of dense blocks and RRDBs."""
 
 
 class DenseBlock(nn.Module):
-    """Five densely connected 3 x 3 convolutions (Wang et al. 2018, ESRGAN). x: [B, C, H, W]; the same out."""
+    """Five densely connected 3 x 3 convolutions and a scaled residual (Wang et al. 2018, ESRGAN).
+
+    Args:
+        channels: number C of input and output channels.
+        growth: number of channels that each of the first four convolutions adds.
+    """
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -27,33 +34,59 @@ class DenseBlock(nn.Module):
         )
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last convolution takes, [B, C + 4 growth, H, W]."""
+        """Return the input of the last convolution, [B, C + 4 growth, H, W].
+
+        Args:
+            x: input of the block, [B, C, H, W].
+        """
         features = x
         for conv in self.convs[:-1]:
             features = torch.cat([features, F.leaky_relu(conv(features), 0.2)], dim=1)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + 0.2 convs(x).
+
+        Args:
+            x: [B, C, H, W].
+        """
         return x + SCALE * self.convs[-1](self.features(x))
 
 
 class RRDB(nn.Module):
-    """Residual-in-residual dense block: dense blocks, three in ESRGAN, and a scaled residual."""
+    """Residual-in-residual dense block (Wang et al. 2018, ESRGAN).
+
+    Args:
+        channels: number C of input and output channels.
+        growth: growth of the dense blocks in channels.
+        dense: number of dense blocks, 3 in ESRGAN.
+    """
 
     def __init__(self, channels: int, growth: int, dense: int = 3) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(DenseBlock(channels, growth) for _ in range(dense)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + 0.2 blocks(x).
+
+        Args:
+            x: [B, C, H, W].
+        """
         return x + SCALE * self.blocks(x)
 
 
 class DetailEnhancement(nn.Module):
-    """Equation (6): F_m = F_d + w RRDB(fuse([Conv(F_e), F_d])).
+    """Detail enhancement module (DEM), equation (6): F_m = F_d + w RRDB([Conv(F_e), F_d]).
 
-    F_e: [B, C_e, H, W]; F_d, F_m: [B, C, H, W]. Conv is 1 x 1 and zero-initialised, w a learnable number that starts
-    at 0, so the module starts as the identity; the RRDBs do not start at zero, so gradient reaches w. narrow: the
-    RRDBs work on C / narrow channels; where that is fewer than C, a 1 x 1 convolution follows them.
+    Conv is a zero-initialised 1 x 1 convolution (`align`), and w a learnable scalar that starts at 0, so the untrained
+    module is the identity. The RRDBs do not start at zero, so that the gradient reaches w. A 1 x 1 convolution (`fuse`)
+    reduces the 2 C concatenated channels to the C / `config.narrow` channels of the RRDBs; if those are fewer than C,
+    another one restores C channels after them.
+
+    Args:
+        encoder_channels: C_e.
+        channels: C.
+        config: number and widths of the RRDBs.
     """
 
     def __init__(self, encoder_channels: int, channels: int, config: DetailConfig) -> None:
@@ -69,16 +102,25 @@ class DetailEnhancement(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, encoded: Tensor, decoded: Tensor) -> Tensor:
+        """Eq. (6).
+
+        Args:
+            encoded: features F_e of the encoder, [B, C_e, H, W].
+            decoded: features F_d of the decoder, [B, C, H, W].
+
+        Returns:
+            F_m, [B, C, H, W].
+        """
         fused = self.fuse(torch.cat([self.align(encoded), decoded], dim=1))
         return decoded + self.weight * self.body(fused)
 
 
 class Decoder(nn.Module):
-    """The VAE decoder with detail enhancement. latent_restored [B, 4, H/8, W/8], skip_0..skip_3 -> image [B, 3, H, W].
+    """VAE decoder with a detail module before each up block.
 
-    skip_i is the input of the encoder's i-th down block (skip_0 at H, skip_3 at H/8); the modules take them reversed.
-    The image is float32, in about [-1, 1], not clipped. `detail` is empty where the ablation leaves it out; without
-    skips it is left out (stage 1 trains without it).
+    Args:
+        vae: autoencoder whose decoder and `post_quant_conv` it uses.
+        config: detail modules; with `enabled` off there are none (Table 4).
     """
 
     def __init__(self, vae: AutoencoderKL, config: DetailConfig) -> None:
@@ -95,10 +137,20 @@ class Decoder(nn.Module):
         )
 
     def base_parameters(self) -> dict[str, nn.Parameter]:
-        """The VAE's own parameters by their names in the VAE: those of the decoder and of the layer before it."""
+        """Return the parameters of the VAE's decoder and `post_quant_conv` by their names in the VAE."""
         return {name: p for name, p in self.named_parameters() if name.partition(".")[0] != "detail"}
 
     def forward(self, latent_restored: Tensor, skips: Sequence[Tensor] | None = None) -> Tensor:
+        """Decode a latent.
+
+        Args:
+            latent_restored: [B, 4, H/8, W/8] float32.
+            skips: inputs of the encoder's down blocks, skip_0 at H x W to skip_3 at H/8 x W/8; the detail modules take
+                them in reverse order. Without skips no detail module runs, as in stage 1 of the training.
+
+        Returns:
+            The image, [B, 3, H, W] float32, in about [-1, 1], not clipped.
+        """
         decoder = self.decoder
         dtype = self.post_quant_conv.weight.dtype
         x = decoder.conv_in(self.post_quant_conv((latent_restored / self.scaling_factor).to(dtype)))

@@ -1,4 +1,4 @@
-"""The DOD model: MFM, VAE encoder, one-step UNet and detail decoder, each with the inputs and outputs of its export."""
+"""DOD model: MFM, VAE encoder, one-step UNet and detail decoder, with the same inputs and outputs as in the export."""
 
 from __future__ import annotations
 
@@ -12,33 +12,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import Preset, StepConfig
 from . import base, clora
+from .closed_form import alpha_bar, alpha_bars, one_step
 from .detail import Decoder
 from .modulation import MFM, ModulationNetwork, native_crops
 from .postprocess import Gate, Postprocess
 
-
-def alpha_bars(step: StepConfig) -> Tensor:
-    """[T] float64: the cumulative products of 1 - beta for every timestep, scaled-linear betas."""
-    roots = torch.linspace(
-        step.beta_start**0.5, step.beta_end**0.5, step.train_timesteps, dtype=torch.float64, device="cpu"
-    )
-    return torch.cumprod(1 - roots**2, dim=0)
-
-
-def alpha_bar(step: StepConfig) -> float:
-    """The cumulative product at the step's timestep. SD at t = 999: 0.0046601."""
-    return float(alpha_bars(step)[step.timestep])
-
-
-def one_step(latent: Tensor, eps: Tensor, abar: float) -> Tensor:
-    """The closed form z0 = (z - sqrt(1 - abar) eps) / sqrt(abar), in float32: at t = 999 it takes eps 14.6 times."""
-    return (latent.float() - (1 - abar) ** 0.5 * eps.float()) / abar**0.5
+__all__ = ["DOD", "Encoder", "OneStepUNet", "alpha_bar", "alpha_bars", "one_step", "sized_model"]
 
 
 class Encoder(nn.Module):
-    """image [B, 3, H, W] in [-1, 1] -> latent [B, 4, H/8, W/8] float32 (posterior mode, scaled), skip_0..skip_3.
+    """VAE encoder with LoRA: image -> latent, skip_0..skip_3.
 
-    skip_i is the input of the i-th down block.
+    The latent is the mode of the posterior times the scaling factor. skip_i is the input of the i-th down block.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -47,7 +32,15 @@ class Encoder(nn.Module):
         self.encoder, self.quant_conv = vae.encoder, cast(nn.Conv2d, vae.quant_conv)
 
     def forward(self, image: Tensor, modulation: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """modulation: [B, N, 2, r], only where the encoder is conditional (Table 5's ablation)."""
+        """Encode images.
+
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+            modulation: [B, N, 2, r], if the encoder's LoRA is conditional (ablation of Table 5).
+
+        Returns:
+            The latent, [B, 4, H/8, W/8] float32, and the list of skips.
+        """
         with clora.modulated(modulation):
             x = self.encoder.conv_in(image.to(self.encoder.conv_in.weight.dtype))
             skips = []
@@ -59,16 +52,20 @@ class Encoder(nn.Module):
         return latent, skips
 
     def latent(self, features: Tensor) -> Tensor:
-        """The scaled mode [B, 4, H/8, W/8] float32, from what the last convolution takes."""
+        """Return the scaled mode of the posterior, [B, 4, H/8, W/8] float32.
+
+        Args:
+            features: input of the encoder's last convolution, [B, C, H/8, W/8].
+        """
         moments = self.quant_conv(self.encoder.conv_out(features))
         return moments.float().chunk(2, dim=1)[0] * self.scaling_factor
 
 
 class OneStepUNet(nn.Module):
-    """latent [B, 4, h, w] float32, modulation [B, N, 2, r] -> latent_restored [B, 4, h, w] float32.
+    """One-step diffusion UNet: latent, modulation -> latent_restored.
 
-    One noise prediction at a fixed timestep with a fixed prompt embedding [1, T, D], then the closed form in float32.
-    torch.compile takes it whole (fullgraph=True).
+    It predicts the noise once, at a fixed timestep with a fixed prompt embedding [1, T, D], and applies the closed form
+    `one_step`. torch.compile supports it with fullgraph=True.
     """
 
     prompt: Tensor
@@ -80,18 +77,34 @@ class OneStepUNet(nn.Module):
         self.register_buffer("prompt", prompt)
 
     def forward(self, latent: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """Restore a latent.
+
+        Args:
+            latent: [B, 4, h, w] float32.
+            modulation: [B, N, 2, r], or None if no layer is conditional.
+
+        Returns:
+            The restored latent, [B, 4, h, w] float32.
+        """
         return one_step(latent, self.predict_noise(latent, modulation), self.alpha_bar)
 
     def predict_noise(self, latent: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """eps [B, 4, h, w] as the network gives it, in its own dtype."""
+        """Return the predicted noise eps, [B, 4, h, w], in the dtype of the network.
+
+        Args:
+            latent: [B, 4, h, w].
+            modulation: [B, N, 2, r], or None if no layer is conditional.
+        """
         dtype = self.prompt.dtype
         prompt = self.prompt.expand(latent.shape[0], -1, -1)
         with clora.modulated(modulation):
             return self.unet(latent.to(dtype), self.timestep, prompt, return_dict=False)[0]
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute blocks in the backward pass. The modulation is handed to each recomputation explicitly, because
-        the forward pass that held it is over by then."""
+        """Recompute the UNet's blocks in the backward pass, to save memory in training.
+
+        The modulation is an argument of each recomputation, because the forward pass that set it has ended by then.
+        """
 
         def checkpointed(block: nn.Module, *args: object) -> object:
             def run(modulation: Tensor | None, *inputs: object) -> object:
@@ -106,9 +119,14 @@ class OneStepUNet(nn.Module):
 class DOD(nn.Module):
     """One-step all-in-one restoration: image [B, 3, H, W] in [-1, 1] -> restored image [B, 3, H, W] float32.
 
-    H and W must be multiples of `preset.size_multiple`. `layers` names the N conditional layers in the order of the
-    modulation; `prototypes` holds the mean condition c [C] of each degradation, `statistics` [1 + C, C] the calibration
-    set's mean of c and its covariance about them; `base_sha256` is the identity of the frozen weights.
+    H and W must be multiples of `preset.size_multiple`.
+
+    Attributes:
+        layers: names of the N conditional layers in the order of the modulation.
+        prototypes: mean condition c of each degradation, [C] by name.
+        statistics: mean of c over the calibration set, and covariance of c within the degradations, [1 + C, C]. None
+            before the calibration.
+        base_sha256: identity of the frozen weights.
     """
 
     def __init__(self, preset: Preset, parts: base.BaseParts) -> None:
@@ -141,24 +159,44 @@ class DOD(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: Preset) -> DOD:
-        """The untrained model on its base: LoRA and detail modules are the identity."""
+        """Build the untrained model, whose LoRA and detail modules are the identity.
+
+        Args:
+            preset: description of the model and sources of its base.
+
+        Raises:
+            CheckpointError: the base is missing or does not match the preset.
+        """
         return cls(preset, base.load_base(preset))
 
     def crops(self, image: Tensor) -> Tensor:
-        """The native crops [B, K, 3, R, R] of images [B, 3, H, W] in [-1, 1], of which c and the gate are computed."""
+        """Return the native crops, [B, K, 3, R, R], that the condition c and the gate are computed from.
+
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+        """
         mfm = self.preset.mfm
-        all_alike = max(image.shape[-2:]) <= mfm.crop_size
-        return native_crops(image, 1 if all_alike else mfm.crops, mfm.crop_size)
+        fits = max(image.shape[-2:]) <= mfm.crop_size  # then all crops would be equal
+        return native_crops(image, 1 if fits else mfm.crops, mfm.crop_size)
 
     def modulation(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the condition c [B, C] and the modulation [B, N, 2, r] of images [B, 3, H, W] in [-1, 1]."""
+        """Return the condition c, [B, C], and the modulation, [B, N, 2, r].
+
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+        """
         return self.mfm(self.crops(image))
 
     def forward(self, image: Tensor, modulation: Tensor | None = None, crops: Tensor | None = None) -> Tensor:
-        """Restore images on the path `auto`.
+        """Restore images on the condition path `auto`.
 
-        modulation: [B, N, 2, r]; by default M's of the condition. crops: [B, K, 3, R, R] of the native images, where
-        `image` is padded; by default those of `image`.
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+            modulation: [B, N, 2, r], by default that of each image's own condition.
+            crops: crops of the native images, [B, K, 3, R, R], if `image` is padded. By default those of `image`.
+
+        Returns:
+            The restored images, [B, 3, H, W] float32, in about [-1, 1], not clipped.
         """
         crops = self.crops(image) if crops is None else crops
         gated = self.gate is not None and self.postprocess is not None
@@ -171,16 +209,28 @@ class DOD(nn.Module):
         return self.postprocess(decoded, image, *self.gate(crops, condition))
 
     def share(self, condition: str) -> float:
-        """The share of the post-processing on a named path, 0 to 1: 0 where the model always restores."""
+        """Return the share of the post-processing on a named condition path: 1 if the image bypasses the model, else 0.
+
+        Args:
+            condition: name of the condition.
+        """
         post = self.preset.postprocess
         return 1.0 if post is not None and condition in post.passing else 0.0
 
     def encode(self, image: Tensor, modulation: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """The encoder, given the modulation only where it is conditional."""
+        """Run the encoder, with the modulation if its LoRA is conditional.
+
+        Args:
+            image: [B, 3, H, W] in [-1, 1].
+            modulation: [B, N, 2, r], or None if no layer is conditional.
+
+        Returns:
+            The latent, [B, 4, H/8, W/8] float32, and the list of skips.
+        """
         return self.encoder(image, modulation if self.preset.lora.conditional == "unet+encoder" else None)
 
     def adaptation_parameters(self) -> dict[str, nn.Parameter]:
-        """Stage 1's trainable parameters: the LoRA of UNet and encoder, the prompts and M, by checkpoint name."""
+        """Return the parameters that stage 1 trains, by checkpoint name: LoRA of UNet and encoder, prompts and M."""
         named: dict[str, nn.Parameter] = {}
         for part, model in (("unet", self.unet.unet), ("encoder", self.encoder.encoder)):
             for name, layer in clora.adapted_layers(model):
@@ -190,22 +240,26 @@ class DOD(nn.Module):
         return named
 
     def detail_parameters(self) -> dict[str, nn.Parameter]:
-        """Stage 2's trainable parameters: the detail modules, by checkpoint name."""
+        """Return the parameters that stage 2 trains, by checkpoint name: the detail modules."""
         return {f"detail.{name}": p for name, p in self.decoder.detail.named_parameters()}
 
     def postprocess_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that `dod.extras.postprocess` fits, by checkpoint name: none without post-processing."""
+        """Return the parameters that `dod-train postprocess` fits, by checkpoint name; none without post-processing."""
         parts = {"gate": self.gate, "postprocess": self.postprocess}
         return {f"{k}.{name}": p for k, part in parts.items() if part for name, p in part.named_parameters()}
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint holds of the model itself, by name."""
+        """Return the trained parameters and the prompt embedding, by checkpoint name."""
         parts = self.adaptation_parameters(), self.detail_parameters(), self.postprocess_parameters()
         return {name: tensor for part in parts for name, tensor in part.items()} | {"prompt": self.unet.prompt}
 
 
 def sized_model(preset: Preset) -> DOD:
-    """The model on the meta device, by its preset alone: to be counted, not run. No weights are read."""
+    """Return the model of a preset on the meta device, without reading weights. It can be counted, not run.
+
+    Args:
+        preset: description of the model; the sources of its base are ignored.
+    """
     frozen, ddpm = replace(preset.base, source="random"), replace(preset.ddpm, source="random")
     with torch.device("meta"):
         return DOD.from_preset(replace(preset, base=frozen, ddpm=ddpm))

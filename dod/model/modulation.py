@@ -1,6 +1,6 @@
-"""Multi-degradation feature modulation: crops of an image -> condition c -> gamma and beta of every conditional layer.
+"""Multi-degradation feature modulation (MFM): image crops -> condition c -> gamma and beta of each conditional layer.
 
-The paper's section "Multi-degradation Feature Modulation" and equation (5).
+The section "Multi-degradation Feature Modulation" of the paper, and equation (5).
 """
 
 from __future__ import annotations
@@ -14,12 +14,28 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 
+__all__ = ["MFM", "DiffusersHSpace", "ModulationNetwork", "crop_indices", "native_crops"]
+
 
 def crop_indices(length: int, per_axis: int, size: int) -> list[list[int]]:
-    """The pixel indices of the crops along one axis: `per_axis` lists of `size` indices into 0..length-1.
+    """Return the pixel indices of the crops along one axis.
 
-    The i-th crop starts at i (length - size) / (per_axis - 1), rounded half up; a single one is centred. An axis
-    shorter than `size` is first extended at its end by reflection (without repeating the border).
+    The i-th crop starts at i (length - size) / (per_axis - 1), rounded half up. A single crop is centred. An axis
+    shorter than `size` is first extended at its end by reflection, without repeating the border.
+
+    Args:
+        length: length of the axis in pixels.
+        per_axis: number of crops along the axis.
+        size: side of a crop in pixels.
+
+    Returns:
+        `per_axis` lists of `size` indices in 0 to length - 1.
+
+    Example:
+        >>> crop_indices(5, 2, 3)
+        [[0, 1, 2], [2, 3, 4]]
+        >>> crop_indices(2, 1, 3)
+        [[0, 1, 0]]
     """
     extended = [_reflect(i, length) for i in range(max(length, size))]
     room = len(extended) - size
@@ -38,9 +54,17 @@ def _reflect(index: int, length: int) -> int:
 
 
 def native_crops(image: Tensor, count: int, size: int) -> Tensor:
-    """K native-resolution crops at fixed positions, row by row. image: [B, 3, H, W]; returns [B, K, 3, R, R].
+    """Return K crops at native resolution and fixed positions, row by row.
 
-    count: K, a square number. No resize: it would destroy the noise and blur that c must tell apart.
+    The image is not resized, because that would destroy the noise and blur that c must distinguish.
+
+    Args:
+        image: images, [B, 3, H, W].
+        count: K, a square number.
+        size: side R of a crop in pixels.
+
+    Returns:
+        The crops, [B, K, 3, R, R].
     """
     per_axis = math.isqrt(count)
     rows = crop_indices(image.shape[-2], per_axis, size)
@@ -49,10 +73,16 @@ def native_crops(image: Tensor, count: int, size: int) -> Tensor:
 
 
 class DiffusersHSpace(nn.Module):
-    """The encoder and middle block of a diffusers `UNet2DModel` at t = 0; its decoder is dropped.
+    """Encoder and middle block of a diffusers `UNet2DModel` at t = 0, without its decoder.
 
-    x: [B, 3, R, R] in [-1, 1]; returns the middle block's output [B, C, R/2^k, R/2^k]. CheckpointError for a UNet that
-    is not of the published DDPMs' kind.
+    Args:
+        unet: DDPM with the structure of the published ones.
+
+    Attributes:
+        channels: number C of output channels.
+
+    Raises:
+        CheckpointError: the UNet has parts that the published DDPMs do not have.
     """
 
     def __init__(self, unet: UNet2DModel) -> None:
@@ -72,11 +102,23 @@ class DiffusersHSpace(nn.Module):
         self.channels: int = unet.config["block_out_channels"][-1]
 
     def embedding(self, x: Tensor) -> Tensor:
-        """That of t = 0, [B, E], for a batch x."""
+        """Return the embedding of the timestep t = 0, [B, E].
+
+        Args:
+            x: batch whose size, dtype and device it gets.
+        """
         timestep = torch.zeros(1, dtype=torch.long, device=x.device)
         return self.time_embedding(self.time_proj(timestep).to(x.dtype)).expand(x.shape[0], -1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the h-space of images: the output of the middle block at t = 0.
+
+        Args:
+            x: [B, 3, R, R] in [-1, 1].
+
+        Returns:
+            [B, C, R/2^k, R/2^k] for k + 1 levels.
+        """
         embedding = self.embedding(x)
         x = self.conv_in(x)
         for block in self.down_blocks:
@@ -85,10 +127,17 @@ class DiffusersHSpace(nn.Module):
 
 
 class ModulationNetwork(nn.Module):
-    """Equation (5): gamma_i, beta_i = M([c, p_i]), for all N conditional layers at once, with one prompt p_i each.
+    """M of equation (5): gamma_i, beta_i = M([c, p_i]) for all N conditional layers at once.
 
-    c: Linear, LayerNorm, ReLU; p: the same; concatenated; a last zero-initialised Linear gives (gamma - 1, beta).
-    condition: [B, C] float32; returns [B, N, 2, r] float32.
+    c and the learnable prompts p_i each pass a Linear, LayerNorm and ReLU, and are concatenated. A last Linear predicts
+    (gamma - 1, beta). It is zero-initialised, so the untrained network returns gamma = 1 and beta = 0: plain LoRA.
+
+    Args:
+        channels: C.
+        layers: N.
+        rank: r.
+        condition_width: hidden width for c.
+        prompt_width: width of the prompts, and hidden width for them.
     """
 
     def __init__(self, channels: int, layers: int, rank: int, condition_width: int, prompt_width: int) -> None:
@@ -102,6 +151,14 @@ class ModulationNetwork(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, condition: Tensor) -> Tensor:
+        """Eq. (5).
+
+        Args:
+            condition: c, [B, C] float32.
+
+        Returns:
+            The modulation, [B, N, 2, r] float32, with gamma_i at [:, i, 0] and beta_i at [:, i, 1].
+        """
         batch, layers = condition.shape[0], self.prompts.shape[0]
         hidden = self.condition_in(condition)[:, None, :].expand(batch, layers, -1)
         prompts = self.prompt_in(self.prompts)[None].expand(batch, layers, -1)
@@ -114,9 +171,13 @@ def _hidden(channels: int, width: int) -> nn.Sequential:
 
 
 class MFM(nn.Module):
-    """crops [B, K, 3, R, R] in [-1, 1] -> condition c [B, C], modulation [B, N, 2, r]; both float32.
+    """Multi-degradation feature modulation: image crops -> condition c and modulation.
 
-    c is the globally averaged h-space of a frozen DDPM at t = 0, averaged over the K crops.
+    c is the h-space of a frozen DDPM at t = 0, averaged over positions and over the K crops.
+
+    Args:
+        h_space: encoder of the DDPM, [B, 3, R, R] -> [B, C, h, w].
+        network: M of equation (5).
     """
 
     def __init__(self, h_space: nn.Module, network: ModulationNetwork) -> None:
@@ -124,12 +185,24 @@ class MFM(nn.Module):
         self.h_space, self.network = h_space, network
 
     def condition(self, crops: Tensor) -> Tensor:
-        """The condition c: [B, C] float32. Frozen: no gradient flows through it."""
+        """Return the condition c, [B, C] float32. Its parameters are frozen.
+
+        Args:
+            crops: crops of the native images, [B, K, 3, R, R] in [-1, 1].
+        """
         batch, count = crops.shape[:2]
         dtype = next(self.h_space.parameters()).dtype
         features = self.h_space(crops.flatten(0, 1).to(dtype))
         return features.float().mean(dim=(2, 3)).reshape(batch, count, -1).mean(dim=1)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the condition and the modulation.
+
+        Args:
+            crops: crops of the native images, [B, K, 3, R, R] in [-1, 1].
+
+        Returns:
+            c, [B, C], and the modulation, [B, N, 2, r]. Both are float32.
+        """
         condition = self.condition(crops)
         return condition, self.network(condition)

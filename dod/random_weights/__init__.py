@@ -1,1 +1,1 @@
-"""Bases at the paper's scale in the published layouts, with random weights: full-size work without published ones."""
+"""Full-size bases and checkpoints with random weights, in the layouts of the published ones."""

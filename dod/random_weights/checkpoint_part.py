@@ -1,4 +1,4 @@
-"""Writes a DOD checkpoint that does something: random adaptation, modulation and detail modules of sensible size."""
+"""DOD checkpoint with random adaptation, modulation and detail modules whose effect has a realistic size."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from ..config import Preset
 from ..model import clora
 from ..model.detail import DetailEnhancement
 from ..model.dod import DOD
-from ..training.stages import calibrate
-from .report import say
+from ..training.calibrate import calibrate
+from .tables import say
+
+__all__ = ["write_checkpoint"]
 
 WEIGHT_CHANGE = 0.02
-"""|s B A| / |W| of each layer with LoRA, before the change of the restored latent is set."""
+"""Initial |s B A| / |W| of each layer with LoRA."""
 LATENT_CHANGE = 0.3
-"""The deviation that the UNet's LoRA changes the restored latent by."""
+"""Standard deviation of the change of the restored latent by the UNet's LoRA."""
 MODULATION = 0.3
-"""About the deviation of gamma and of beta over layers and ranks."""
+"""Approximate standard deviation of gamma and of beta over layers and ranks."""
 DETAIL = 0.3
-"""w of each detail module."""
+"""Weight w of each detail module."""
 
 SamplesOf = Callable[[Sequence[str]], Dataset]
 
@@ -34,9 +36,18 @@ SamplesOf = Callable[[Sequence[str]], Dataset]
 def write_checkpoint(
     preset: Preset, folder: Path, samples_of: SamplesOf, count: int, image: Tensor, seed: int
 ) -> dict[str, float]:
-    """A checkpoint on the base and DDPM that the preset names, as they are on disk; returns what was measured.
+    """Write a checkpoint for the base and the DDPM of a preset.
 
-    samples_of, count: what the prototypes are calibrated on (`stages.calibrate`); image: [1, 3, H, W] in [-1, 1].
+    Args:
+        preset: preset whose base and DDPM exist.
+        folder: folder of the checkpoint.
+        samples_of: function that returns the calibration samples of conditions, see `calibrate`.
+        count: number of samples of each condition.
+        image: image to set the size of the changes with, [1, 3, H, W] in [-1, 1].
+        seed: seed of the random generator.
+
+    Returns:
+        Measurements by name.
     """
     generator = torch.Generator().manual_seed(seed)
     model = DOD.from_preset(preset)
@@ -49,16 +60,16 @@ def write_checkpoint(
     for module in cast(list[DetailEnhancement], model.decoder.detail):
         nn.init.normal_(module.align.weight, std=module.align.in_channels**-0.5, generator=generator)
         module.weight.fill_(DETAIL)
-    say("dod: setting the size of what LoRA changes")
+    say("dod: setting the size of the change by LoRA")
     _, modulation = model.modulation(image)
     latent, _ = model.encode(image, modulation)
-    figures = _set_latent_change(model, latent, modulation)
+    measured = _set_latent_change(model, latent, modulation)
     save_checkpoint(model, folder)
-    return figures | _measure(model, image, modulation)
+    return measured | _measure(model, image, modulation)
 
 
 def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
-    """M standardises c with the calibration's statistics, as training would, and its last layer is not zero."""
+    """Make M standardise c with the calibration's statistics, as training would, and give its last layer values."""
     assert model.statistics is not None  # calibrate has just set it
     network = model.mfm.network
     between = torch.stack(list(model.prototypes.values())).var(dim=0, correction=0)
@@ -68,12 +79,12 @@ def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
     scale = deviation.clamp_min(1e-6 * float(deviation.max()))
     first.weight.copy_(torch.randn(first.weight.shape, generator=generator) / first.in_features**0.5 / scale)
     first.bias.copy_(-first.weight @ mean)
-    # After LayerNorm and ReLU half of a unit variance is left.
+    # LayerNorm and ReLU leave half of a unit variance.
     nn.init.normal_(network.out.weight, std=MODULATION / (network.out.in_features / 2) ** 0.5, generator=generator)
 
 
 def _change(layer: clora.LoraLayer, generator: torch.Generator) -> None:
-    """B such that the layer's change of weight is the stated share of its weight's norm."""
+    """Set A and B so that the norm of s B A is `WEIGHT_CHANGE` times that of the layer's weight."""
     a, b = clora.factors(layer)
     nn.init.kaiming_uniform_(a, a=5**0.5, generator=generator)
     b.copy_(torch.randn(b.shape, generator=generator))
@@ -82,7 +93,7 @@ def _change(layer: clora.LoraLayer, generator: torch.Generator) -> None:
 
 
 def _set_latent_change(model: DOD, latent: Tensor, modulation: Tensor) -> dict[str, float]:
-    """Scales the UNet's B so that the restored latent changes by the stated deviation."""
+    """Scale the UNet's B so that LoRA changes the restored latent by `LATENT_CHANGE`. Return measurements."""
     factors = [clora.factors(layer)[1] for _, layer in clora.adapted_layers(model.unet.unet)]
     values = [b.clone() for b in factors]
     for b in factors:
@@ -100,13 +111,13 @@ def _set_latent_change(model: DOD, latent: Tensor, modulation: Tensor) -> dict[s
         "latent": float(latent.std()),
         "restored latent, without LoRA": float(plain.std()),
         "restored latent": float(restored.std()),
-        "its change by LoRA": float((restored - plain).std()),
+        "change by LoRA": float((restored - plain).std()),
         "change of weights in the UNet": WEIGHT_CHANGE * share,
     }
 
 
 def _measure(model: DOD, image: Tensor, own: Tensor) -> dict[str, float]:
-    """Deviations of the modulation, over layers and between the conditions, and of what the whole model gives."""
+    """Return standard deviations of the modulation, over layers and between conditions, and of the restored image."""
     modulation = model.mfm.network(torch.stack(list(model.prototypes.values())))
     restored = model(image, own)
     return {
@@ -115,5 +126,5 @@ def _measure(model: DOD, image: Tensor, own: Tensor) -> dict[str, float]:
         "beta between the conditions": float(modulation[:, :, 1].std(0).mean()),
         "image": float(image.std()),
         "restored image": float(restored.std()),
-        "its distance from the image": float((restored - image).std()),
+        "change of the image": float((restored - image).std()),
     }

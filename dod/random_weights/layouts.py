@@ -1,7 +1,7 @@
-"""The published layouts: the configuration files and key names of SD 2.1-base, the 256 px DDPMs and OpenAI's ADM.
+"""Published layouts: configuration files and key names of SD 2.1-base, the 256 px DDPMs and OpenAI's ADM.
 
-`published/` holds the configuration values as those repositories state them (facts, not weights). The published VAE and
-DDPM were stored before diffusers renamed the layers of their attention, so their files hold the old names.
+`published/` has the configuration values of those repositories, not weights. The published VAE and DDPM were stored
+before diffusers renamed the layers of their attention blocks, so their files have the old names.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from typing import Any
 
 from torch import Tensor
 
+__all__ = ["ADM_FILE", "PUBLISHED", "WEIGHTS", "adm_decoder", "configuration", "old_names"]
+
 PUBLISHED = Path(__file__).parent / "published"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADM_FILE = "256x256_diffusion_uncond.pt"
 
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""diffusers' names of an attention block's layers, and those of before its version 0.17."""
+"""Names of the layers of an attention block in diffusers, and their names before version 0.17."""
 
 STRUCTURE = (
     "block_out_channels", "down_block_types", "up_block_types", "layers_per_block", "norm_num_groups",
     "attention_head_dim", "cross_attention_dim",
 )  # fmt: skip
-"""The keys of a configuration that a preset decides; all others are as published."""
+"""Keys of a configuration whose values come from the model; all others are published values."""
 
 _ATTENTION = re.compile(r"(attentions\.\d+)\.(to_q|to_k|to_v|to_out\.0)\.(weight|bias)$")
 
@@ -33,13 +35,22 @@ Shape = tuple[int, ...]
 
 
 def configuration(part: str, model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The published configuration of "unet", "vae" or "ddpm", with the structure of a model of another size."""
+    """Return the published configuration of a part, with the structure of a model that may have another size.
+
+    Args:
+        part: "unet", "vae" or "ddpm".
+        model_config: configuration of the model.
+    """
     published = json.loads((PUBLISHED / f"{part}.json").read_text())
     return {key: model_config[key] if key in STRUCTURE else value for key, value in published.items()}
 
 
 def old_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A VAE's or pixel DDPM's tensors under the published names. A latent UNet's have no old ones and stay."""
+    """Return the tensors of a VAE or a pixel DDPM under the published names.
+
+    Args:
+        state: tensors by current name. Those of a latent UNet keep their names.
+    """
     return {_ATTENTION.sub(_old_name, name): tensor for name, tensor in state.items()}
 
 
@@ -50,10 +61,20 @@ def adm_decoder(
     attention_factors: tuple[int, ...] = (8, 16, 32),
     head_channels: int = 64,
 ) -> dict[str, Shape]:
-    """Key -> shape of `output_blocks` and `out`, the half of an ADM that `ADMEncoder` leaves out.
+    """Return the shapes of `output_blocks` and `out`, the part of an ADM that `ADMEncoder` does not have.
 
-    Each block takes what the block before gives and one skip of the encoder; the last of a level doubles the size.
-    The six channels given are the noise and its learned variance. head_channels changes no shape.
+    The input of each block is the output of the block before it and one skip of the encoder. The last block of a level
+    doubles the size. The six output channels are the noise and its learned variance.
+
+    Args:
+        model_channels: width of the first level in channels.
+        multipliers: width of each level as a multiple of `model_channels`.
+        res_blocks: number of residual blocks per level of the encoder; the decoder has one more.
+        attention_factors: downsampling factors of the levels with attention.
+        head_channels: channels per attention head, which do not affect shapes.
+
+    Returns:
+        Shapes by key.
     """
     widths = [multiplier * model_channels for multiplier in multipliers]
     skips = [widths[0]]

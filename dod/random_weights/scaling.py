@@ -1,8 +1,8 @@
-"""Random weights that behave like trained ones: every layer's output brought to a stated deviation on real images.
+"""Random weights that behave like trained ones: the output of each layer is scaled on photographs.
 
-Layer-sequential unit variance (Mishkin and Matas 2016, "All you need is a good init"), in a single forward pass: a
-layer is rescaled when it has run, before its successors see what it gives. A default initialisation leaves residual
-branches two orders of magnitude under their stream, so precision and folding errors would not show.
+Layer-sequential unit variance (Mishkin and Matas 2016, "All you need is a good init") in a single forward pass: a layer
+is rescaled right after it ran, before the next layer gets its output. A default initialisation leaves residual branches
+two orders of magnitude weaker than their stream, so errors of precision and of graph rewrites would not show.
 """
 
 from __future__ import annotations
@@ -19,29 +19,38 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import CrossAttnUpBlock2D
 from torch import Tensor, nn
 
+__all__ = ["carry", "deviations", "fit", "inputs_of", "layers", "rescale", "standardise"]
+
 CHANNEL_SPREAD = 0.3
-"""Deviation of the logarithm of a layer's gain from one output channel to the next."""
+"""Standard deviation of the logarithm of a layer's gain over its output channels."""
 SEEN = 8192
-"""About so many positions of each image take part in a fit."""
+"""Approximate number of positions of each image that a fit uses."""
 BRANCH, EMBEDDING = 0.5, 0.3
-"""Deviation of what a residual branch adds, and of what a time embedding adds or multiplies. Elsewhere 1."""
+"""Standard deviations of the output of a residual branch and of a projected time embedding. Other layers have 1."""
 
 CARRIED = 0.3
-"""The share of the latent that the carrying channels hold, where the others have a deviation of 1."""
+"""Scale of the latent in the channels that carry it, where other channels have a standard deviation of 1."""
 
 IMAGE_DEPENDENT = 0.3
-"""What the last shortcut keeps of the stream that no normalisation has made independent of the image's contrast."""
+"""Factor of the last shortcut, whose input depends on the contrast of the image because it is not normalised."""
 
 BRANCH_ENDS = ("conv2", "to_out.0", "ff.net.2", "proj_out", "out_layers.3")
 EMBEDDINGS = ("time_emb_proj", "emb_layers.1")
 PASSAGES = ("conv_shortcut", "skip_connection", "downsamplers.0.conv", "upsamplers.0.conv")
-"""Layers that the whole residual stream goes through: they leave its deviation as it is."""
+"""Layers in the residual stream, which keep its standard deviation."""
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
-    """(name, layer) of each linear and convolutional layer, in module order."""
+    """Yield the linear and convolutional layers of a model in module order.
+
+    Args:
+        model: the model.
+
+    Yields:
+        Name and layer.
+    """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             yield name, module
@@ -49,9 +58,14 @@ def layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
 
 @torch.no_grad()
 def rescale(model: nn.Module, run: Callable[[], object], generator: torch.Generator) -> None:
-    """Give every layer that `run` passes through its deviation, in place; norms and biases get a spread as well.
+    """Scale the layers of a model, in place, so that their outputs have the intended standard deviations.
 
-    run: one forward pass of the model, in float32, on real images. Layers it does not reach are left as they are.
+    Norms and biases get random values.
+
+    Args:
+        model: the model.
+        run: function that runs the model once, in float32, on photographs. Layers that it does not run do not change.
+        generator: random generator.
     """
     for module in model.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
@@ -88,16 +102,19 @@ def rescale(model: nn.Module, run: Callable[[], object], generator: torch.Genera
 
 @torch.no_grad()
 def fit(layer: nn.Conv2d, features: Sequence[Tensor], targets: Sequence[Tensor], ridge: float = 1e-3) -> None:
-    """Ridge regression of a last convolution (kernel and bias), in place, so that it maps features to targets.
+    """Fit kernel and bias of a convolution to targets, in place, by ridge regression with the normal equations.
 
-    features: [B, C_in, H, W] each, the layer's inputs; targets: [B, C_out, H, W] each, float32. Solved by the
-    normal equations; ridge is relative to the features' mean square.
+    Args:
+        layer: the convolution.
+        features: inputs of the layer, [B, C_in, H, W] float32 each.
+        targets: outputs that it should have, [B, C_out, H, W] float32 each.
+        ridge: regularisation relative to the mean square of the features.
     """
     size = layer.weight[0].numel() + 1
     gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, layer.out_channels).double()
     for x, y in zip(features, targets, strict=True):
         rows = F.unfold(x, cast(tuple[int, int], layer.kernel_size), padding=1).transpose(1, 2).flatten(0, 1)
-        step = 1 + len(rows) // SEEN | 1  # odd, so that it does not keep to a few columns of the image
+        step = 1 + len(rows) // SEEN | 1  # odd, so that all columns of the image are used
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)[::step]
         gram += rows.T @ rows
         moment += rows.T @ y.flatten(2).transpose(1, 2).flatten(0, 1)[::step]
@@ -109,7 +126,14 @@ def fit(layer: nn.Conv2d, features: Sequence[Tensor], targets: Sequence[Tensor],
 
 @torch.no_grad()
 def standardise(layer: nn.Conv2d, features: Tensor, means: Sequence[float], deviations: Sequence[float]) -> None:
-    """Give each output channel of a convolution its mean and deviation over the features, in place."""
+    """Scale and shift the output channels of a convolution, in place, to given means and standard deviations.
+
+    Args:
+        layer: the convolution.
+        features: its inputs, [B, C_in, H, W].
+        means: mean of each output channel.
+        deviations: standard deviation of each output channel.
+    """
     output = layer(features)
     mean, deviation = output.mean((0, 2, 3)), output.std((0, 2, 3))
     factor = torch.tensor(deviations) / deviation.clamp_min(1e-12)
@@ -120,12 +144,16 @@ def standardise(layer: nn.Conv2d, features: Tensor, means: Sequence[float], devi
 
 @torch.no_grad()
 def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
-    """Let a few channels of the outermost level carry the input to the last layer, z and -z side by side, in place.
+    """Make a few channels of the outermost level carry z and -z from the input to the last layer, in place.
 
-    A trained UNet knows at t = 999 that eps is nearly its input; a random one has buried it. silu(x) - silu(-x) = x, so
-    the last layer can read it. The channels lie in different groups of the last normalisation, which would divide the
-    latent by its own deviation were they not weak beside others whose deviation depends little on the image: those
-    that come out of normalised branches.
+    At t = 999 a trained UNet predicts an eps that is nearly its input, which a random UNet has lost. The last layer can
+    recover z from z and -z, because silu(x) - silu(-x) = x. The last normalisation would divide z by its own standard
+    deviation. The channels are therefore spread over its groups and weak compared with the others, whose standard
+    deviation depends little on the image because they come from normalised branches.
+
+    Args:
+        unet: the UNet.
+        share: scale of z in these channels.
     """
     first, block = unet.conv_in, cast(CrossAttnUpBlock2D, unet.up_blocks[-1])
     resnet = cast(ResnetBlock2D, block.resnets[-1])
@@ -146,7 +174,14 @@ def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
 
 @contextmanager
 def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what the layer is given while the block runs."""
+    """Collect the inputs of a layer while the `with` block runs.
+
+    Args:
+        layer: the layer.
+
+    Yields:
+        The list that the inputs are appended to.
+    """
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     try:
@@ -157,7 +192,15 @@ def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def deviations(model: nn.Module, run: Callable[[], object]) -> dict[str, tuple[float, float]]:
-    """(deviation, largest magnitude) of each layer's output by its name, in one forward pass."""
+    """Measure the outputs of the layers in one forward pass.
+
+    Args:
+        model: the model.
+        run: function that runs the model once.
+
+    Returns:
+        Standard deviation and largest magnitude of each layer's output, by name.
+    """
     found: dict[str, tuple[float, float]] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
@@ -184,7 +227,7 @@ def _target(name: str, x: Tensor) -> float:
 
 
 def _along_channels(layer: Layer, values: Tensor, output: Tensor) -> Tensor:
-    """Values of the channels [C], a copy in a shape that broadcasts with the layer's output."""
+    """Return a copy of values by channel, [C], in a shape that broadcasts with the output of the layer."""
     return values.clone().reshape(-1, *[1] * (0 if isinstance(layer, nn.Linear) else output.ndim - 2))
 
 

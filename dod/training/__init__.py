@@ -1,1 +1,1 @@
-"""Training: the priors (`pretrain`), the two stages of the paper (`stages`), and the loop they share (`loop`)."""
+"""Training: the priors, the two stages of the paper, and calibration."""

@@ -1,163 +1,284 @@
-"""The command line that the training commands share."""
+"""Command-line options that the training commands share, and what they describe: preset, samples, schedule."""
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
+
+from dod_runtime.console import Parser
+from dod_runtime.errors import unknown
 
 from ..config import Preset, load_preset
 from ..data.dataset import PhotographCrops
 from ..data.pairs import PairedCrops
 from ..data.trees import SETTINGS
 from ..errors import ConfigError
-from .loop import PRECISIONS, say
+from .processes import say
+from .schedule_arguments import add_schedule
 from .state import Schedule
 
+__all__ = [
+    "COPIES",
+    "STATES",
+    "Samples",
+    "add_checkpoint",
+    "add_output",
+    "add_source",
+    "command_name",
+    "preset_from",
+    "samples_from",
+    "training_parser",
+]
+
 Samples = PhotographCrops | PairedCrops
+"""Data sets that training uses."""
 
 COPIES = Path("build/presets")
-"""Where copies of shipped presets are trained."""
+"""Folder of the copies of shipped presets that are trained."""
 STATES = Path("build/training")
-"""Where interrupted runs are kept."""
-RULE = (
-    "Trained weights go into the preset's folder. With --out, and always for a shipped preset, they go into a copy: "
-    "the first command copies the preset and the weights beside it, later commands continue in the copy. Weights in "
-    "the folder are replaced without --overwrite only by training that starts from them (--continue, stage 2)."
+"""Folder of the states of interrupted runs."""
+OUTPUT_RULE = (
+    "Weights are written to the preset's folder. With --out, and always for a shipped preset, they are written to a "
+    "copy: the first command copies the preset and its weights, later commands continue in the copy. Existing weights "
+    "are replaced only by training that starts from them (--continue, stage2), or with --overwrite."
 )
-
-BESIDE = (
-    ("photographs", "recoloured", 0.0),
-    ("photographs", "misty", 0.0),
-    ("photographs", "windows", 2),
-    ("photographs", "more", []),
+SOURCE_OPTIONS: tuple[tuple[str, str, Any], ...] = (
+    ("photographs", "color_jitter", 0.0),
+    ("photographs", "mist", 0.0),
+    ("photographs", "crop_candidates", 2),
+    ("photographs", "oversample", []),
     ("photographs", "soft", 0.0),
     ("data", "lists", None),
     ("data", "skip_broken", False),
 )
-"""Options that go with one source of samples alone: the source, the option, its default."""
+"""(source, option, default) of options that apply to one source of samples only."""
 
 
-def training_parser(
-    prog: str,
-    description: str,
-    commands: dict[str, dict[str, Any]],
-    without: Mapping[str, Container[str]] = MappingProxyType({}),
-) -> ArgumentParser:
-    """What the training commands share: `command`, images, preset, state, and an option for each field of `Schedule`.
+def command_name(argv: Sequence[str] | None, prog: str, names: Collection[str]) -> tuple[str, list[str]]:
+    """Split the name of a command from its arguments, for a module that has several.
 
-    commands: the defaults of each command where they are not those of `Schedule`, and of its further options; a tuple
-    holds the choices, the default first, a list the defaults of an option with several numbers. without: the shared
-    options that a command does not take.
+    Args:
+        argv: Name and arguments, by default those of the process.
+        prog: The program, for help and errors.
+        names: Valid names.
+
+    Returns:
+        The name, and the other arguments.
+
+    Raises:
+        UsageError: The name is missing or unknown.
     """
-    parser = ArgumentParser(prog=prog, description=description)
-    parsers = parser.add_subparsers(dest="command", required=True)
-    for name, defaults in commands.items():
-        command = parsers.add_parser(name)
-        add_source(command)
-        command.add_argument("--preset", default="mini", help="name, folder or file; default mini")
-        left_out = without.get(name, ())
-        add_output(command)
-        if "state" not in left_out:
-            command.add_argument(
-                "--state", type=Path, help=f"folder that an interrupted run resumes from (default: {STATES}/PRESET)"
-            )
-        if "continue" not in left_out:
-            command.add_argument(
-                "--continue", dest="go_on", action="store_true", help="start from the weights that the preset names"
-            )
-        for field, value in {**asdict(Schedule()), **defaults}.items():
-            if field in left_out:
-                continue
-            choices = list(PRECISIONS) if field == "precision" else None
-            if isinstance(value, tuple):
-                choices, value = list(value), value[0]
-            option = f"--{field.replace('_', '-')}"
-            if isinstance(value, bool):
-                command.add_argument(option, action="store_true", help="default off")
-                continue
-            if isinstance(value, list):
-                command.add_argument(option, type=int, nargs="+", default=value, help=f"default {value or 'none'}")
-                continue
-            command.add_argument(option, type=type(value), default=value, choices=choices, help=f"default {value}")
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in names:
+        return words[0], words[1:]
+    if not words or words[0].startswith("-"):
+        parser = Parser(prog=prog, usage=f"{prog} {{{','.join(names)}}} ...")
+        parser.parse_args(words)
+        parser.error(f"name one of {', '.join(names)}")
+    raise unknown("command", words[0], names)
+
+
+def training_parser(command: str, description: str, defaults: Schedule, continues: bool = True) -> Parser:
+    """Return a parser with the options of a training command.
+
+    Args:
+        command: Subcommand of `dod-train`.
+        description: One sentence for its help.
+        defaults: Default schedule.
+        continues: Add `--continue`.
+
+    Returns:
+        The parser, to which further groups may be added.
+    """
+    parser = Parser(prog=f"dod-train {command}", description=description)
+    add_source(parser)
+    group = add_checkpoint(parser)
+    if continues:
+        group.add_argument(
+            "--continue",
+            dest="continue_training",
+            action="store_true",
+            help="start from the weights in the preset's folder (default: start from new weights)",
+        )
+    group.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help=f"folder of the state from which an interrupted run resumes (default: {STATES}/PRESET)",
+    )
+    add_output(parser)
+    add_schedule(parser, defaults)
     return parser
 
 
-def add_output(command: ArgumentParser) -> None:
-    """Add the options that say where weights go: see `RULE` and `dod.training.output`."""
-    output = command.add_argument_group("output", RULE)
+def add_checkpoint(parser: ArgumentParser) -> Any:
+    """Add `--checkpoint` in a group of its own.
+
+    Args:
+        parser: Parser of a command.
+
+    Returns:
+        The group.
+    """
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--checkpoint",
+        default="mini",
+        metavar="PRESET",
+        help="preset to train: name, folder or preset.yaml (default: %(default)s)",
+    )
+    return group
+
+
+def add_output(parser: ArgumentParser) -> None:
+    """Add the options that decide where weights are written; see `dod.training.output`.
+
+    Args:
+        parser: Parser of a command.
+    """
+    output = parser.add_argument_group("output", OUTPUT_RULE)
     output.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"copy of the preset to train, made if missing (default: the preset itself; a shipped one: {COPIES}/NAME)",
+        help=f"train a copy of the preset in this folder (default: the preset itself; {COPIES}/NAME for a shipped one)",
     )
     output.add_argument(
-        "--overwrite", action="store_true", help="replace weights that training does not start from (default: stop)"
+        "--overwrite",
+        action="store_true",
+        help="replace existing weights that training does not start from (default: stop with an error)",
     )
 
 
-def add_source(command: ArgumentParser) -> None:
-    """The options that say what is trained on: see `samples_from`."""
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--photographs", type=Path, help="folder of clean photographs, degraded synthetically")
-    source.add_argument("--data", type=Path, help="a published tree of image pairs: see dod/data/trees.py")
-    command.add_argument(
-        "--recoloured", type=float, default=0.0, help="share of the photographs' crops in other colours; default 0"
+def add_source(parser: ArgumentParser) -> None:
+    """Add the options that describe the training samples; see `samples_from`.
+
+    Args:
+        parser: Parser of a command.
+    """
+    group = parser.add_argument_group("training data", "Give either --photographs or --data.")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--photographs",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of clean photographs, which are degraded synthetically",
     )
-    command.add_argument(
-        "--misty", type=float, default=0.0, help="share of them in a mist that is to stay there; default 0"
+    source.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="data set tree of image pairs in the layout of PromptIR or AdaIR"
     )
-    command.add_argument(
-        "--windows", type=int, default=2, help="of so many windows of a photograph the most detailed; default 2"
+    group.add_argument(
+        "--setting",
+        choices=list(SETTINGS),
+        help="degradations to train on (default: the conditions of the preset)",
     )
-    command.add_argument(
-        "--more", nargs="+", default=[], help="degradations of the photographs that come once more as often, each time"
+    synthetic = parser.add_argument_group("photographs", "Options of --photographs.")
+    synthetic.add_argument(
+        "--color-jitter",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of crops with changed colours, 0 to 1 (default: %(default)s)",
     )
-    command.add_argument(
+    synthetic.add_argument(
+        "--mist",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of crops with mist that the restoration must preserve, 0 to 1 (default: %(default)s)",
+    )
+    synthetic.add_argument(
+        "--crop-candidates",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of windows of a photograph from which the most detailed is taken (default: %(default)s)",
+    )
+    synthetic.add_argument(
+        "--oversample",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="degradations to draw more often: once more for each time they are listed (default: none)",
+    )
+    synthetic.add_argument(
         "--soft",
         type=float,
         default=0.0,
-        help="share of the photographs' crops that are resized, blurred, noisy or JPEG-compressed (default: 0)",
+        metavar="FRACTION",
+        help="fraction of crops that are resized, blurred, noisy or JPEG-compressed, 0 to 1 (default: %(default)s)",
     )
-    command.add_argument("--setting", choices=list(SETTINGS), help="the degradations (default: the preset's)")
-    command.add_argument("--lists", type=Path, help="with --data: folder of list files, as PromptIR's data_dir")
-    command.add_argument("--skip-broken", action="store_true", help="with --data: leave out unreadable images")
+    tree = parser.add_argument_group("image pairs", "Options of --data.")
+    tree.add_argument(
+        "--lists",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of list files like PromptIR's data_dir (default: use every image)",
+    )
+    tree.add_argument(
+        "--skip-broken", action="store_true", help="leave out unreadable images (default: stop with an error)"
+    )
 
 
 def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Preset:
-    """The preset, with the conditions of --setting where it is given. keys: overrides, see `load_preset`."""
-    preset, setting = load_preset(arguments.preset, keys), getattr(arguments, "setting", None)
+    """Load the preset that the arguments name, with the conditions of `--setting` if it is given.
+
+    Args:
+        arguments: Arguments with `checkpoint`, and optionally `setting`.
+        keys: Overrides; see `load_preset`.
+
+    Returns:
+        The preset.
+
+    Raises:
+        ConfigError: There is no such preset, or it is malformed.
+    """
+    preset, setting = load_preset(arguments.checkpoint, keys), getattr(arguments, "setting", None)
     return preset if setting is None else replace(preset, conditions=SETTINGS[setting])
 
 
 def samples_from(
     arguments: Namespace, schedule: Schedule, degradations: Sequence[str], clean_fraction: float
 ) -> Samples:
-    """The training samples: a share that is left clean, the rest with the degradations named.
+    """Open the training samples.
 
-    Raises DataError, and ConfigError for an option of the other source.
+    Args:
+        arguments: Arguments of a parser with `add_source`.
+        schedule: Its `crop` and `seed` are used.
+        degradations: Degradations of the samples.
+        clean_fraction: Fraction of samples that are not degraded.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ConfigError: An option applies to the other source of samples.
+        DataError: Images are missing or unusable.
     """
     crop, seed = schedule.crop, schedule.seed
-    for source, name, default in BESIDE:
+    for source, name, default in SOURCE_OPTIONS:
         if getattr(arguments, source) is None and getattr(arguments, name) != default:
-            raise ConfigError(f"--{name.replace('_', '-')} goes with --{source}")
+            raise ConfigError(f"--{name.replace('_', '-')} applies to --{source} only: remove it or give --{source}")
     if arguments.data is None:
-        shown = degradations if clean_fraction < 1 else ()
-        more = arguments.more if len(shown) > 1 else ()  # one by itself is all there is, as in calibration
-        drawing = {"recoloured": arguments.recoloured, "misty": arguments.misty}
-        drawing |= {"windows": arguments.windows, "more": more, "soft": arguments.soft}
-        return PhotographCrops(arguments.photographs, crop, seed, shown, clean_fraction, **drawing)
+        drawn = degradations if clean_fraction < 1 else ()
+        return PhotographCrops(
+            arguments.photographs,
+            crop,
+            seed,
+            drawn,
+            clean_fraction,
+            color_jitter=arguments.color_jitter,
+            mist=arguments.mist,
+            crop_candidates=arguments.crop_candidates,
+            oversample=arguments.oversample if len(drawn) > 1 else (),  # without effect on a single one (calibration)
+            soft=arguments.soft,
+        )
     lists, skip = arguments.lists, arguments.skip_broken
     pairs = PairedCrops(arguments.data, crop, seed, degradations, clean_fraction, lists=lists, skip_broken=skip)
     if pairs.skipped:
         say(f"{len(pairs.skipped)} unreadable images are left out, first {pairs.skipped[0]}")
     return pairs
-
-
-def schedule_from(arguments: Namespace) -> Schedule:
-    """The schedule that the arguments of a `training_parser` describe."""
-    return Schedule(**{name: value for name, value in vars(arguments).items() if name in asdict(Schedule())})

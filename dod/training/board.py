@@ -1,4 +1,4 @@
-"""TensorBoard's scalars and sample images, where that library is installed."""
+"""TensorBoard's scalars and sample images, if that library is installed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from types import TracebackType
 from torch import Tensor
 from tqdm import tqdm
 
+__all__ = ["Board"]
+
 
 class Board:
-    """Writes a run's figures to a folder that `tensorboard --logdir` shows; does nothing where it is not `wanted`."""
+    """Writer of a run's curves and images, as a context manager.
 
-    def __init__(self, folder: Path, wanted: bool = True) -> None:
+    Args:
+        folder: Folder that `tensorboard --logdir` shows.
+        enabled: Write; otherwise every method does nothing.
+    """
+
+    def __init__(self, folder: Path, enabled: bool = True) -> None:
         self._writer = None
-        if not wanted:
+        if not enabled:
             return
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
-            tqdm.write(f"no TensorBoard figures ({error}): pip install -e '.[train]' to have them")
+            tqdm.write(f"no TensorBoard curves ({error}): pip install -e '.[train]' to write them")
         else:
             self._writer = SummaryWriter(str(folder))
 
@@ -32,14 +39,24 @@ class Board:
             self._writer.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point of each curve."""
+        """Add a point to each curve.
+
+        Args:
+            step: Step of the point.
+            values: Values by the name of the curve; "step" is ignored.
+        """
         if self._writer is not None:
             for name, value in values.items():
                 if name != "step":
                     self._writer.add_scalar(name, value, step)
 
     def images(self, step: int, make: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Images [3, H, W] in [-1, 1], made only where they are shown."""
+        """Add sample images.
+
+        Args:
+            step: Step that they belong to.
+            make: Returns images [3, H, W] in -1 to 1 by name; called only if they are written.
+        """
         if self._writer is not None:
             for name, image in make().items():
                 self._writer.add_image(name, (image.float().clamp(-1, 1) + 1) / 2, step)

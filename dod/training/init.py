@@ -1,9 +1,9 @@
-"""New networks that start as the linear maps nearest to their task, so that short training spends itself on the rest.
+"""Initial weights of new networks: the linear maps nearest to their task, so that short training learns the rest.
 
-A tenth of an hour of training does not teach a network of random weights that an image's brightness is to be handed
-through: what is learnt last is what the eye sees first. Here pairs of channels (+x, -x) carry the colours, or a
-latent, from the first convolution to the last along the residual stream; every residual branch starts at zero. All
-other channels of the stream come in such pairs too, so that no normalisation finds a mean to take away.
+Networks with random weights need long training before they preserve an image's brightness, whose errors are the most
+visible. Here, pairs of channels (+x, -x) carry colours or a latent from the first convolution to the last along the
+residual stream, and every residual branch starts at zero. All other channels of the stream are such pairs too, so that
+normalisation finds no mean to remove.
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from ..config import Preset, VAEConfig
 from ..model.base import new_unet, new_vae
 from ..model.dod import alpha_bar
 
+__all__ = ["let_tone_through", "new_autoencoder", "new_latent_unet"]
+
 TONE = 8.0
-"""What `let_tone_through` makes the deviation of the features that a last normalisation divides by."""
+"""Deviation of the features before the last normalisation, which divides by it; see `let_tone_through`."""
 COLOURS = 3
+"""Number of colour channels."""
 QUIET = 0.1
-"""What is left of a last convolution's random weights for the channels that carry nothing yet."""
+"""Factor of a last convolution's random weights for output channels that start as a copy of their input."""
 LOG_VARIANCE = -8.0
-"""That of a new autoencoder's latents: a deviation of a hundredth of the colours' range."""
+"""Log variance of a new autoencoder's latents: a deviation of 1 % of the range of colours."""
 
 
 @torch.no_grad()
 def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
-    """A `new_vae` that starts as averaging: the first three latents are the colours' means over the latent's square."""
+    """Return a new autoencoder that starts as averaging: the first three latents are the mean colours of their blocks.
+
+    Args:
+        config: Structure of the autoencoder.
+
+    Returns:
+        The autoencoder.
+    """
     vae = new_vae(config)
     encoder, decoder = cast(Any, vae.encoder), cast(Any, vae.decoder)
     count = _fitting(COLOURS, config.block_out_channels)
@@ -63,8 +73,16 @@ def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
 
 @torch.no_grad()
 def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
-    """A `new_unet` that starts as the best linear guess at the step's timestep for latents of deviation 1:
-    eps = sqrt(1 - alpha_bar) z, along the outermost skip connection."""
+    """Return a new UNet that starts as the best linear prediction of eps at the preset's timestep.
+
+    For latents of deviation 1 that is eps = sqrt(1 - alpha_bar) z, carried along the outermost skip connection.
+
+    Args:
+        preset: Preset whose UNet is made.
+
+    Returns:
+        The UNet.
+    """
     latents = preset.base.vae.latent_channels
     unet = new_unet(preset.base.unet, latents)
     count = _fitting(latents, preset.base.unet.block_out_channels[:1])
@@ -83,12 +101,16 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def let_tone_through(norm: Any, block: Any) -> None:
-    """Let a network's last normalisation start as nearly the identity. norm: GroupNorm; block: the one before it.
+    """Initialise the last normalisation of a network as nearly the identity, in place.
 
-    It takes from each group of channels the mean and the deviation over the whole image, and there the residual
-    stream ends, which alone carries them: an image's brightness, cast and contrast. Two channels of each group, of
-    opposite constants, outweigh what differs between images: divided is by nearly TONE for all. In a group of two
-    channels nothing else is left: `norm_num_groups` must be small.
+    The normalisation removes mean and deviation of each group of channels over the whole image. At the end of the
+    residual stream these are the image's brightness, cast and contrast. Two channels of each group get opposite
+    constants that outweigh the differences between images, so that the divisor is about `TONE` for all images. A group
+    of two channels has no others left: `norm_num_groups` must be small.
+
+    Args:
+        norm: The GroupNorm.
+        block: The block before it.
     """
     room = norm.num_channels // norm.num_groups
     constant = TONE * (room / 2) ** 0.5
@@ -99,13 +121,16 @@ def let_tone_through(norm: Any, block: Any) -> None:
 
 
 def _pairs(count: int) -> Tensor:
-    """[2 count, count]: x -> (+x, -x) for each; transposed it joins what SiLU made of them: SiLU(x) - SiLU(-x) = x."""
+    """Return the matrix [2 count, count] of x -> (+x, -x). Its transpose inverts SiLU of it: SiLU(x) - SiLU(-x) = x."""
     return torch.eye(count).repeat_interleave(2, dim=0) * torch.tensor([1.0, -1.0]).repeat(count)[:, None]
 
 
 def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int = 0, quiet: float = 0.0) -> None:
-    """Make the first rows of a convolution `matrix` of the channels from `first` on, and of the others nothing, or
-    `quiet` times what they were. kernel: over the image, [kh, kw]; None: the pixel itself."""
+    """Set the first rows of a convolution to `matrix` on the input channels from `first`.
+
+    Weights of those rows for other channels are multiplied by `quiet`. kernel: spatial weights [kh, kw], by default the
+    centre tap.
+    """
     rows, columns = matrix.shape
     if kernel is None:
         kernel = torch.zeros(conv.weight.shape[2:])
@@ -116,12 +141,12 @@ def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int =
 
 
 def _pair_up(conv: Any) -> None:
-    """Make the channels that a convolution gives to the stream pairs (+x, -x)."""
+    """Turn the output channels of a convolution into pairs (+x, -x)."""
     conv.weight[1::2], conv.bias[1::2] = -conv.weight[::2], -conv.bias[::2]
 
 
 def _silence(model: nn.Module) -> None:
-    """Start every residual branch at zero: residual blocks, attention, and transformers."""
+    """Initialise every residual branch as zero: residual blocks, attention and transformers."""
     for name, module in model.named_modules():
         if name.endswith(("conv2", "proj_out")) or (name.endswith("to_out.0") and ".transformer_blocks." not in name):
             for parameter in module.parameters():
@@ -129,5 +154,5 @@ def _silence(model: nn.Module) -> None:
 
 
 def _fitting(wanted: int, widths: Sequence[int]) -> int:
-    """How many values can be carried: two channels each, beside the two of `let_tone_through`."""
+    """Return the number of values that fit in the stream: two channels each, next to the two of `let_tone_through`."""
     return min(wanted, (min(widths) - 2) // 2)

@@ -1,100 +1,171 @@
-"""The priors that a preset without published weights needs: autoencoder, latent UNet, pixel DDPM.
+"""Training of the priors that a preset without published weights needs: autoencoder, latent UNet, pixel DDPM.
 
-    python -m dod.training.pretrain vae  --photographs photographs/train --preset mini
-    python -m dod.training.pretrain unet --photographs photographs/train --preset mini
-    python -m dod.training.pretrain ddpm --photographs photographs/train --preset mini
+    dod-train vae  --photographs photographs/train --checkpoint mini
+    dod-train unet --photographs photographs/train --checkpoint mini
+    dod-train ddpm --photographs photographs/train --checkpoint mini
 
-Each writes its part, in half precision and in diffusers' layout, into the folders that the preset names, with a record
-of its runs. `--continue` starts from the part that is there instead of from random weights, which would replace it and
-take `--overwrite`. A shipped preset is trained in a copy, `build/presets/NAME`.
+Each command writes its part to the folder that the preset names, in fp16 and diffusers' layout, with the records of its
+runs. `--continue` starts from the existing part. Without it training starts from new weights, and needs `--overwrite`
+to replace an existing part. A shipped preset is trained in a copy, `build/presets/NAME`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel, UNet2DModel
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
+
+from dod_runtime.console import Parser
 
 from ..config import Preset
-from ..errors import CheckpointError, ConfigError, run_command
-from ..model.base import PROMPT_FILE, Model, load_part, new_ddpm, random_prompt
+from ..errors import ConfigError, run_command
+from ..model.base import PROMPT_FILE, new_ddpm, random_prompt
 from ..tensors import fingerprint, write_safetensors
-from .arguments import Samples, samples_from, schedule_from, training_parser
+from .arguments import Samples, command_name, samples_from, training_parser
 from .init import new_autoencoder, new_latent_unet
-from .loop import cost, is_main_process, log_excerpt, say, train, training_record
-from .objectives import Autoencoder, LatentNoise, PixelNoise, posterior_of
-from .output import check_output, is_repeated, open_output, state_folder, training_preset
+from .loop import train
+from .objectives import AutoencoderObjective, LatentNoiseObjective, PixelNoiseObjective, posterior_of
+from .output import check_output, open_output, state_folder, training_preset
+from .parts import publish, read_part, read_record
+from .processes import say
+from .records import cost, is_repeated, log_excerpt, training_record
+from .schedule_arguments import schedule_from
 from .state import Log, Schedule
 
-RECORD = "training.json"
-COMMANDS: dict[str, dict[str, Any]] = {
-    "vae": {"steps": 2000, "batch": 8, "crop": 96, "learning_rate": 1e-3},
-    "unet": {"steps": 1200, "batch": 12, "crop": 128, "learning_rate": 5e-4},
-    "ddpm": {"steps": 800, "batch": 16, "crop": 64, "learning_rate": 5e-4, "degraded": 0.0},
+__all__ = ["main", "parser", "pretrain_ddpm", "pretrain_unet", "pretrain_vae"]
+
+
+class Prior(NamedTuple):
+    """A prior that can be trained: description, default schedule, and the divisor of its crops by preset."""
+
+    description: str
+    schedule: Schedule
+    multiple: Callable[[Preset], int]
+
+
+PRIORS = {
+    "vae": Prior(
+        "Train the autoencoder of a preset.",
+        Schedule(steps=2000, batch_size=8, crop=96, learning_rate=1e-3),
+        lambda preset: preset.vae_factor,
+    ),
+    "unet": Prior(
+        "Train the latent UNet of a preset, in the latents of its autoencoder.",
+        Schedule(steps=1200, batch_size=12, crop=128, learning_rate=5e-4),
+        lambda preset: preset.size_multiple,
+    ),
+    "ddpm": Prior(
+        "Train the pixel DDPM of a preset, whose encoder gives the condition c.",
+        Schedule(steps=800, batch_size=16, crop=64, learning_rate=5e-4),
+        lambda preset: 2 ** (len(preset.ddpm.block_out_channels) - 1),
+    ),
 }
 
 
+def parser(command: str) -> Parser:
+    """Return the parser of `dod-train vae`, `dod-train unet` or `dod-train ddpm`.
+
+    Args:
+        command: "vae", "unet" or "ddpm".
+
+    Returns:
+        The parser.
+    """
+    parser = training_parser(command, PRIORS[command].description, PRIORS[command].schedule)
+    if command == "ddpm":
+        parser.add_argument_group("images").add_argument(
+            "--degraded-fraction",
+            type=float,
+            default=0.0,
+            metavar="FRACTION",
+            help="fraction of degraded images among those that the DDPM learns, 0 to 1 (default: %(default)s)",
+        )
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = training_parser("python -m dod.training.pretrain", "The priors that a preset needs.", COMMANDS)
-    arguments = parser.parse_args(argv)
+    """Run `dod-train vae`, `dod-train unet` or `dod-train ddpm`.
+
+    Args:
+        argv: Name of the prior and arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The preset has no folder to write to, or existing weights would be lost.
+        DataError: Images are missing or unusable.
+        TrainingError: See `dod.training.loop.train`.
+    """
+    command, words = command_name(argv, "dod-train", PRIORS)
+    arguments = parser(command).parse_args(words)
     preset, schedule = training_preset(arguments), schedule_from(arguments)
-    key, source = ("ddpm", preset.ddpm.source) if arguments.command == "ddpm" else ("base", preset.base.source)
+    key, source = ("ddpm", preset.ddpm.source) if command == "ddpm" else ("base", preset.base.source)
     if source == "random":
         raise ConfigError(f"preset {preset.name} has a random {key}: set {key}.source to the folder to write")
-    multiple = {
-        "vae": preset.vae_factor,
-        "unet": preset.size_multiple,
-        "ddpm": 2 ** (len(preset.ddpm.block_out_channels) - 1),
-    }[arguments.command]
+    multiple = PRIORS[command].multiple(preset)
     if schedule.crop % multiple:
-        raise ConfigError(f"--crop {schedule.crop}: this network takes multiples of {multiple}")
-    writes = {arguments.command: arguments.go_on}
+        raise ConfigError(f"--crop {schedule.crop}: it must be a multiple of {multiple} for this network")
+    writes = {command: arguments.continue_training}
     check_output(arguments, preset, writes)
-    degraded = arguments.degraded if arguments.command == "ddpm" else 0.0
+    degraded = arguments.degraded_fraction if command == "ddpm" else 0.0
     crops = samples_from(arguments, schedule, preset.conditions, clean_fraction=1 - degraded)
     preset = open_output(arguments, preset, writes)
     torch.manual_seed(schedule.seed)
-    pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[arguments.command]
-    pretrain(preset, crops, schedule, state_folder(arguments), arguments.go_on)
+    pretrain = {"vae": pretrain_vae, "unet": pretrain_unet, "ddpm": pretrain_ddpm}[command]
+    pretrain(preset, crops, schedule, state_folder(arguments), arguments.continue_training)
     return 0
 
 
-def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
-    """Autoencoder. Its scaling factor becomes 1 / the latents' deviation, as SD's was chosen."""
+def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path, continue_training: bool) -> None:
+    """Train the autoencoder. Its scaling factor becomes 1 / deviation of the latents, as for Stable Diffusion.
+
+    Args:
+        preset: Preset whose autoencoder is trained and written.
+        crops: Training samples; the clean images are used.
+        schedule: Schedule of the run.
+        state: Folder of the run's state.
+        continue_training: Start from the existing weights.
+    """
     folder = preset.folder / preset.base.source / "vae"
-    vae = read_part(AutoencoderKL, folder) if go_on else new_autoencoder(preset.base.vae)
-    run = record(crops, schedule, go_on)
-    if go_on and is_repeated(folder, record_of(folder), run):
+    vae = read_part(AutoencoderKL, folder) if continue_training else new_autoencoder(preset.base.vae)
+    run = _record(crops, schedule, continue_training)
+    if continue_training and is_repeated(folder, read_record(folder), run):
         return
-    log = train("vae", Autoencoder(vae), crops, schedule, state)
+    log = train("vae", AutoencoderObjective(vae), crops, schedule, state)
     vae.eval()
     with torch.no_grad():
         sample = torch.stack([crops[i][1] for i in range(64)]).to(vae.device)
         deviation = posterior_of(vae, sample).mode().std().item()
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    publish(vae, folder, runs_of(folder, log, run, go_on))
+    publish(vae, folder, _runs(folder, log, run, continue_training))
 
 
-def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
-    """Latent UNet: the epsilon objective on SD's scaled-linear schedule, with the preset's fixed prompt embedding."""
+def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Path, continue_training: bool) -> None:
+    """Train the latent UNet: epsilon objective on the scaled-linear schedule, with the preset's fixed prompt embedding.
+
+    Args:
+        preset: Preset whose UNet is trained and written, with its prompt embedding and scheduler configuration.
+        crops: Training samples; the clean images are used.
+        schedule: Schedule of the run.
+        state: Folder of the run's state.
+        continue_training: Start from the existing weights.
+    """
     folder = preset.folder / preset.base.source
     vae = read_part(AutoencoderKL, folder / "vae")
-    unet = read_part(UNet2DConditionModel, folder / "unet") if go_on else new_latent_unet(preset)
+    unet = read_part(UNet2DConditionModel, folder / "unet") if continue_training else new_latent_unet(preset)
     prompt, step = random_prompt(preset.base), preset.step
-    stands_on = {"vae": fingerprint(vae.state_dict()), **asdict(step)}
-    run = record(crops, schedule, go_on, **stands_on)
-    if go_on and is_repeated(folder / "unet", record_of(folder / "unet"), run):
+    depends_on = {"vae": fingerprint(vae.state_dict()), **asdict(step)}
+    run = _record(crops, schedule, continue_training, **depends_on)
+    if continue_training and is_repeated(folder / "unet", read_record(folder / "unet"), run):
         return
-    log = train("unet", LatentNoise(unet, vae, prompt, step), crops, schedule, state, stands_on)
-    publish(unet, folder / "unet", runs_of(folder / "unet", log, run, go_on))
+    log = train("unet", LatentNoiseObjective(unet, vae, prompt, step), crops, schedule, state, depends_on)
+    publish(unet, folder / "unet", _runs(folder / "unet", log, run, continue_training))
     write_safetensors({"prompt": prompt.half()}, folder / PROMPT_FILE)
     scheduler = {
         "_class_name": "DDIMScheduler",
@@ -108,92 +179,36 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=1) + "\n")
 
 
-def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Path, go_on: bool) -> None:
-    """Pixel DDPM, of which the encoder and middle block become the MFM's eyes."""
+def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Path, continue_training: bool) -> None:
+    """Train the pixel DDPM, whose encoder and middle block the MFM uses.
+
+    Args:
+        preset: Preset whose DDPM is trained and written.
+        crops: Training samples; the degraded images are used.
+        schedule: Schedule of the run.
+        state: Folder of the run's state.
+        continue_training: Start from the existing weights.
+    """
     folder = preset.folder / preset.ddpm.source
-    ddpm = read_part(UNet2DModel, folder) if go_on else new_ddpm(preset.ddpm)
-    run = record(crops, schedule, go_on)
-    if go_on and is_repeated(folder, record_of(folder), run):
+    ddpm = read_part(UNet2DModel, folder) if continue_training else new_ddpm(preset.ddpm)
+    run = _record(crops, schedule, continue_training)
+    if continue_training and is_repeated(folder, read_record(folder), run):
         return
-    log = train("ddpm", PixelNoise(ddpm), crops, schedule, state)
-    publish(ddpm, folder, runs_of(folder, log, run, go_on))
+    log = train("ddpm", PixelNoiseObjective(ddpm), crops, schedule, state)
+    publish(ddpm, folder, _runs(folder, log, run, continue_training))
 
 
-def read_part(kind: type[Model], folder: Path) -> Model:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"no {folder.name} at {folder}: run `python -m dod.training.pretrain {folder.name}` first"
-        )
-    return load_part(kind, str(folder))
-
-
-def record(crops: Samples, schedule: Schedule, go_on: bool, **stands_on: object) -> dict[str, Any]:
-    """Return what decides a run, as it is recorded beside the part that it makes."""
-    options = {"continue": go_on, **stands_on}
+def _record(crops: Samples, schedule: Schedule, continue_training: bool, **depends_on: object) -> dict[str, Any]:
+    """Return the record of a run without its log."""
+    options = {"continue": continue_training, **depends_on}
     return {**training_record(schedule, [], **options), "samples": crops.identity}
 
 
-def runs_of(folder: Path, log: Log, run: dict[str, Any], go_on: bool) -> list[dict[str, Any]]:
-    """The record of the runs that made a part: those before, where this one went on from them, and this one."""
-    before = record_of(folder) if go_on else []
+def _runs(folder: Path, log: Log, run: dict[str, Any], continue_training: bool) -> list[dict[str, Any]]:
+    """Return the records of the runs that made a part: earlier ones that this run continues, and this one."""
+    before = read_record(folder) if continue_training else []
     say(f"{folder}: loss {log[-1]['loss']:.5f} after {run['schedule']['steps']} steps, {cost(log)}")
     return [*before, {**run, "log": log_excerpt(log)}]
-
-
-def record_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs that made what lies in a folder; none where that came from elsewhere."""
-    return json.loads((folder / RECORD).read_text()) if (folder / RECORD).is_file() else []
-
-
-def publish(model: ModelMixin, folder: Path, runs: list[dict[str, Any]]) -> None:
-    """Replace what the folder holds, once its successor is whole. training.json lists the runs that made it."""
-    if not is_main_process():
-        return
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        model.half().save_config(temporary)
-        config = json.loads((temporary / "config.json").read_text())
-        config.pop("_name_or_path", None)  # the folder that --continue started from is nobody's business
-        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        write_safetensors(tensors, temporary / SAFETENSORS_WEIGHTS_NAME, {"format": "pt"})
-        (temporary / RECORD).write_text(json.dumps(runs) + "\n")
-        replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def replace_folder(successor: Path, folder: Path) -> None:
-    """Puts `successor` in the place of `folder`, in two renames: no moment of it sees half of one."""
-    before = folder.with_name(f".{folder.name}.before")
-    shutil.rmtree(before, ignore_errors=True)
-    if folder.exists():
-        folder.rename(before)
-    successor.rename(folder)
-    shutil.rmtree(before, ignore_errors=True)
-
-
-def kept_of(folder: Path) -> Path:
-    """Where `unless_failed` keeps what `folder` held."""
-    return folder.with_name(f".{folder.name}.kept")
-
-
-@contextmanager
-def unless_failed(folder: Path) -> Iterator[None]:
-    """Puts back what `folder` holds where the block fails, so that it and what is written after it change together.
-
-    A process that is killed leaves it at `kept_of(folder)`.
-    """
-    kept = kept_of(folder)
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(folder, kept)
-    try:
-        yield
-    except BaseException:
-        replace_folder(kept, folder)
-        raise
-    shutil.rmtree(kept, ignore_errors=True)  # all is written: nothing is lost with it
 
 
 if __name__ == "__main__":

@@ -1,164 +1,114 @@
-"""The two stages of the paper, and the calibration of the prototypes.
+"""Training of the paper's two stages.
 
-    python -m dod.training.stages 1 --photographs photographs/train --preset mini
-    python -m dod.training.stages 2 --photographs photographs/train --preset mini
-    python -m dod.training.stages calibrate --photographs photographs/train --preset mini
+    dod-train stage1 --photographs photographs/train --checkpoint mini
+    dod-train stage2 --photographs photographs/train --checkpoint mini
 
-Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder; stage 2 trains
-the detail modules alone, or with `--decoder trained` the base's decoder too, which is rewritten: for a base of one's
-own. `--decoder new` starts that from random weights. Each reads and writes the checkpoint that the preset names, or for
-a shipped preset and with `--out` that of a copy. Stage 2 and calibration continue from the checkpoint that is there;
-stage 1 does so with `--continue`, and needs `--overwrite` to replace it.
+Stage 1 trains the adaptation (PLA: the encoder's LoRA, CLoRA, prompts and M) through the frozen decoder. Stage 2 trains
+the detail modules. With `--decoder trained` it also trains the decoder of the base, which is rewritten, so the base
+must be the user's own; `--decoder new` starts that decoder from new weights.
+
+Each stage reads and writes the checkpoint that the preset names; for a shipped preset, or with `--out`, that of a copy.
+Stage 2 continues from the existing checkpoint. Stage 1 does so with `--continue`, and needs `--overwrite` to replace an
+existing one. Run `dod-train calibrate` afterwards.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from ..checkpoint import METADATA, copy_trained, load_checkpoint, read_metadata, save_checkpoint
+from ..checkpoint import METADATA, load_checkpoint, save_checkpoint
 from ..config import Preset
 from ..errors import CheckpointError, ConfigError, run_command
 from ..model.dod import DOD
-from ..prototypes import statistics_of
 from ..tensors import fingerprint
-from .arguments import samples_from, schedule_from, training_parser
+from . import calibrate
+from .arguments import command_name, samples_from
 from .init import new_autoencoder
-from .loop import cost, is_main_process, log_excerpt, process, say, train, training_record
+from .loop import train
 from .losses import VGG
-from .objectives import Adaptation, Detail
-from .output import is_repeated, open_output, part_path, state_folder, training_preset
-from .pretrain import kept_of, publish, read_part, record_of, replace_folder, unless_failed
+from .output import open_output, part_path, state_folder, training_preset
+from .parts import restored_on_error
+from .processes import is_main_process, say
+from .rebase import rebased, recover_base
+from .records import cost, is_repeated, log_excerpt, training_record
+from .schedule_arguments import schedule_from
+from .stage_arguments import STAGE_1_OPTIONS, STAGE_2_OPTIONS, parser
+from .stage_objectives import AdaptationObjective, DetailObjective
 from .state import Log, Schedule
 
-CLEAN_FRACTION = 0.1
-"""Of the samples, how many are left clean, so that a clean image is left alone."""
-COMMANDS: dict[str, dict[str, Any]] = {
-    "1": {
-        "steps": 1000,
-        "batch": 6,
-        "crop": 128,
-        "learning_rate": 1e-3,
-        "rec_weight": 1.0,
-        "perceptual_weight": 2.0,
-        "dmd_weight": 1.0,
-        "latent_weight": 0.0,
-        "vgg": "",
-        "relative": False,
-        "gradient_checkpointing": False,
-        "tile": [],
-        "clean_fraction": CLEAN_FRACTION,
-    },
-    "2": {
-        "steps": 1600,
-        "batch": 8,
-        "crop": 64,
-        "learning_rate": 2e-3,
-        "rec_weight": 1.0,
-        "ssim_weight": 0.2,
-        "gate_rate": 3.0,
-        "gate_start": 0.2,
-        "decoder": ("frozen", "trained", "new"),
-        "plain_weight": 0.25,
-        "decoder_rate": 1.0,
-        "named": 0.0,
-        "relative": False,
-        "tile": [],
-        "clean_fraction": CLEAN_FRACTION,
-    },
-    "calibrate": {"steps": 256, "crop": 256},
-}
-WITHOUT = {
-    "2": {"continue"},
-    "calibrate": {"state", "continue", *asdict(Schedule())} - {"steps", "crop", "seed"},
-}
-SHOWN = 4
-"""Images that TensorBoard gets."""
+__all__ = ["main", "parser", "stage_1", "stage_2"]
+
+NAMES = {"stage1": 1, "stage2": 2, "1": 1, "2": 2}
+"""Names of the stages on the command line; the digits are former spellings."""
+PREVIEWS = 4
+"""Number of images that TensorBoard shows."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = training_parser(
-        "python -m dod.training.stages", "The two stages of the paper, and calibration.", COMMANDS, WITHOUT
-    )
-    arguments = parser.parse_args(argv)
+    """Run `dod-train stage1` or `dod-train stage2`, or `calibrate` for `python -m dod.training.stages calibrate`.
+
+    Args:
+        argv: Name of the stage and arguments, by default those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: There is no checkpoint to continue from, or it belongs to another base.
+        ConfigError: Options do not fit the preset, or existing weights would be lost.
+        DataError: Images are missing or unusable.
+        TrainingError: See `dod.training.loop.train`.
+    """
+    name, words = command_name(argv, "dod-train", (*NAMES, "calibrate"))
+    if name == "calibrate":
+        return calibrate.main(words)
+    stage = NAMES[name]
+    arguments = parser(stage).parse_args(words)
     preset, schedule = training_preset(arguments), schedule_from(arguments)
-    check(arguments, preset, schedule)
-    command, decoder = arguments.command, getattr(arguments, "decoder", "frozen")
-    go_on, trained = getattr(arguments, "go_on", True), decoder != "frozen"
-    if go_on and not (part_path(preset, "checkpoint") / METADATA).is_file():
-        raise CheckpointError(f"no checkpoint at {part_path(preset, 'checkpoint')}: run stage 1 first")
-    writes = {"checkpoint": go_on, **({"vae": decoder == "trained"} if trained else {})}
+    decoder = "frozen" if stage == 1 else arguments.decoder
+    continues, trained = stage == 2 or arguments.continue_training, decoder != "frozen"
+    _check(arguments, preset, schedule, decoder)
+    if continues and not (part_path(preset, "checkpoint") / METADATA).is_file():
+        raise CheckpointError(f"no checkpoint at {part_path(preset, 'checkpoint')}: run `dod-train stage1` first")
+    writes = {"checkpoint": continues, **({"vae": decoder == "trained"} if trained else {})}
     preset = open_output(arguments, preset, writes)
     folder, base = part_path(preset, "checkpoint"), part_path(preset, "vae")
     if trained:
-        finish_killed(base, folder)
+        recover_base(base, folder)
     torch.manual_seed(schedule.seed)
     model = DOD.from_preset(preset)
-    metadata = load_checkpoint(model, folder, any_base=command == "1") if go_on else {}
-    rebase = bool(metadata) and metadata["base_sha256"] != model.base_sha256
-    if rebase:
-        model.prototypes, model.statistics = {}, None  # of c, which the DDPM gives
-        say("the checkpoint was trained on other frozen weights: its prototypes are discarded")
+    metadata = load_checkpoint(model, folder, any_base=stage == 1) if continues else {}
+    other_base = bool(metadata) and metadata["base_sha256"] != model.base_sha256
+    if other_base:
+        model.prototypes, model.statistics = {}, None  # they belong to the condition c of the other base
+        say("checkpoint was trained on a different base; prototypes were discarded")
     training = metadata.get("training", [])
-    if command == "calibrate":
-        calibrate(model, partial(samples_from, arguments, schedule, clean_fraction=0.0), schedule.steps)
-        _save(model, folder, training)
-        return 0
     dataset = samples_from(arguments, schedule, preset.conditions, arguments.clean_fraction)
-    options = {
-        key: getattr(arguments, key) for key in COMMANDS[command] if key not in {*vars(schedule), "clean_fraction"}
-    }
-    recorded = {**options, "continue": go_on} if command == "1" else options
-    run = {"stage": int(command), **training_record(schedule, [], **recorded), "samples": dataset.identity}
-    if not rebase and is_repeated(folder, training, run):
+    options = {key: getattr(arguments, key) for key in (STAGE_1_OPTIONS if stage == 1 else STAGE_2_OPTIONS)}
+    recorded = {**options, "continue": continues} if stage == 1 else options
+    run = {"stage": stage, **training_record(schedule, [], **recorded), "samples": dataset.identity}
+    if not other_base and is_repeated(folder, training, run):
         return 0
-    with unless_failed(base) if trained and is_main_process() else nullcontext():  # base and checkpoint, or neither
-        stage = stage_1 if command == "1" else stage_2
-        log = stage(model, dataset, schedule, state_folder(arguments), **options)
+    with restored_on_error(base) if trained and is_main_process() else nullcontext():
+        log = (stage_1 if stage == 1 else stage_2)(model, dataset, schedule, state_folder(arguments), **options)
         run["log"] = log_excerpt(log)
         if trained:
             model = rebased(model, run)
-        say(f"stage {command}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
-        _save(model, folder, [*training, run])
+        say(f"stage {stage}: loss {log[-1]['loss']:.5f} after {schedule.steps} steps, {cost(log)}")
+        if is_main_process():
+            save_checkpoint(model, folder, torch.float16, training=[*training, run])
     if not model.prototypes:
-        say(f"{folder} has no prototypes, which conditions need: run `python -m dod.training.stages calibrate`")
+        say(f"{folder} has no prototypes, which named conditions need: run `dod-train calibrate`")
     return 0
-
-
-def _save(model: DOD, folder: Path, training: list[dict[str, Any]]) -> None:
-    if is_main_process():
-        save_checkpoint(model, folder, torch.float16, training=training)
-
-
-def check(arguments: Namespace, preset: Preset, schedule: Schedule) -> None:
-    """Raises ConfigError for what does not fit the preset, before anything is loaded."""
-    if preset.checkpoint is None:
-        raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
-    sides = [("crop", schedule.crop), *(("tile", side) for side in getattr(arguments, "tile", ()))]
-    for name, side in sides if arguments.command != "calibrate" else ():
-        if side % preset.size_multiple or not 0 < side <= schedule.crop:
-            raise ConfigError(
-                f"--{name} {side}: the model takes multiples of {preset.size_multiple}, a tile no larger than its crop"
-            )
-    if arguments.command == "calibrate" and schedule.steps < 2:
-        raise ConfigError(f"--steps {schedule.steps}: a covariance about the prototypes takes two samples or more")
-    base = preset.folder / preset.base.source / "vae"
-    if getattr(arguments, "decoder", "frozen") != "frozen" and not (base / "config.json").is_file():
-        raise ConfigError(
-            f"--decoder {arguments.decoder} rewrites the base's decoder, and base.source = {preset.base.source} is no "
-            "folder that has one here: copy the base into a folder of your own, and name that"
-        )
 
 
 def stage_1(
@@ -173,24 +123,45 @@ def stage_1(
     vgg: str = "",
     relative: bool = False,
     gradient_checkpointing: bool = False,
-    tile: Sequence[int] = (),
+    tile_size: Sequence[int] = (),
 ) -> Log:
-    """Equation (11), see `Adaptation`. vgg: the weights of `losses.VGG`; where none is given that term is off.
+    """Train the adaptation of a model, in place. Eq. (11); see `AdaptationObjective`.
 
-    gradient_checkpointing: the UNet's activations are computed again in the backward pass, for less memory.
+    Args:
+        model: The model.
+        dataset: Samples (degraded, clean, ...).
+        schedule: Schedule of the run.
+        state: Folder of the run's state.
+        rec_weight: Weight of the reconstruction term (8).
+        perceptual_weight: Weight of the perceptual term (9).
+        dmd_weight: Weight of the distribution matching term (10).
+        latent_weight: Weight of the latent term.
+        vgg: Weights of `losses.VGG`; without them the perceptual term is off.
+        relative: Use the logarithm of each image's error.
+        gradient_checkpointing: Recompute the UNet's activations in the backward pass to save memory.
+        tile_size: Sides in px of the windows that are restored; empty for whole images.
+
+    Returns:
+        The log.
+
+    Raises:
+        ConfigError: All terms are off.
+        TrainingError: See `dod.training.loop.train`.
     """
     if perceptual_weight and not vgg:
         say("no --vgg: the perceptual term (9) is off")
     if not (rec_weight or (perceptual_weight and vgg) or dmd_weight or latent_weight):
-        raise ConfigError("stage 1 has nothing to minimise: give one of its terms a weight, the perceptual one a --vgg")
+        raise ConfigError("stage 1 has no loss: give one of its terms a weight (the perceptual term also needs --vgg)")
     if gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
     features = VGG(vgg) if perceptual_weight and vgg else None
-    objective = Adaptation(model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile, relative)
-    objective.samples = samples(dataset)
+    objective = AdaptationObjective(
+        model, rec_weight, perceptual_weight, dmd_weight, latent_weight, features, tile_size, relative
+    )
+    objective.samples = _previews(dataset)
     weights = {"rec_weight": rec_weight, "perceptual_weight": perceptual_weight, "dmd_weight": dmd_weight}
-    stands_on = settings(model, **weights, latent_weight=latent_weight, vgg=vgg, relative=relative, tile=tile)
-    return train("stage-1", objective, dataset, schedule, state, stands_on)
+    options = {**weights, "latent_weight": latent_weight, "vgg": vgg, "relative": relative, "tile_size": tile_size}
+    return train("stage-1", objective, dataset, schedule, state, _dependencies(model, **options))
 
 
 def stage_2(
@@ -200,34 +171,81 @@ def stage_2(
     state: Path,
     rec_weight: float = 1.0,
     ssim_weight: float = 0.2,
-    gate_rate: float = 1.0,
-    gate_start: float = 0.0,
+    w_lr_multiplier: float = 1.0,
+    w_start: float = 0.0,
     decoder: str = "frozen",
     plain_weight: float = 0.25,
-    decoder_rate: float = 1.0,
+    decoder_lr_multiplier: float = 1.0,
     named: float = 0.0,
     relative: bool = False,
-    tile: Sequence[int] = (),
+    tile_size: Sequence[int] = (),
 ) -> Log:
-    """Equation (13), see `Detail`. decoder: "frozen", "trained" with the modules, or "new": trained from nothing."""
+    """Train the detail modules of a model, in place. Eq. (13); see `DetailObjective`.
+
+    Args:
+        model: The model.
+        dataset: Samples (degraded, clean, index).
+        schedule: Schedule of the run.
+        state: Folder of the run's state.
+        rec_weight: Weight of the reconstruction term (8).
+        ssim_weight: Weight of the SSIM term (12).
+        w_lr_multiplier: Learning rate of the modules' weight w as a multiple of the schedule's.
+        w_start: Value of w before the first step, where it is smaller.
+        decoder: "frozen", "trained" with the modules, or "new" (trained from new weights).
+        plain_weight: Weight of the reconstruction without modules, if the decoder is trained.
+        decoder_lr_multiplier: Learning rate of the decoder as a multiple of the schedule's.
+        named: Fraction of degraded images that are restored on their named condition path.
+        relative: Use the logarithm of each image's error.
+        tile_size: Sides in px of the windows that are restored; empty for whole images.
+
+    Returns:
+        The log.
+
+    Raises:
+        ConfigError: There is nothing to train.
+        TrainingError: See `dod.training.loop.train`.
+    """
     if decoder == "new":
-        fresh = new_autoencoder(model.preset.base.vae).state_dict()
+        new = new_autoencoder(model.preset.base.vae).state_dict()
         for name, parameter in model.decoder.base_parameters().items():
-            parameter.data.copy_(fresh[name])
+            parameter.data.copy_(new[name])
     trained = decoder != "frozen"
     if not trained and not model.detail_parameters():
         raise ConfigError(f"preset {model.preset.name} has no detail modules: stage 2 has nothing to train")
-    options: dict[str, Any] = {"gate_rate": gate_rate, "gate_start": gate_start, "decoder_rate": decoder_rate}
-    options |= {"relative": relative, "tile": tile, "named": named}
-    objective = Detail(model, rec_weight, ssim_weight, decoder=trained, plain=plain_weight, **options)
-    objective.samples = samples(dataset)
+    options: dict[str, Any] = {
+        "w_lr_multiplier": w_lr_multiplier,
+        "w_start": w_start,
+        "decoder_lr_multiplier": decoder_lr_multiplier,
+        "relative": relative,
+        "tile_size": tile_size,
+        "named": named,
+    }
+    objective = DetailObjective(model, rec_weight, ssim_weight, decoder=trained, plain=plain_weight, **options)
+    objective.samples = _previews(dataset)
     options |= {"rec_weight": rec_weight, "ssim_weight": ssim_weight, "plain_weight": plain_weight, "decoder": decoder}
     adaptation = fingerprint(model.adaptation_parameters())
-    return train("stage-2", objective, dataset, schedule, state, settings(model, adaptation=adaptation, **options))
+    return train("stage-2", objective, dataset, schedule, state, _dependencies(model, adaptation=adaptation, **options))
 
 
-def settings(model: DOD, **options: object) -> dict[str, object]:
-    """What a run stands on beside schedule, samples and start: frozen weights, the preset's settings, its options."""
+def _check(arguments: Namespace, preset: Preset, schedule: Schedule, decoder: str) -> None:
+    """Raise ConfigError for options that do not fit the preset, before anything is loaded."""
+    if preset.checkpoint is None:
+        raise ConfigError(f"preset {preset.name} names no checkpoint: set `checkpoint` to the folder to write")
+    for name, side in (("crop", schedule.crop), *(("tile-size", side) for side in arguments.tile_size)):
+        if side % preset.size_multiple or not 0 < side <= schedule.crop:
+            raise ConfigError(
+                f"--{name} {side}: it must be a multiple of {preset.size_multiple}, and a tile at most --crop"
+            )
+    base = preset.folder / preset.base.source / "vae"
+    if decoder != "frozen" and not (base / "config.json").is_file():
+        raise ConfigError(
+            f"--decoder {decoder} rewrites the base's decoder, but base.source = {preset.base.source} is not a folder "
+            "with one: copy the base to a folder of your own, and name that"
+        )
+
+
+def _dependencies(model: DOD, **options: object) -> dict[str, object]:
+    """Return what determines a run beside schedule, samples and initial weights: frozen weights, preset, options."""
     preset = {
         f"{part}.{key}": value
         for part in ("mfm", "lora", "step", "detail")
@@ -236,54 +254,9 @@ def settings(model: DOD, **options: object) -> dict[str, object]:
     return {"frozen weights": model.base_sha256, **preset, **options}
 
 
-def rebased(model: DOD, run: dict[str, object]) -> DOD:
-    """The same model on its base with the decoder it trained, which is written into the folder that the preset names.
-
-    run: what that folder's record of runs gets.
-    """
-    preset = model.preset
-    folder = preset.folder / preset.base.source / "vae"
-    vae = read_part(AutoencoderKL, folder)
-    vae.load_state_dict({**vae.state_dict(), **model.decoder.base_parameters()})
-    publish(vae, folder, [*record_of(folder), run])
-    process().wait_for_everyone()
-    on_new_base = DOD.from_preset(preset)
-    copy_trained(model, on_new_base)
-    return on_new_base
-
-
-def finish_killed(base: Path, checkpoint: Path) -> None:
-    """Puts back the base that a run was killed after writing, before its checkpoint, to go on from the run's state."""
-    kept = kept_of(base)
-    if is_main_process() and kept.is_dir():
-        runs, recorded = record_of(base), read_metadata(checkpoint).get("training", [])
-        anew = record_of(kept) == runs[:-1] != runs and runs[-1].get("stage") == 2
-        if anew and runs[-1] not in recorded:
-            say(f"a run was killed between base and checkpoint: {base} is put back as it was before")
-            replace_folder(kept, base)
-    process().wait_for_everyone()
-
-
-def samples(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
-    """The first (degraded, clean) pairs of a data set."""
-    return {str(i): dataset[i][:2] for i in range(SHOWN)}
-
-
-@torch.no_grad()
-def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count: int) -> None:
-    """Each condition's prototype, the mean c over `count` samples of it; c's mean over all, and its covariance about
-    the prototypes: what photographs differ in, which is to be divided out, without what degradations differ in.
-
-    samples_of: gives the degraded samples of the conditions named.
-    """
-    per_condition = {}
-    for name in tqdm(model.preset.conditions, desc="calibrate"):
-        dataset = samples_of((name,))
-        per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(count)])
-    model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
-    mean = torch.cat(list(per_condition.values())).mean(0)
-    about = torch.cat([c - c.mean(0) + mean for c in per_condition.values()])
-    model.statistics = torch.from_numpy(statistics_of(about.numpy())).float()
+def _previews(dataset: Dataset) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the first (degraded, clean) pairs of a data set."""
+    return {str(i): dataset[i][:2] for i in range(PREVIEWS)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The schedule of a run, and the state that it is resumed from: parameters, moments, step and log in one file."""
+"""Schedule of a run, and its state: parameters, moments, step and log in one file, from which the run resumes."""
 
 from __future__ import annotations
 
@@ -18,28 +18,58 @@ from torch.optim import AdamW
 from ..errors import ConfigError, TrainingError
 from ..tensors import read_safetensors, write_safetensors
 
+__all__ = ["START", "WITHOUT_EFFECT", "Log", "Resumed", "Schedule", "resume", "save", "with_current_keys"]
+
 WITHOUT_EFFECT = ("workers", "save_every")
-"""Options that do not change what a run computes."""
+"""Options that do not change the result of a run."""
 MAY_CHANGE = ("learning_rate", *WITHOUT_EFFECT)
-"""Options that may differ when a run is resumed: a lower learning rate helps a diverging run."""
+"""Options that may change when a run is resumed: a lower learning rate helps a diverging run."""
 
-START = "the weights it started from"
-
-ANEW = "name another --state, or remove the file to start at step 0"
+START = "initial weights"
+"""Key of the fingerprint of the parameters before the first step."""
+FORMER_KEYS = {
+    "batch": "batch_size",
+    "recoloured": "color_jitter",
+    "misty": "mist",
+    "windows": "crop_candidates",
+    "more": "oversample",
+    "tile": "tile_size",
+    "gate_rate": "w_lr_multiplier",
+    "gate_start": "w_start",
+    "decoder_rate": "decoder_lr_multiplier",
+    "pictures_per_second": "images_per_second",
+    "the weights it started from": START,
+}
+"""Former keys of records and states, and the keys that replaced them."""
 
 Log = list[dict[str, float]]
+"""Entries of a run's log: step, loss, images per second and loss terms by name."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train. crop in pixels; clip is the gradient's norm; workers load data.
+    """Length, learning rate and precision of a run.
 
-    A step takes `batch` samples on each process, `accumulation` times. precision: "fp32", "bf16" or "fp16" of the
-    networks (bf16 is slower than fp32 on a CPU at few channels: measure). Raises ConfigError for a number out of range.
+    Attributes:
+        steps: Number of optimizer steps.
+        batch_size: Samples per batch and process.
+        crop: Side of the training crops in px.
+        learning_rate: Peak learning rate of AdamW.
+        warmup: Steps of linear warm-up.
+        weight_decay: Weight decay of AdamW.
+        clip: Maximum gradient norm of each parameter group.
+        seed: Seed of samples, noise and initial weights.
+        workers: Worker processes that load samples; 0 loads them in the main process.
+        save_every: Steps between two saves of the state.
+        accumulation: Batches per step.
+        precision: "fp32", "bf16" or "fp16" of the networks. On a CPU bf16 is slower than fp32 with few channels.
+
+    Raises:
+        ConfigError: A number is out of range.
     """
 
     steps: int = 1000
-    batch: int = 8
+    batch_size: int = 8
     crop: int = 128
     learning_rate: float = 5e-5
     warmup: int = 50
@@ -52,7 +82,7 @@ class Schedule:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "crop": 1, "save_every": 1, "accumulation": 1}
+        least = {"steps": 1, "batch_size": 1, "crop": 1, "save_every": 1, "accumulation": 1}
         for key in ("workers", "warmup", "weight_decay", "seed"):
             least[key] = 0
         for key, value in least.items():
@@ -62,8 +92,15 @@ class Schedule:
             if not getattr(self, key) > 0:
                 raise ConfigError(f"--{key.replace('_', '-')} {getattr(self, key)}: it must be above 0")
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step: linear warm-up, then half a cosine down to 2 % of the peak."""
+    def learning_rate_at(self, step: int) -> float:
+        """Return the learning rate at a step: linear warm-up, then cosine decay to 2 % of the peak.
+
+        Args:
+            step: Index of the step.
+
+        Returns:
+            The learning rate.
+        """
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
@@ -73,7 +110,15 @@ class Schedule:
 def save(
     file: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, scaler: Any, state: dict[str, object]
 ) -> None:
-    """Replace the file, once its successor is whole."""
+    """Write the state of a run. The file is replaced only when its successor is complete.
+
+    Args:
+        file: The safetensors file.
+        parameters: Trained parameters by name.
+        optimizer: AdamW over them.
+        scaler: Loss scaler of fp16 training, or None.
+        state: Further JSON values: step, run and log.
+    """
     tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
     for key, p in parameters.items():
         for moment in ("exp_avg", "exp_avg_sq"):
@@ -89,8 +134,29 @@ def save(
         temporary.unlink(missing_ok=True)
 
 
+def with_current_keys(record: Any) -> Any:
+    """Replace former keys (`FORMER_KEYS`) in a record or state of an older version.
+
+    Args:
+        record: JSON values.
+
+    Returns:
+        A copy.
+    """
+    if isinstance(record, dict):
+        return {FORMER_KEYS.get(key, key): with_current_keys(value) for key, value in record.items()}
+    return [with_current_keys(value) for value in record] if isinstance(record, list) else record
+
+
 class Resumed(NamedTuple):
-    """Where a run starts: its next step, its log, the loss scaler's state, and the reason why a state was not used."""
+    """Starting point of a run.
+
+    Attributes:
+        step: Next step.
+        log: Log up to that step.
+        scaler: State of the loss scaler, or None.
+        note: Reason why a state that was found is not used, or None.
+    """
 
     step: int
     log: Log
@@ -104,36 +170,41 @@ def resume(
     optimizer: AdamW,
     run: Mapping[str, object],
 ) -> Resumed:
-    """Fill parameters and optimizer from the file, if it belongs to this run.
+    """Load the state of a run into its parameters and optimizer.
 
-    The state of another run is refused while that run is unfinished. A finished one has nothing to lose: this run then
-    starts at step 0 and its state replaces the other.
+    The state of another run is refused while that run is unfinished. If it is finished, nothing can be lost: this run
+    starts at step 0, and its state replaces the other.
 
     Args:
         file: The state, as `save` wrote it.
-        parameters: The trained parameters by name, filled in place.
-        optimizer: AdamW over them, whose moments are filled in.
-        run: What decides the run, by key, as the state was saved with: its schedule, its samples, what it stands on,
-            and START.
+        parameters: Trained parameters by name, updated in place.
+        optimizer: AdamW over them, whose moments are set.
+        run: Everything that determines the run, by key: schedule, samples, dependencies and `START`.
+
+    Returns:
+        The starting point.
 
     Raises:
         CheckpointError: The file is malformed.
-        TrainingError: The file is the state of another unfinished run; names the first key that differs.
+        TrainingError: The file is the state of another, unfinished run; the message has the first key that differs.
     """
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:
-        state = {key: json.loads(value) for key, value in (opened.metadata() or {}).items()}
+        state = with_current_keys({key: json.loads(value) for key, value in (opened.metadata() or {}).items()})
     found, wanted = state.get("run", {}), json.loads(json.dumps(run))
     stored = {key.removeprefix("parameter."): t.shape for key, t in tensors.items() if key.startswith("parameter.")}
     finished = state["step"] >= found.get("steps", math.inf)
     difference = _difference(found, wanted, {START, *(WITHOUT_EFFECT if finished else MAY_CHANGE)})
     if stored != {key: p.shape for key, p in parameters.items()} and not difference:
-        difference = "holds other parameters than this model's"
+        difference = "holds other parameters than this model"
     difference = difference or _difference(found, wanted, set(wanted) - {START})
     if difference and finished:
-        return Resumed(0, [], None, f"{file} {difference}: that run is finished, this one starts at step 0")
+        return Resumed(0, [], None, f"{file} {difference}; that run is finished, so this one starts at step 0")
     if difference:
-        raise TrainingError(f"{file} {difference}; give the same preset and options, {ANEW}")
+        raise TrainingError(
+            f"{file} {difference}: give the same checkpoint and options, or another --state, or remove the file to "
+            "start at step 0"
+        )
     with torch.no_grad():
         for key, p in parameters.items():
             p.copy_(tensors[f"parameter.{key}"])
@@ -146,10 +217,10 @@ def resume(
     return Resumed(state["step"], state["log"], state.get("scaler"))
 
 
-def _difference(found: Mapping[str, object], wanted: Mapping[str, object], but: Collection[str]) -> str | None:
-    """Name the first key outside `but` whose value differs."""
+def _difference(found: Mapping[str, object], wanted: Mapping[str, object], ignored: Collection[str]) -> str | None:
+    """Describe the first key, apart from `ignored`, whose value differs."""
     for key, value in wanted.items():
-        if key not in but and found.get(key) != value:
+        if key not in ignored and found.get(key) != value:
             was, now = (
                 f"{each[:12]}..." if isinstance(each, str) and len(each) > 40 else each
                 for each in (found.get(key), value)

@@ -40,6 +40,10 @@ FORMER: Mapping[str, tuple[str, ...]] = {
     "--windows": ("--crop-candidates",),
     "--more": ("--oversample",),
     "--warm-up": ("--warmup",),
+    "--degraded": ("--degraded-fraction",),
+    "--gate-rate": ("--w-lr-multiplier",),
+    "--gate-start": ("--w-start",),
+    "--decoder-rate": ("--decoder-lr-multiplier",),
 }
 """Former spellings of options and the options that took their place: the first that a command has."""
 

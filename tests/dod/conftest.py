@@ -1,4 +1,4 @@
-"""Models that several tests read and none changes."""
+"""Models that many tests use and none changes, and a preset to train."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def preset() -> Preset:
 
 @pytest.fixture(scope="session")
 def untrained(preset: Preset) -> DOD:
-    """As it comes: LoRA and detail modules are the identity."""
+    """An untrained model, whose LoRA and detail modules are the identity."""
     return DOD.from_preset(preset)
 
 
 @pytest.fixture(scope="session")
 def model(preset: Preset) -> DOD:
-    """With random adaptation and detail modules, on the same base."""
+    """A model with random adaptation and detail modules, on the same base."""
     return randomise(DOD.from_preset(preset))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A preset of two levels whose weights are to be trained, and two photographs."""
+    """A preset with two levels and no trained weights yet, and two photographs."""
     preset = yaml.safe_load((load_preset("tiny").folder / "preset.yaml").read_text())
     preset["base"] |= {
         "source": "base",

@@ -1,4 +1,4 @@
-"""A small model on real photographs, for what is fitted apart from the stages."""
+"""A small model and photographs, for the commands of `dod.extras`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POSTPROCESS = {"filters": 4, "taps": 9, "window": 15, "width": 32}
 
 
 def photographed(folder: Path) -> list[str]:
-    """Make of the fixture `folder` a preset with a trained checkpoint; the options that name it and its images."""
+    """Give the fixture `folder` photographs and a checkpoint, and return the options that name them."""
     shutil.rmtree(folder / "photographs")
     (folder / "photographs").mkdir()
     for path in sorted(SAMPLES.glob("*.jpg")) + sorted(SAMPLES.glob("*.png")):
@@ -27,11 +27,20 @@ def photographed(folder: Path) -> list[str]:
     (folder / "preset.yaml").write_text(yaml.safe_dump({k: v for k, v in preset.items() if k != "checkpoint"}))
     save_checkpoint(DOD.from_preset(load_model(folder).preset), folder / "dod")
     change(folder, checkpoint="dod")
-    return ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--workers", "0", "--windows", "1"]
+    return [
+        "--photographs",
+        str(folder / "photographs"),
+        "--checkpoint",
+        str(folder),
+        "--workers",
+        "0",
+        "--crop-candidates",
+        "1",
+    ]
 
 
 def change(folder: Path, detail: dict[str, Any] | None = None, **changes: Any) -> None:
-    """Set keys of the folder's preset, and of its `detail`."""
+    """Set keys of the preset in a folder, and of its `detail`."""
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
     preset["detail"] = preset.get("detail", {}) | (detail or {})
     (folder / "preset.yaml").write_text(yaml.safe_dump(preset | changes))

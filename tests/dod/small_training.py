@@ -1,4 +1,4 @@
-"""Runs of training that take seconds: images, a schedule, and the arguments of the commands."""
+"""Training runs of seconds: images, a schedule, and the arguments of the commands."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dod.errors import run_command
 from dod.training.state import Schedule
 from tests.dod.small_model import image, normal
 
-QUICK = Schedule(steps=4, batch=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
+QUICK = Schedule(steps=4, batch_size=2, crop=16, learning_rate=1e-2, warmup=1, workers=0, save_every=2)
 
 
 class Pairs(Dataset[tuple[Tensor, Tensor]]):
-    """(noisy, clean) images; a run that asks for sample `stop` is interrupted."""
+    """Pairs of noisy and clean images. Sample `stop` raises KeyboardInterrupt."""
 
     def __init__(self, stop: int | None = None) -> None:
         self.stop = stop
@@ -32,18 +32,29 @@ class Pairs(Dataset[tuple[Tensor, Tensor]]):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder."""
+    """Return the contents of all files below a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def command(main: Any, name: str, folder: Path, *more: str) -> int:
-    argv = [name, "--photographs", str(folder / "photographs"), "--preset", str(folder)]
-    options = {"--steps": "2", "--crop": "32"}
-    if name != "calibrate":
-        options |= {"--state": str(folder / "state"), "--batch": "2", "--workers": "0"}
+    """Run a training command of two steps on the preset in `folder`; return its exit code."""
+    argv = [name, "--photographs", str(folder / "photographs"), "--checkpoint", str(folder)]
+    options = {"--crop": "32"}
+    if name == "calibrate":
+        options |= {"--num-samples": "2"}
+    else:
+        options |= {"--steps": "2", "--state": str(folder / "state"), "--batch-size": "2", "--workers": "0"}
     return run_command(main, [*argv, *(word for pair in options.items() for word in pair), *more])
 
 
 def arguments(folder: Path, name: str, *more: str) -> list[str]:
-    paths = ["--photographs", str(folder / "photographs"), "--preset", str(folder), "--state", str(folder / "state")]
-    return [name, *paths, "--batch", "2", "--crop", "32", "--workers", "0", *more]
+    """Return the arguments of a training command on the preset in `folder`."""
+    paths = [
+        "--photographs",
+        str(folder / "photographs"),
+        "--checkpoint",
+        str(folder),
+        "--state",
+        str(folder / "state"),
+    ]
+    return [name, *paths, "--batch-size", "2", "--crop", "32", "--workers", "0", *more]

@@ -1,4 +1,4 @@
-"""Safetensors files as they lie on disk: permissions, and what a failed write leaves."""
+"""Safetensors files: permissions, failed writes, and fingerprints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dod.checkpoint import save_checkpoint
 from dod.errors import CheckpointError
 from dod.model.base import new_vae
 from dod.model.dod import DOD
-from dod.tensors import write_safetensors
-from dod.training import pretrain
+from dod.tensors import fingerprint, read_safetensors, write_safetensors
+from dod.training import parts
 from dod.training.loop import train
 from tests.dod.small_model import smaller
 from tests.dod.small_training import QUICK, Pairs
@@ -45,7 +45,7 @@ def test_every_file_that_training_writes_honours_the_umask(tmp_path: Path, umask
     save_checkpoint(model, tmp_path / "dod")
     save_checkpoint(model, tmp_path / "dod")  # over the first, which it replaces
     train("toy", Denoise(toy()), Pairs(), QUICK, tmp_path / "state")
-    pretrain.publish(new_vae(model.preset.base.vae), tmp_path / "vae", [])
+    parts.publish(new_vae(model.preset.base.vae), tmp_path / "vae", [])
     write_safetensors({"prompt": torch.zeros(2)}, tmp_path / "prompt.safetensors")
     found = modes(tmp_path)
     written = {"dod/dod.safetensors", "dod/dod.json", "state/toy.state.safetensors", "prompt.safetensors"}
@@ -65,9 +65,25 @@ def test_a_failed_write_leaves_no_new_file(tmp_path: Path) -> None:
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"a\.safetensors: could not be written"):
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: .*written"):
             write_safetensors({"a": torch.zeros(1000)}, tmp_path / "a.safetensors")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_depends_on_names_shapes_and_values_but_not_on_storage() -> None:
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(1)}
+    expected = fingerprint(tensors)
+    assert fingerprint({"b": torch.zeros(1).half(), "a": torch.ones(3, 2).T.double()}) == expected
+    assert fingerprint({**tensors, "b": torch.ones(1)}) != expected
+    assert fingerprint({**tensors, "a": torch.ones(3, 2)}) != expected
+    assert fingerprint({"a": tensors["a"], "c": tensors["b"]}) != expected
+
+
+def test_written_tensors_are_read_back(tmp_path: Path) -> None:
+    write_safetensors({"a": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_safetensors(tmp_path / "a.safetensors")["a"], torch.arange(3.0))
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors"):
+        read_safetensors(tmp_path / "nowhere.safetensors")

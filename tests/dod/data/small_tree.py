@@ -1,4 +1,4 @@
-"""A small tree in the published layout, of random images whose pixels tell where they are from."""
+"""A small data set tree in the published layout, of random images whose pixels identify their source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAIRS = {  # degradation: (degraded, clean) below the root
 
 
 def image(seed: int, size: tuple[int, int] = (80, 64)) -> np.ndarray:
-    """uint8 [H, W, 3], every value even, so that a degraded copy can be told by adding one."""
+    """Return uint8 [H, W, 3] with even values, so that a degraded copy can be marked by adding one."""
     return 2 * np.random.default_rng(seed).integers(0, 127, (size[1], size[0], 3), dtype=np.uint8)
 
 
@@ -28,9 +28,10 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def make_tree(root: Path) -> Path:
-    """Three hazy images of two of three clean ones, two pairs of rain, blur and low light, two clean ones for noise.
+    """Write three hazy images of two clean ones (of three), two pairs of rain, blur and low light, and two for noise.
 
-    Degraded pixels are the clean ones plus one, so that places can be compared exactly. All PNG but WED's BMP.
+    Degraded pixels are the clean ones plus one, so that places can be compared exactly. All files are PNG, except one
+    BMP for noise.
     """
     train = root / "Train"
     for number, name in enumerate(("0025", "3068", "5425")):
@@ -54,7 +55,7 @@ def make_tree(root: Path) -> Path:
 
 
 def make_lists(folder: Path) -> Path:
-    """Lists as in PromptIR's `data_dir`: two of the three hazy images, one rainy, one clean."""
+    """Write lists as in PromptIR's `data_dir`: two of the three hazy images, one rainy, one clean."""
     lines = {
         "hazy/hazy_outside.txt": f"synthetic/{HAZE[2]}.png\nsynthetic/{HAZE[0]}.png\n",
         "rainy/rainTrain.txt": "rainy/rain-2.png",

@@ -1,4 +1,4 @@
-"""Captures: what is laid over an image softens it as stated, and leaves it alone where nothing is asked."""
+"""Captures: each part has its stated effect, and the neutral capture has none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_sharp_capture_changes_nothing_but_rounds_to_levels() -> None:
     assert np.allclose(recorded * 255, np.rint(recorded * 255), atol=1e-4)
 
 
-def test_the_blur_is_the_gaussians_convolution() -> None:
+def test_blur_is_a_gaussian_convolution() -> None:
     image, sigma = noise(33, 21), 1.3
     reach = int(np.ceil(3 * sigma))
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -37,16 +37,16 @@ def test_the_blur_is_the_gaussians_convolution() -> None:
     assert np.allclose(gaussian_blur(image, sigma), expected, atol=1e-5)
 
 
-def test_resizing_has_the_size_asked_and_the_kernels_values() -> None:
+def test_resizing_has_the_requested_size_and_filter() -> None:
     image = noise(40, 56)
     assert soften(image, Capture(scale=1.5)).shape == (60, 84, 3)
     assert soften(image, Capture(scale=1.5), (64, 64)).shape == (64, 64, 3)
     halved = resize(image, (20, 28), Image.Resampling.BOX)
     assert np.allclose(halved, image.reshape(20, 2, 28, 2, 3).mean((1, 3)), atol=1e-5)
-    assert soften(noise(), Capture(scale=2, kernel=Image.Resampling.LANCZOS)).max() <= 1, "overshoot is clipped"
+    assert soften(noise(), Capture(scale=2, kernel=Image.Resampling.LANCZOS)).max() <= 1, "overshoot is not clipped"
 
 
-def test_noise_and_jpeg_are_as_strong_as_stated() -> None:
+def test_noise_and_jpeg_have_their_strength() -> None:
     grey = np.full((128, 128, 3), 0.5, np.float32)
     noisy = record(grey, Capture(noise=4), np.random.default_rng(1))
     assert (noisy * 255).std() == pytest.approx(4, rel=0.05)
@@ -75,7 +75,7 @@ def test_soft_samples_are_soft_in_the_reference_too(name: str) -> None:
     for i, (degraded, clean, _) in enumerate(pairs):
         assert degraded.shape == clean.shape == (3, 64, 64) and degraded.abs().max() <= 1 and clean.abs().max() <= 1
         levels = ((degraded + 1) * 127.5).numpy()
-        assert np.allclose(levels, np.rint(levels), atol=1e-3), "a degraded image lies on uint8 levels"
+        assert np.allclose(levels, np.rint(levels), atol=1e-3), "the degraded image is not on uint8 levels"
         again = soft[i]
         assert np.array_equal(again[0], degraded) and np.array_equal(again[1], clean)
 

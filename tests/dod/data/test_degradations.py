@@ -1,3 +1,5 @@
+"""Degradations: determinism, ranges, and agreement with the physical models they implement."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +9,6 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
 from dod.data.degradations import DEGRADATIONS, degrade, depth_map, rng_for
-from dod.data.kernels import convolve, defocus_kernel, motion_kernel, random_kernel, streaks
 from dod.errors import DataError
 
 Array = NDArray[np.float32]
@@ -33,14 +34,14 @@ def test_deterministic_per_seed(coffee: Array, name: str) -> None:
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
 @pytest.mark.parametrize("shape", [(256, 320), (33, 17), (1, 5), (1, 1)])
-def test_kind_range_and_uint8_steps(coffee: Array, name: str, shape: tuple[int, int]) -> None:
+def test_dtype_range_and_uint8_levels(coffee: Array, name: str, shape: tuple[int, int]) -> None:
     image = coffee[: shape[0], : shape[1]].copy()
     before = image.copy()
     degraded, _ = degrade(image, name, np.random.default_rng(3))
     assert degraded.dtype == np.float32 and degraded.shape == image.shape
     assert degraded.min() >= 0 and degraded.max() <= 1
     assert np.array_equal(degraded, np.rint(degraded * 255).astype(np.uint8) / np.float32(255))
-    assert np.array_equal(image, before), "the clean image was written to"
+    assert np.array_equal(image, before), "the clean image was modified"
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
@@ -63,11 +64,11 @@ def test_a_fixed_parameter_leaves_the_others_as_drawn(coffee: Array) -> None:
     [("haze", 7, 25), ("rain", 18, 36), ("noise", 12, 49), ("blur", 18, 45), ("low-light", 4, 15)],
 )
 def test_psnr_band(coffee: Array, name: str, low: float, high: float) -> None:
-    figures = [
+    values = [
         peak_signal_noise_ratio(coffee, degrade(coffee, name, rng_for("coffee", name, seed))[0], data_range=1)
         for seed in range(12)
     ]
-    assert low < min(figures) and max(figures) < high
+    assert low < min(values) and max(values) < high
 
 
 @pytest.mark.parametrize("sigma", [15.0, 25.0, 50.0])
@@ -95,7 +96,9 @@ def test_depth_of_a_crop_is_a_window_of_a_scene() -> None:
     assert all(depth.min() >= 0.1 - 1e-6 and depth.max() <= 1 + 1e-6 for depth in whole + crops)
     assert np.mean([np.ptp(depth) for depth in whole]) > 0.8
     assert np.mean([np.ptp(depth) for depth in crops]) < 0.4
-    assert np.mean([depth[:100].mean() - depth[-100:].mean() for depth in whole]) > 0.3, "the top is not far"
+    assert np.mean([depth[:100].mean() - depth[-100:].mean() for depth in whole]) > 0.3, (
+        "the top is not the farthest part"
+    )
 
 
 def test_low_light_noise_follows_the_signal() -> None:
@@ -106,53 +109,9 @@ def test_low_light_noise_follows_the_signal() -> None:
     assert dark.std() == pytest.approx(np.sqrt(0.0015 * 0.2 + 0.005**2 + 1 / 12 / 255**2), rel=0.03)
 
 
-def test_rain_falls_along_its_angle() -> None:
-    field = streaks((256, 256), np.random.default_rng(0), angle=0.0, length=40.0, width=1.0, density=2.0)
-    along, across = np.abs(np.diff(field, axis=0)).mean(), np.abs(np.diff(field, axis=1)).mean()
-    assert across > 4 * along
-    assert field.min() >= 0 and 0.5 < field.max() <= 1
-    assert 0.02 < (field > 0.1).mean() < 0.4
-
-
 def test_rain_only_adds_light(coffee: Array) -> None:
     rainy, _ = degrade(coffee, "rain", np.random.default_rng(0), veil=0.0)
     assert (rainy >= coffee - 0.51 / 255).all()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_kernels_sum_to_one_around_their_centre(seed: int) -> None:
-    kernel = random_kernel(np.random.default_rng(seed))
-    offsets = np.arange(kernel.shape[0]) - kernel.shape[0] // 2
-    assert kernel.shape[0] % 2 == 1 and kernel.shape[0] == kernel.shape[1]
-    assert kernel.min() >= 0
-    assert kernel.sum() == pytest.approx(1, abs=1e-6)
-    assert kernel.sum(axis=0) @ offsets == pytest.approx(0, abs=1e-4)
-    assert kernel.sum(axis=1) @ offsets == pytest.approx(0, abs=1e-4)
-
-
-def test_motion_kernel_has_its_length_and_direction() -> None:
-    horizontal = motion_kernel(9, 0)
-    assert horizontal.shape == (9, 9)
-    assert horizontal[4].sum() == pytest.approx(1)
-    assert np.allclose(motion_kernel(9, 90), horizontal.T, atol=1e-6)
-    assert np.allclose(np.flipud(motion_kernel(9, 30)), motion_kernel(9, -30), atol=1e-6)
-
-
-def test_defocus_disc_has_its_area() -> None:
-    disc = defocus_kernel(4.0)
-    assert 1 / disc.max() == pytest.approx(np.pi * 16, rel=0.03)
-
-
-def test_convolution_against_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    image = rng.random((7, 9, 3), dtype=np.float32)
-    kernel = rng.random((5, 5), dtype=np.float32)
-    padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
-    expected = np.zeros_like(image)
-    for y in range(7):
-        for x in range(9):
-            expected[y, x] = np.einsum("ijc,ij->c", padded[y : y + 5, x : x + 5], kernel[::-1, ::-1])
-    assert np.allclose(convolve(image, kernel), expected, atol=1e-5)
 
 
 def test_generators_are_independent_of_each_other() -> None:
@@ -169,10 +128,10 @@ def test_generators_are_independent_of_each_other() -> None:
 @pytest.mark.parametrize(
     ("name", "fixed", "message"),
     [
-        ("fog", {}, "unknown degradation 'fog': it is one of haze, rain, noise, blur, low-light"),
-        ("noise", {"sigmas": 3.0}, "noise has no parameter 'sigmas': it has sigma"),
-        ("blur", {"kernel": np.ones((4, 4), np.float32)}, r"square with an odd side, not \[4, 4\]"),
-        ("haze", {"depth": np.ones((4, 4), np.float32)}, r"depth must be \[H, W\] = \[8, 8\]"),
+        ("fog", {}, "'fog'.* haze, rain, noise, blur, low-light"),
+        ("noise", {"sigmas": 3.0}, "noise.* 'sigmas'.* sigma"),
+        ("blur", {"kernel": np.ones((4, 4), np.float32)}, r"odd side.* \[4, 4\]"),
+        ("haze", {"depth": np.ones((4, 4), np.float32)}, r"\[8, 8\].* \[4, 4\]"),
     ],
 )
 def test_bad_request(name: str, fixed: dict[str, object], message: str) -> None:
@@ -183,11 +142,11 @@ def test_bad_request(name: str, fixed: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((8, 8, 3), np.uint8), r"float32 image \[H, W, 3\], got uint8 \[8, 8, 3\]"),
-        (np.zeros((8, 8), np.float32), r"got float32 \[8, 8\]"),
-        (np.zeros((0, 8, 3), np.float32), r"got float32 \[0, 8, 3\]"),
-        (np.full((8, 8, 3), 255, np.float32), "values between 0 and 1, got 255 to 255"),
-        (np.full((8, 8, 3), np.nan, np.float32), "values between 0 and 1, got nan to nan"),
+        (np.zeros((8, 8, 3), np.uint8), r"float32.* uint8 \[8, 8, 3\]"),
+        (np.zeros((8, 8), np.float32), r"float32 \[8, 8\]"),
+        (np.zeros((0, 8, 3), np.float32), r"float32 \[0, 8, 3\]"),
+        (np.full((8, 8, 3), 255, np.float32), "0 and 1.* 255"),
+        (np.full((8, 8, 3), np.nan, np.float32), "0 and 1.* nan"),
     ],
 )
 def test_bad_image(image: Array, message: str) -> None:

@@ -1,3 +1,5 @@
+"""Training crops of image pairs: content, frequency and determinism of the samples, and damaged data sets."""
+
 from __future__ import annotations
 
 import pickle
@@ -32,14 +34,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def pixels(sample: torch.Tensor) -> np.ndarray:
-    """Back to uint8 [H, W, 3], checking that it is on steps of a uint8."""
+    """Convert a tensor to uint8 [H, W, 3] and check that its values are uint8 levels."""
     values = (sample.permute(1, 2, 0).numpy() + 1) * 127.5
     assert np.abs(values - np.rint(values)).max() < 1e-3
     return np.rint(values).astype(np.uint8)
 
 
 def found_in(crop: np.ndarray, whole: np.ndarray) -> bool:
-    """Whether one of the eight ways to turn or mirror `crop` is a window of `whole`, by brute force."""
+    """Return True if `crop`, in one of its eight orientations, is a window of `whole`."""
     size = crop.shape[0]
     windows = np.lib.stride_tricks.sliding_window_view(whole, (size, size), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
     ways = [np.rot90(side, k) for side in (crop, crop[:, ::-1]) for k in range(4)]
@@ -58,14 +60,14 @@ def test_samples(whole: Path) -> None:
             assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32 and tensor.is_contiguous()
             assert tensor.min() >= -1 and tensor.max() <= 1
         assert found_in(pixels(clean), np.asarray(Image.open(pair.clean)))
-        if pair.degraded is not None:  # made as the clean image plus one: the same place, turned alike
+        if pair.degraded is not None:  # the clean image plus one, so that place and orientation can be compared
             assert np.array_equal(pixels(degraded), pixels(clean) + 1)
 
 
-def test_every_way_to_turn_occurs(whole: Path) -> None:
+def test_every_orientation_occurs(whole: Path) -> None:
     crops = PairedCrops(whole, crop=64, seed=0, degradations=("rain",))
     firsts = {tuple(crops[i][1][:, 0, 0].tolist() + crops[i][1][:, 0, 1].tolist()) for i in range(400)}
-    assert len(firsts) > 150  # 2 images, 17 places, 8 ways: 272 in all
+    assert len(firsts) > 150  # 2 images, 17 places, 8 orientations: 272 in all
 
 
 def test_degradations_are_balanced(root: Path) -> None:
@@ -84,10 +86,10 @@ def test_noise_is_of_the_three_levels_and_truncated(tmp_path: Path) -> None:
     assert {round(level) for level in levels} <= {15, 25, 49, 50} and levels[0] < 16 and levels[-1] > 48
     assert all(residual.min() >= -127 and residual.max() <= 128 for residual in residuals)
     quiet = [residual.mean() for residual in residuals if residual.std() < 30]
-    assert np.allclose(quiet, -0.5, atol=0.25)  # truncation takes half a step on the mean, rounding would take none
+    assert np.allclose(quiet, -0.5, atol=0.25)  # truncation lowers the mean by half a level, rounding would not
 
 
-def test_a_share_is_left_clean(whole: Path) -> None:
+def test_a_fraction_is_left_clean(whole: Path) -> None:
     crops = PairedCrops(whole, crop=16, seed=0, degradations=("rain", "noise"), clean_fraction=0.25)
     samples = [crops[i] for i in range(200)]
     assert all(torch.equal(degraded, clean) == (crops.names[index] == CLEAN) for degraded, clean, index in samples)
@@ -126,7 +128,7 @@ def test_lists(root: Path, tmp_path: Path) -> None:
     crops = PairedCrops(root, 16, 0, lists=lists)
     assert crops.counts == {"haze": 2, "rain": 1, "noise": 1, "blur": 2, "low-light": 2}
     (lists / "hazy/hazy_outside.txt").unlink()
-    with pytest.raises(DataError, match=r"no list file .*hazy_outside\.txt: without"):
+    with pytest.raises(DataError, match=r"hazy_outside\.txt"):
         PairedCrops(root, 16, 0, lists=lists)
     assert set(list_files(lists, ("rain", "blur"))) == {"rain"}
 
@@ -147,7 +149,7 @@ def test_unreadable_images_are_refused_or_skipped(root: Path) -> None:
     broken = [root / RAINY, root / "Train/Dehaze/original/0025.png", root / "Train/Denoise/00001.bmp"]
     for path, damage in zip(broken, (b"", b"not an image", b"BM"), strict=True):
         path.write_bytes(damage)
-    with pytest.raises(DataError, match=r"3 of 19 images cannot be read: .*--skip-broken") as caught:
+    with pytest.raises(DataError, match=r"3 of 19 .*--skip-broken") as caught:
         PairedCrops(root, 16, 0)
     assert all(str(path) in str(caught.value) for path in broken)
     crops = PairedCrops(root, 16, 0, skip_broken=True)
@@ -159,21 +161,21 @@ def test_unreadable_images_are_refused_or_skipped(root: Path) -> None:
 def test_nothing_left(root: Path) -> None:
     for path in (root / "Train/Derain/gt").iterdir():
         path.write_bytes(b"not an image")
-    with pytest.raises(DataError, match="no pair for rain is left"):
+    with pytest.raises(DataError, match="rain.* readable"):
         PairedCrops(root, 16, 0, skip_broken=True)
 
 
-def test_a_image_cut_short(root: Path) -> None:
-    """Its header is whole, so only reading it shows the damage: which shows too that images are read when drawn."""
+def test_a_truncated_image(root: Path) -> None:
+    """Its header is intact, so only decoding shows the damage. Images are thus decoded when they are drawn."""
     path = root / RAINY
     path.write_bytes(path.read_bytes()[:3000])
     strict = PairedCrops(root, 16, 0, degradations=("rain",))
     hit = next(i for i in range(100) if strict.source(i).degraded == path)
-    with pytest.raises(DataError, match=rf"cannot read the image {path}"):
+    with pytest.raises(DataError, match=str(path)):
         strict[hit]
     lenient = PairedCrops(root, 16, 0, degradations=("rain",), skip_broken=True)
     assert lenient.skipped == []
-    with pytest.warns(UserWarning, match=rf"sample {hit}: .*{path}.* another pair"):
+    with pytest.warns(UserWarning, match=rf"sample {hit}: .*{path}"):
         _, clean, _ = lenient[hit]
     assert found_in(pixels(clean), image(12))
     sound = next(i for i in range(100) if strict.source(i).degraded != path)
@@ -181,7 +183,7 @@ def test_a_image_cut_short(root: Path) -> None:
         warnings.simplefilter("error")
         assert torch.equal(lenient[sound][0], strict[sound][0])
     (other := root / "Train/Derain/gt/norain-2.png").write_bytes(other.read_bytes()[:3000])
-    with pytest.raises(DataError, match="cannot read"), pytest.warns(UserWarning):
+    with pytest.raises(DataError, match="norain-2|rain-1"), pytest.warns(UserWarning):
         lenient[hit]
 
 
@@ -196,8 +198,8 @@ def test_a_broken_clean_image_counts_once(root: Path) -> None:
     ("arguments", "message"),
     [
         ({"crop": 0}, "at least 1 px, not 0"),
-        ({"degradations": ("fog",)}, "unknown degradation 'fog': it is one of haze"),
-        ({"degradations": ()}, "no degradation to read pairs of"),
+        ({"degradations": ("fog",)}, "'fog'.* haze"),
+        ({"degradations": ()}, "no degradation"),
         ({"clean_fraction": -0.1}, "between 0 and 1, not -0.1"),
     ],
 )

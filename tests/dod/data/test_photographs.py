@@ -1,3 +1,5 @@
+"""Photographs: the list, their preparation, and packages that are missing or damaged."""
+
 from __future__ import annotations
 
 import io
@@ -14,7 +16,7 @@ from dod.data import photographs
 from dod.data.photographs import Photograph, listed_photographs, main, prepare, prepare_photographs
 from dod.errors import DataError, run_command
 
-needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not on this machine")
+needs_dpkg = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is not installed")
 
 
 def test_list_is_sound() -> None:
@@ -40,7 +42,7 @@ def test_list_is_sound() -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(DataError, match="unknown split 'test': it is one of train, held_out"):
+    with pytest.raises(DataError, match="'test'.* train, held_out"):
         listed_photographs("test")
 
 
@@ -130,7 +132,7 @@ def test_only_what_changed_is_written_again(packages: Path, tmp_path: Path, monk
     _list(monkeypatch, [_toy("astronaut", "held_out"), _toy("coffee", "held_out", ".jpg")])
     prepare_photographs(out, packages, longest=64)
     assert not train.exists() and (out / "held_out" / "astronaut.png").exists(), "an image is in both splits"
-    assert own.exists(), "an image of someone else was deleted"
+    assert own.exists(), "a file of the user was deleted"
 
 
 @needs_dpkg
@@ -145,8 +147,8 @@ def test_no_package_is_needed_when_all_is_there(packages: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("photograph", "message"),
     [
-        (_toy("absent", "train"), "the package toy of this release does not hold share/absent.png"),
-        (_toy("broken", "train", ".jpg"), "cannot read share/broken.jpg of toy"),
+        (_toy("absent", "train"), "toy.* share/absent.png"),
+        (_toy("broken", "train", ".jpg"), "share/broken.jpg of toy"),
     ],
 )
 def test_bad_package_content(
@@ -161,37 +163,34 @@ def test_bad_package_content(
 @needs_dpkg
 def test_damaged_package(packages: Path, tmp_path: Path) -> None:
     (packages / "toy_1_all.deb").write_bytes(b"!<arch>\nnonsense")
-    with pytest.raises(DataError, match=r"cannot unpack toy_1_all\.deb"):
+    with pytest.raises(DataError, match=r"toy_1_all\.deb"):
         prepare_photographs(tmp_path / "out", packages)
 
 
 def test_command_reports_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, [str(tmp_path / "out"), "--packages-from", str(tmp_path)]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: no lomiri-wallpapers-16.04_*.deb in ")
-    assert "packages.debian.org" in error
+    assert error.startswith("error: ") and "lomiri-wallpapers-16.04_*.deb" in error and "packages.debian.org" in error
 
 
-def test_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_apt_gives_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(DataError, match=r"apt-get is not on this machine.*--packages-from"):
+    with pytest.raises(DataError, match="apt-get.*--packages-from"):
         prepare_photographs(tmp_path / "out")
 
 
-def test_failed_download_gives_apts_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_gives_the_reason_of_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apt = tmp_path / "bin" / "apt-get"
     apt.parent.mkdir()
     apt.write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2\nexit 100\n")
     apt.chmod(0o755)
     monkeypatch.setenv("PATH", f"{apt.parent}:/usr/bin:/bin")
-    with pytest.raises(
-        DataError, match=r"cannot download .*: E: Unable to locate package\. Run `apt-get update` first"
-    ):
+    with pytest.raises(DataError, match="E: Unable to locate package.*apt-get update"):
         prepare_photographs(tmp_path / "out")
 
 
 def test_longest_must_be_positive(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="at least 1 px, not 0"):
+    with pytest.raises(DataError, match="at least 1 px.* 0"):
         prepare_photographs(tmp_path, longest=0)
 
 
@@ -203,5 +202,5 @@ def test_the_largest_image_of_a_theme_is_taken(packages: Path, tmp_path: Path, m
         assert image.size == data.rocket().shape[1::-1]
         assert np.abs(np.asarray(image, np.float32) - data.rocket()).mean() < 4
     _list(monkeypatch, [_toy("empty", "train", ".edj")])
-    with pytest.raises(DataError, match=r"cannot read share/empty.edj of toy: no JPEG image in it"):
+    with pytest.raises(DataError, match="share/empty.edj of toy.*JPEG"):
         prepare_photographs(tmp_path / "out", packages)

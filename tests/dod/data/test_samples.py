@@ -1,3 +1,5 @@
+"""Sample images: licences, shipped files, and the command that writes them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -56,5 +58,5 @@ def test_command_writes_all_and_repeats_itself(tmp_path: Path, capsys: pytest.Ca
 def test_missing_photograph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(main, [str(tmp_path / "out"), "--photographs", str(tmp_path / "nowhere")]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: no photograph") and "dod.data.photographs" in error and "\n" not in error
-    assert not (tmp_path / "out").exists(), "a failed command left something behind"
+    assert error.startswith("error: ") and "dod-train photographs" in error and "\n" not in error
+    assert not (tmp_path / "out").exists(), "a failed command left files behind"

@@ -1,3 +1,5 @@
+"""Data set trees: which images are paired, and what an incomplete tree or list reports."""
+
 from __future__ import annotations
 
 import os
@@ -55,10 +57,10 @@ def test_rain_is_paired_by_number(root: Path) -> None:
     assert sorted(names) == [(f"rain-{n}.png", f"norain-{n}.png") for n in (1, 10, 100, 2)]
 
 
-@pytest.mark.parametrize("task", ["blur", "low-light"])
-def test_equal_names(root: Path, task: str) -> None:
-    pairs = find_pairs(root, task)
-    degraded, clean = PAIRS[task]
+@pytest.mark.parametrize("degradation", ["blur", "low-light"])
+def test_equal_names(root: Path, degradation: str) -> None:
+    pairs = find_pairs(root, degradation)
+    degraded, clean = PAIRS[degradation]
     assert len(pairs) == 2
     for pair in pairs:
         assert pair.degraded == root / degraded / pair.clean.name and pair.clean.parent == root / clean
@@ -77,7 +79,7 @@ def test_a_linked_folder(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "degraded", "clean"),
+    ("degradation", "degraded", "clean"),
     [
         ("haze", "test/dehaze/input/0001_0.8_0.2.jpg", "test/dehaze/target/0001.png"),
         ("rain", "test/derain/Rain100L/input/1.png", "test/derain/Rain100L/target/1.png"),
@@ -91,30 +93,32 @@ def test_a_linked_folder(root: Path) -> None:
         ("low-light", "test/enhance/lol/input/22.png", "test/enhance/lol/target/22.png"),
     ],
 )
-def test_test_trees(tmp_path: Path, task: str, degraded: str | None, clean: str) -> None:
+def test_test_trees(tmp_path: Path, degradation: str, degraded: str | None, clean: str) -> None:
     for name in filter(None, (degraded, clean)):
         save(tmp_path / name, image(0))
-    expected = Pair(task, degraded and tmp_path / degraded, tmp_path / clean)  # type: ignore[arg-type]
-    assert find_pairs(tmp_path, task, "test") == [expected]
+    expected = Pair(degradation, degraded and tmp_path / degraded, tmp_path / clean)  # type: ignore[arg-type]
+    assert find_pairs(tmp_path, degradation, "test") == [expected]
 
 
 def test_lists_choose_and_order(root: Path, lists: Path) -> None:
     train = root / "Train"
-    haze, rain, noise = (find_pairs(root, task, list_file=lists / LISTS[task]) for task in ("haze", "rain", "noise"))
+    haze, rain, noise = (
+        find_pairs(root, degradation, list_file=lists / LISTS[degradation]) for degradation in ("haze", "rain", "noise")
+    )
     assert [pair.degraded for pair in haze] == [train / f"Dehaze/synthetic/{HAZE[i]}.png" for i in (2, 0)]
     assert [pair.clean.name for pair in haze] == ["3068.png", "0025.png"]
     assert rain == [Pair("rain", train / "Derain/rainy/rain-2.png", train / "Derain/gt/norain-2.png")]
     assert noise == [Pair("noise", None, train / "Denoise/a8143.png")]
 
 
-def test_a_list_leaves_the_rest_of_the_tree_alone(root: Path, lists: Path) -> None:
+def test_files_outside_a_list_are_not_checked(root: Path, lists: Path) -> None:
     (root / "Train/Derain/gt/norain-1.png").unlink()
     save(root / "Train/Derain/gt/norain-9.png", image(0))
     assert len(find_pairs(root, "rain", list_file=lists / LISTS["rain"])) == 1
 
 
 @pytest.mark.parametrize(
-    ("task", "text", "message"),
+    ("degradation", "text", "message"),
     [
         (
             "rain",
@@ -123,40 +127,40 @@ def test_a_list_leaves_the_rest_of_the_tree_alone(root: Path, lists: Path) -> No
         ),
         ("rain", "rain-1.png", r"1 images outside .*rainy: line 1: .*rain-1\.png"),
         ("noise", "".join(f"{i}.bmp\n" for i in range(9)), r"names 9 files .*line 5: 4\.bmp and 4 more"),
-        ("haze", "\n \n", r"names no image: .* relative to .*Dehaze"),
+        ("haze", "\n \n", r"haze.txt.*Dehaze"),
     ],
 )
-def test_bad_lists(root: Path, tmp_path: Path, task: str, text: str, message: str) -> None:
-    path = tmp_path / f"{task}.txt"
+def test_bad_lists(root: Path, tmp_path: Path, degradation: str, text: str, message: str) -> None:
+    path = tmp_path / f"{degradation}.txt"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        find_pairs(root, task, list_file=path)
+        find_pairs(root, degradation, list_file=path)
 
 
 def test_a_list_that_is_no_text(root: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00\xd8")
     for name in ("list.txt", "missing.txt"):
-        with pytest.raises(DataError, match=f"cannot read the list file .*{name}"):
+        with pytest.raises(DataError, match=name):
             find_pairs(root, "rain", list_file=tmp_path / name)
 
 
-@pytest.mark.parametrize("task", DEGRADATIONS)
-def test_missing_folders_name_the_tree(root: Path, task: str) -> None:
-    degraded, clean = PAIRS[task]
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_missing_folders_name_the_tree(root: Path, degradation: str) -> None:
+    degraded, clean = PAIRS[degradation]
     for folder in filter(None, (degraded, clean)):
         shutil.rmtree(root / folder)
-        with pytest.raises(DataError, match=f"no folder {root / folder}: .* for {task} .*{degraded}.*{clean}"):
-            find_pairs(root, task)
+        with pytest.raises(DataError, match=f"{root / folder}: .* {degradation} .*{degraded}.*{clean}"):
+            find_pairs(root, degradation)
         make_tree(root)
 
 
-@pytest.mark.parametrize("task", DEGRADATIONS)
-def test_empty_folders(root: Path, task: str) -> None:
-    for folder in filter(None, PAIRS[task]):
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_empty_folders(root: Path, degradation: str) -> None:
+    for folder in filter(None, PAIRS[degradation]):
         shutil.rmtree(root / folder)
         (root / folder).mkdir()
-        with pytest.raises(DataError, match=f"no images in {root / folder}: none ends in .bmp"):
-            find_pairs(root, task)
+        with pytest.raises(DataError, match=f"{root / folder}.* .bmp"):
+            find_pairs(root, degradation)
         make_tree(root)
 
 
@@ -167,11 +171,9 @@ def test_unpaired_images_are_counted_and_named(root: Path) -> None:
     save(rain / "gt/norain-77.png", image(0))
     with pytest.raises(DataError) as caught:
         find_pairs(root, "rain")
-    assert str(caught.value) == (
-        f"unpaired images: 7 of 9 in {rain / 'rainy'} have no clean version in {rain / 'gt'}: "
-        "rain-3.png, rain-4.png, rain-5.png, rain-6.png, rain-7.png and 2 more; "
-        f"1 of 3 in {rain / 'gt'} have no rain version in {rain / 'rainy'}: norain-77.png. Complete or remove them"
-    )
+    message = str(caught.value)
+    assert f"7 of 9 in {rain / 'rainy'}" in message and "rain-6.png, rain-7.png and 2 more" in message
+    assert f"1 of 3 in {rain / 'gt'}" in message and "norain-77.png" in message
 
 
 def test_hazy_images_without_a_clean_one(root: Path) -> None:
@@ -182,12 +184,12 @@ def test_hazy_images_without_a_clean_one(root: Path) -> None:
 
 def test_two_clean_images_of_one_name(root: Path) -> None:
     save(root / "Train/Dehaze/original/0025.jpg", image(0))
-    with pytest.raises(DataError, match=r"0025\.jpg and .*0025\.png are both the clean version"):
+    with pytest.raises(DataError, match=r"0025\.jpg and .*0025\.png .*"):
         find_pairs(root, "haze")
 
 
-def test_unknown_task_and_split(root: Path) -> None:
-    with pytest.raises(DataError, match="unknown task 'fog': it is one of haze, rain"):
+def test_unknown_degradation_and_split(root: Path) -> None:
+    with pytest.raises(DataError, match="'fog'.* haze, rain"):
         find_pairs(root, "fog")
-    with pytest.raises(DataError, match="unknown split 'validation': it is one of train, test"):
+    with pytest.raises(DataError, match="'validation'.* train, test"):
         find_pairs(root, "rain", "validation")

@@ -1,7 +1,7 @@
-"""The metrics of pyiqa: what is said without it, how it is called, and, where it can be imported, its own figures.
+"""Metrics of pyiqa: errors without it, calls to it, and its values where it can be imported.
 
-pyiqa imports torchvision, which does not import beside a CPU build of torch, and downloads weights. So the calls are
-tested on a package of that name whose metrics can be computed by hand, and the real one where there is one.
+pyiqa imports torchvision, which cannot be imported with a CPU build of torch, and downloads weights. The calls are
+therefore tested with a package of that name whose metrics can be computed by hand, and with pyiqa if it is installed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def run(where: Path, *metrics: str, extra: Path | None = None) -> subprocess.Com
     ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*([str(extra)] if extra else []), str(ROOT)])}
     arguments = [*map(str, command), "--device", "cpu", "--metrics", *metrics]
-    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
 
 
 @pytest.fixture
@@ -102,10 +102,10 @@ def stand_in(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """Two flat images of rain and one of haze, whose first channel tells them apart."""
+    """Two flat images of rain and one of haze, each with its own brightness."""
     for name, output, truth in (("rain/a", 51, 0), ("rain/b", 102, 0), ("haze/c", 255, 204)):
-        for kind, value in (("outputs", output), ("truths", truth)):
-            path = tmp_path / kind / f"{name}.png"
+        for role, value in (("outputs", output), ("truths", truth)):
+            path = tmp_path / role / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(path)
     return tmp_path
@@ -118,8 +118,8 @@ def test_images_sets_and_settings(folders: Path, stand_in: Path) -> None:
     haze, rain = found["images"][0], found["images"][1:]
     assert haze["lpips"] == pytest.approx(0.2) and haze["clipiqa"] == pytest.approx(1) and "fid" not in haze
     assert [each["lpips"] for each in rain] == pytest.approx([0.2, 0.4])
-    assert found["tasks"]["haze"]["fid"] == pytest.approx(100 + 51)
-    assert found["tasks"]["rain"]["fid"] == pytest.approx(200 + 76.5)
+    assert found["degradations"]["haze"]["fid"] == pytest.approx(100 + 51)
+    assert found["degradations"]["rain"]["fid"] == pytest.approx(200 + 76.5)
     assert found["mean"]["fid"] == pytest.approx((151 + 276.5) / 2)
     assert found["mean"]["lpips"] == pytest.approx((0.2 + 0.3) / 2)
     lpips = found["metrics"]["lpips"]
@@ -127,36 +127,36 @@ def test_images_sets_and_settings(folders: Path, stand_in: Path) -> None:
     assert lpips["better"] == "lower" and found["metrics"]["clipiqa"]["better"] == "higher"
     assert lpips["colour"] == "RGB in 0..1, float32" and list(found["metrics"]) == ["fid", "psnr", "lpips", "clipiqa"]
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["image", "FID", "PSNR", "dB", "LPIPS", "CLIPIQA"] and lines[1].split()[1] == "-"
-    assert lines[-1].split() == ["mean", "of", "tasks", "213.75", "12.47", "0.2500", "0.6500"]
+    assert lines[0].split() == ["image", "FID", "PSNR", "dB", "LPIPS", "CLIPIQA"] and lines[2].split()[1] == "-"
+    assert lines[-1].split() == ["mean", "of", "all", "213.75", "12.47", "0.2500", "0.6500"]
 
 
 @pytest.mark.parametrize(
     ("metric", "words"),
     [
-        ("musiq", ("pyiqa 9.8 cannot make musiq: OSError: no network.", "copy /")),
-        ("niqe", ("haze/c: pyiqa's niqe failed: AssertionError: too small",)),
-        ("maniqa", ("maniqa needs more than pyiqa (ModuleNotFoundError: No module named 'timm_", "eval-iqa")),
-        ("dists", ("pyiqa 9.8 has no metric 'dists'", "eval-iqa")),
+        ("musiq", ("pyiqa 9.8", "musiq: OSError: no network.", "copy /")),
+        ("niqe", ("haze/c", "AssertionError: too small")),
+        ("maniqa", ("maniqa", "ModuleNotFoundError", "eval-iqa")),
+        ("dists", ("pyiqa 9.8", "'dists'", "eval-iqa")),
     ],
 )
-def test_what_pyiqa_cannot_do(folders: Path, stand_in: Path, metric: str, words: tuple[str, ...]) -> None:
+def test_errors_of_pyiqa(folders: Path, stand_in: Path, metric: str, words: tuple[str, ...]) -> None:
     done = run(folders, metric, extra=stand_in)
     errors = [line for line in done.stderr.splitlines() if not line.startswith(("device", "Loading", "evaluating"))]
     assert done.returncode == 2 and len(errors) == 1 and errors[0].startswith("error: "), done.stderr
     assert all(word in errors[0] for word in words) and not (folders / "f.json").exists()
 
 
-@pytest.mark.skipif(MISSING is None, reason="pyiqa is here")
+@pytest.mark.skipif(MISSING is None, reason="pyiqa is installed")
 def test_without_pyiqa(folders: Path) -> None:
     done = run(folders, "psnr", "lpips")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
-    assert done.stderr.startswith("error: lpips needs pyiqa") and "pip install -e '.[eval-iqa]'" in done.stderr
+    assert done.stderr.startswith("error: lpips") and "pip install -e '.[eval-iqa]'" in done.stderr
 
 
 @pytest.mark.skipif(MISSING is not None, reason=f"pyiqa cannot be imported: {MISSING}")
 def test_the_real_pyiqa() -> None:
-    """A metric that needs no weights gives this project's figure; all that the paper reports are known to it."""
+    """A metric without weights agrees with this project's, and pyiqa has all metrics that the paper reports."""
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     for name, metric in PERCEPTUAL.items():
@@ -167,5 +167,5 @@ def test_the_real_pyiqa() -> None:
     opened = open_metric(Metric("psnr", "PSNR", "pair", True, 2, ""))
     assert opened.of_image(output, truth) == pytest.approx(psnr(output, truth), abs=1e-3)
     assert opened.settings["library"].startswith("pyiqa 0.")
-    with pytest.raises(DataError, match=r"pyiqa.s psnr failed"):
+    with pytest.raises(DataError, match="psnr"):
         opened.of_image(output, truth[:20])

@@ -1,4 +1,4 @@
-"""The mean of two models' weights."""
+"""Average of the weights of two models."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.dod.small_training import command, contents
 def test_two_runs_of_stage_2_are_averaged(folder: Path) -> None:
     for part in ("vae", "unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0
-    assert command(stages.main, "1", folder, "--dmd-weight", "0", "--rec-weight", "0", "--latent-weight", "1") == 0
+    assert command(stages.main, "stage1", folder, "--dmd-weight", "0", "--rec-weight", "0", "--latent-weight", "1") == 0
     other, mean = folder / "other", folder / "mean"
     shutil.copytree(folder, other)
-    assert command(stages.main, "2", other, "--decoder", "trained", "--learning-rate", "1e-2") == 0
+    assert command(stages.main, "stage2", other, "--decoder", "trained", "--learning-rate", "1e-2") == 0
     before = contents(other), contents(folder / "dod"), contents(folder / "base")
-    words = [str(other), "--preset", str(folder), "--out", str(mean), "--share", "0.25"]
+    words = ["--checkpoint", str(folder), "--other", str(other), "--out", str(mean), "--share", "0.25"]
     assert run_command(average.main, words) == 0
     assert (contents(other), contents(folder / "dod"), contents(folder / "base")) == before
     one, two, found = (load_model(each).state_dict() for each in (folder, other, mean))
@@ -45,4 +45,12 @@ def test_models_without_a_common_start_are_refused() -> None:
         average.average(model, other, 0.5)
     with pytest.raises(ConfigError, match="shape"):
         average.average(model, DOD.from_preset(tiny(lora__rank=2)), 0.5)
-    assert run_command(average.main, ["mini", "--share", "1.5"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--other", "mini", "--share", "1.5"], "--share 1.5"), (["mini", "--share", "2"], "--share 2"), ([], "--other")],
+)
+def test_wrong_options_are_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(average.main, arguments) == 2
+    assert message in capsys.readouterr().err

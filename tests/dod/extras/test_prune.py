@@ -1,4 +1,4 @@
-"""Dense blocks taken from trained detail modules: what stays is fitted to what all of them added."""
+"""Removal of dense blocks: the kept ones are fitted to the sum of all."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.dod.small_model import normal, randomise, snr_db, tiny
 
 
 def pairs(conditions: tuple[str, ...] = ("noise", "haze"), seed: int = 0) -> PhotographCrops:
-    return PhotographCrops(SAMPLES, 64, seed, conditions, 0.2, windows=1)
+    return PhotographCrops(SAMPLES, 64, seed, conditions, 0.2, crop_candidates=1)
 
 
 def strengthened(model: DOD) -> DOD:
-    """With detail modules whose dense blocks add as much as passes them by."""
+    """Scale the detail modules so that dense blocks add about as much as their input, and return the model."""
     with torch.no_grad():
         for rrdb in rrdbs(model).values():
             for block in rrdb.blocks:
@@ -41,10 +41,10 @@ def whole_model(dense: int = 3) -> DOD:
 
 
 @torch.no_grad()
-def test_the_fit_finds_the_convolution_that_made_its_targets() -> None:
+def test_the_fit_finds_the_convolution_of_its_targets() -> None:
     torch.manual_seed(0)
-    made, found, fit = nn.Conv2d(5, 3, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1), prune.Fit()
-    for seed, height in enumerate((70, 33, 8)):  # more rows than are unfolded at a time, and fewer
+    made, found, fit = nn.Conv2d(5, 3, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1), prune.ConvolutionFit()
+    for seed, height in enumerate((70, 33, 8)):  # more rows than `ROWS`, and fewer
         features = normal(1, 5, height, 20, seed=seed)
         fit.add(features, made(features))
     assert fit.solve(found) < 1e-6
@@ -69,7 +69,7 @@ def test_blocks_that_add_nothing_are_not_missed() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dense", [1, 2])
-def test_what_stays_is_fitted_to_what_all_added(dense: int) -> None:
+def test_kept_blocks_are_fitted_to_the_sum_of_all(dense: int) -> None:
     whole = whole_model()
     cut, pruned = DOD.from_preset(tiny(detail__dense=dense)), DOD.from_preset(tiny(detail__dense=dense))
     copy_trained(whole, cut)
@@ -84,8 +84,8 @@ def test_what_stays_is_fitted_to_what_all_added(dense: int) -> None:
     assert snr_db(expected, details(pruned)) > snr_db(expected, details(cut)) + 6
 
 
-def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [*photographed(folder), "--crop", "64", "--samples", "6"]
+def test_the_command_keeps_the_number_that_the_preset_states(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*photographed(folder), "--crop", "64", "--num-samples", "6"]
     save_checkpoint(strengthened(randomise(load_model(folder))), folder / "dod", training=[{"stage": 2}])
     whole = load_model(folder)
 
@@ -93,13 +93,14 @@ def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.C
         assert run_command(prune.main, [*argv, *more]) == 2
         return capsys.readouterr().err
 
-    assert "has 3 dense blocks in each RRDB, and detail.dense of preset tiny keeps 3: set it to fewer" in run()
+    assert "3 dense blocks" in (text := run()) and "detail.dense = 3" in text
     change(folder, {"dense": 2})
-    with pytest.raises(CheckpointError, match=r"states dense 3, this model has 2; .* or prune it to 2: python -m dod"):
+    with pytest.raises(CheckpointError, match=r"dense is 3.* 2.*dod-train prune"):
         load_model(folder)
-    assert "--samples 0 --crop 64: at least one, of a multiple of" in run("--samples", "0")
+    assert "--num-samples 0" in run("--num-samples", "0")
+    assert "--crop 65" in run("--crop", "65")
     assert run_command(prune.main, [*argv, "--overwrite"]) == 0
-    assert "detail.0.body.0: 2 of 3 dense blocks miss" in capsys.readouterr().out
+    assert "detail.0.body.0: 2 of 3" in capsys.readouterr().out
     pruned, metadata = load_model(folder), read_metadata(folder / "dod")
     assert metadata["dense"] == 2 and [run["stage"] for run in metadata["training"]] == [2, "prune"]
     assert set(metadata["training"][-1]["missed"]) == set(rrdbs(pruned))
@@ -107,7 +108,7 @@ def test_the_command_prunes_what_the_preset_keeps(folder: Path, capsys: pytest.C
     with torch.no_grad():
         assert snr_db(whole(image), pruned(image)) > 20
     change(folder, {"enabled": False})
-    assert "has no checkpoint with detail modules: there is nothing to prune" in run()
+    assert "detail.enabled" in run()
     change(folder, {"enabled": True, "dense": 0})
-    with pytest.raises(ConfigError, match="dense: 0 is not at least 1"):
+    with pytest.raises(ConfigError, match=r"detail\.dense: .*>= 1.*0"):
         load_model(folder)

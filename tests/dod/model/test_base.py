@@ -1,3 +1,5 @@
+"""Frozen base: loading, identity, and errors that name the part."""
+
 from __future__ import annotations
 
 import hashlib
@@ -12,21 +14,22 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dod.config import BaseConfig, Preset, load_preset
 from dod.errors import CheckpointError
-from dod.model.base import identity, load_base, load_prompt, new_ddpm, new_unet, new_vae
+from dod.model.base import identity, load_base, load_prompt
+from dod.model.networks import new_ddpm, new_unet, new_vae
 from tests.dod.small_model import SMALLER, normal
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def preset_of(folder: Path, **changes: Any) -> Preset:
-    """A small preset in `folder`, whose base and DDPM are the folders of these names beside it."""
+    """Return a small preset whose base and DDPM are in subfolders of its folder."""
     overrides = {**SMALLER, "base.source": "base", "ddpm.source": "ddpm"}
     return load_preset(folder, {**overrides, **{key.replace("__", "."): value for key, value in changes.items()}})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A preset with base and DDPM as `save_pretrained` writes them, of values that half precision holds exactly."""
+    """A preset with base and DDPM as `save_pretrained` writes them. fp16 represents their values exactly."""
     shutil.copy(load_preset("tiny").folder / "preset.yaml", tmp_path)
     preset = preset_of(tmp_path)
     torch.manual_seed(0)
@@ -59,7 +62,7 @@ def test_a_local_diffusers_folder_loads(folder: Path) -> None:
     assert torch.equal(parts.prompt, normal(1, 4, 16).half().float())
 
 
-def test_identity_is_of_values_not_of_their_storage(folder: Path) -> None:
+def test_identity_does_not_depend_on_storage(folder: Path) -> None:
     parts = load_base(preset_of(folder))
     models = {"vae": parts.vae, "unet": parts.unet, "ddpm": parts.h_space}
     assert identity(models, parts.prompt) == parts.sha256
@@ -95,7 +98,7 @@ def test_one_value_changes_the_identity(folder: Path, part: str) -> None:
     assert load_base(preset_of(folder)).sha256 != before
 
 
-def test_only_the_ddpms_encoder_counts(folder: Path) -> None:
+def test_identity_ignores_the_decoder_of_the_ddpm(folder: Path) -> None:
     before = load_base(preset_of(folder)).sha256
     stored = load_file(folder / "ddpm" / WEIGHTS)
     stored["conv_out.bias"] += 1
@@ -104,24 +107,24 @@ def test_only_the_ddpms_encoder_counts(folder: Path) -> None:
 
 
 def test_v_prediction_is_refused_by_name(folder: Path) -> None:
-    with pytest.warns(UserWarning, match=r"base has no scheduler folder: its UNet is taken to predict epsilon"):
+    with pytest.warns(UserWarning, match=r"no scheduler folder.*epsilon"):
         load_base(preset_of(folder))
     write_scheduler(folder, '{"prediction_type": "epsilon"}')
     load_base(preset_of(folder))
     write_scheduler(folder, '{"prediction_type": "v_prediction"}')
-    with pytest.raises(CheckpointError, match=r"base with v_prediction is not supported.*needs epsilon"):
+    with pytest.raises(CheckpointError, match=r"v_prediction.*epsilon"):
         load_base(preset_of(folder))
     write_scheduler(folder, "{")
-    with pytest.raises(CheckpointError, match=r"scheduler: no scheduler configuration there"):
+    with pytest.raises(CheckpointError, match=r"base/scheduler: no scheduler"):
         load_base(preset_of(folder))
 
 
 def test_missing_folders_are_named_without_asking_a_hub(folder: Path) -> None:
     for key, source in (("base__source", "none"), ("base__source", "/no/such"), ("ddpm__source", "./none")):
-        with pytest.raises(CheckpointError, match=rf"no weights at {source}: not beside preset tiny .*not a hub id"):
+        with pytest.raises(CheckpointError, match=rf"at {source}: .*preset tiny .*hub id"):
             load_base(preset_of(folder, **{key: source}))
     (folder / "base" / "vae" / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"base/vae: no AutoencoderKL in diffusers layout there"):
+    with pytest.raises(CheckpointError, match=r"base/vae: no AutoencoderKL"):
         load_base(preset_of(folder))
 
 
@@ -130,7 +133,7 @@ def test_a_pickle_is_never_read(folder: Path, part: str) -> None:
     stored = load_file(folder / part / WEIGHTS)
     (folder / part / WEIGHTS).unlink()
     torch.save(stored, folder / part / "diffusion_pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=rf"{part}: no .*no file named {WEIGHTS}"):
+    with pytest.raises(CheckpointError, match=rf"{part}: no .*{WEIGHTS}"):
         load_base(preset_of(folder))
 
 
@@ -140,7 +143,7 @@ def test_an_incomplete_or_truncated_part_is_an_error(folder: Path, part: str) ->
     stored = load_file(file)
     del stored["conv_out.bias" if "conv_out.bias" in stored else "encoder.conv_out.bias"]
     save_file(stored, file)
-    message = rf"{part}: not .* layout of \w+: 1 weights are missing, first .*conv_out.bias"
+    message = rf"{part}: .*1 weights are missing, first .*conv_out.bias"
     with pytest.raises(CheckpointError, match=message):
         load_base(preset_of(folder))
     file.write_bytes(file.read_bytes()[:5000])
@@ -149,16 +152,16 @@ def test_an_incomplete_or_truncated_part_is_an_error(folder: Path, part: str) ->
 
 
 def test_a_base_of_another_structure_than_the_preset_states(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"base/vae: block_out_channels are \(8, 8\).* states \(8, 16\)"):
+    with pytest.raises(CheckpointError, match=r"base/vae: block_out_channels .*\(8, 8\).*\(8, 16\)"):
         load_base(preset_of(folder, base__vae__block_out_channels=[8, 16]))
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"text": torch.ones(1, 4, 16)}, "has no tensor named prompt"),
-        ({"prompt": torch.ones(1, 4, 24)}, r"prompt embedding is \[1, 4, 24\], its UNet expects \[1, tokens, 16\]"),
-        ({"prompt": torch.ones(4, 16)}, r"prompt embedding is \[4, 16\]"),
+        ({"text": torch.ones(1, 4, 16)}, "no tensor named prompt"),
+        ({"prompt": torch.ones(1, 4, 24)}, r"\[1, 4, 24\].*\[1, tokens, 16\]"),
+        ({"prompt": torch.ones(4, 16)}, r"prompt embedding .*\[4, 16\]"),
     ],
 )
 def test_a_prompt_that_does_not_fit(folder: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
@@ -167,7 +170,7 @@ def test_a_prompt_that_does_not_fit(folder: Path, tensors: dict[str, torch.Tenso
         load_base(preset_of(folder))
 
 
-def test_prompt_of_the_bases_own_text_encoder(tmp_path: Path) -> None:
+def test_the_text_encoder_of_a_base_encodes_the_prompt(tmp_path: Path) -> None:
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "b</w>": 3, "a": 4, "b": 5}
     tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=6)
     torch.manual_seed(0)
@@ -191,5 +194,5 @@ def test_prompt_of_the_bases_own_text_encoder(tmp_path: Path) -> None:
         expected = encoder(torch.tensor([ids])).last_hidden_state
     assert found.shape == (1, 6, 16) and torch.equal(found, expected)
     assert not torch.equal(found, load_prompt(str(tmp_path), BaseConfig(prompt="a", prompt_tokens=6)))
-    with pytest.raises(CheckpointError, match=r"neither prompt.safetensors nor a text encoder was found"):
+    with pytest.raises(CheckpointError, match=r"prompt\.safetensors.*text encoder"):
         load_prompt(str(tmp_path / "text_encoder"), BaseConfig())

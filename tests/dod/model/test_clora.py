@@ -1,3 +1,5 @@
+"""Conditional LoRA and its merges, compared with equations (3) and (4) in float64."""
+
 from __future__ import annotations
 
 import copy
@@ -14,8 +16,9 @@ from torch import Tensor, nn
 
 from dod.config import UNET_TARGETS
 from dod.model import clora
-from dod.model.base import load_base, new_unet
+from dod.model.base import load_base
 from dod.model.dod import DOD, Encoder, OneStepUNet
+from dod.model.networks import new_unet
 from tests.dod.small_model import image, normal, snr_db
 
 Array = NDArray[np.float64]
@@ -35,7 +38,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 def adapted(
     layer: nn.Module, rank: int = 4, alpha: float = 8.0
 ) -> tuple[nn.Module, clora.CLoRALinear | clora.CLoRAConv2d]:
-    """(a model of two such layers, the second one), conditional, with random A and B; alpha / rank is not 1."""
+    """Return a model of two such layers with conditional LoRA, random A and B and scale 2, and the second layer."""
     model = nn.ModuleDict({"first": copy.deepcopy(layer), "second": layer})
     clora.inject(model, ["first", "second"], rank, alpha, conditional=True)
     assert clora.number_layers([model]) == 2
@@ -47,7 +50,7 @@ def adapted(
 
 
 def example(layer: nn.Module) -> Tensor:
-    """x for a layer, of a size at which a stride of 2 does not divide the sides."""
+    """Return an input of a layer. A stride of 2 does not divide its sides."""
     return normal(2, 7, 12, seed=5) if isinstance(layer, nn.Linear) else normal(2, 12, 9, 7, seed=5)
 
 
@@ -56,7 +59,7 @@ def float64(tensor: Tensor | None) -> Array:
 
 
 def apply(layer: nn.Module, x: Array, weight: Array, bias: Array) -> Array:
-    """The layer's linear map, written out. Convolutions by windows of the zero-padded input."""
+    """Apply the linear map of a layer, convolutions as sums over windows of the zero-padded input."""
     if isinstance(layer, nn.Linear):
         return x @ weight.T + bias
     assert isinstance(layer, nn.Conv2d) and isinstance(layer.padding, tuple)
@@ -67,7 +70,7 @@ def apply(layer: nn.Module, x: Array, weight: Array, bias: Array) -> Array:
 
 
 def branch_form(layer: nn.Module, lora: LoraLayer, x: Tensor, gamma: Array, beta: Array) -> Array:
-    """Equations (3) and (4) as they stand, in float64: W0 x + s B(gamma * A x + beta). gamma, beta: [B, r]."""
+    """Compute equations (3) and (4) in float64: W0 x + s B (gamma * A x + beta). gamma, beta: [B, r]."""
     a, b = (float64(factor) for factor in clora.factors(lora))
     low = apply(layer, float64(x), a, np.zeros(1))
     shape = (gamma.shape[0], 1, -1) if isinstance(layer, nn.Linear) else (gamma.shape[0], -1, 1, 1)
@@ -107,7 +110,7 @@ def test_merged_layer_is_the_branch_form(kind: str) -> None:
         assert snr_db(expected[..., [0, -1]], found[..., [0, -1]]) >= 100, "borders"
 
 
-def test_merge_returns_float32_of_half_factors() -> None:
+def test_merge_of_fp16_factors_returns_float32() -> None:
     weight, a, b = normal(6, 5).half(), normal(3, 5, seed=1).half(), normal(6, 3, seed=2).half()
     gamma, beta = normal(3, seed=3).half(), normal(3, seed=4).half()
     merged, bias = clora.merge(weight, None, a, b, 0.5, gamma, beta)
@@ -119,7 +122,7 @@ def test_merge_returns_float32_of_half_factors() -> None:
 
 @pytest.fixture(scope="module")
 def at_prototype(model: DOD) -> tuple[Tensor, Tensor, Tensor]:
-    """(latent, modulation [N, 2, r] of a mean condition, the dynamic UNet's output)."""
+    """A latent, the modulation [N, 2, r] of a mean condition, and the output of the dynamic UNet."""
     with torch.no_grad():
         conditions = torch.cat([model.modulation(image(seed=i))[0] for i in range(3)])
         modulation = model.mfm.network(conditions.mean(0, keepdim=True))
@@ -127,7 +130,9 @@ def at_prototype(model: DOD) -> tuple[Tensor, Tensor, Tensor]:
         return latent, modulation[0], model.unet(latent, modulation)
 
 
-def test_merged_unet_in_plain_diffusers(model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_merged_weights_load_into_a_plain_diffusers_unet(
+    model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]
+) -> None:
     latent, modulation, dynamic = at_prototype
     plain = new_unet(model.preset.base.unet).eval()
     for name, _ in clora.adapted_layers(model.unet.unet):
@@ -144,18 +149,18 @@ def test_merged_unet_in_plain_diffusers(model: DOD, at_prototype: tuple[Tensor, 
     assert snr_db(dynamic, neutral) < 40, "the branches must matter, or this test shows nothing"
 
 
-def test_merging_leaves_the_model_as_it_was(model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_merging_does_not_change_the_model(model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor]) -> None:
     latent, modulation, dynamic = at_prototype
     first = clora.merged_copy(model.unet.unet, modulation).state_dict()
     clora.merged_copy(model.unet.unet, modulation * 2)
     again = clora.merged_copy(model.unet.unet, modulation).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     with torch.no_grad():
-        assert torch.equal(model.unet(latent, modulation[None]), dynamic)
+        assert snr_db(dynamic, model.unet(latent, modulation[None])) >= 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_merging_in_passing_is_the_merged_copy_to_the_bit(
+def test_merging_in_each_call_equals_the_merged_copy(
     model: DOD, at_prototype: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype
 ) -> None:
     latent, modulation, dynamic = at_prototype
@@ -167,14 +172,14 @@ def test_merging_in_passing_is_the_merged_copy_to_the_bit(
         expected = clora.merged_copy(unet, modulation)(latent)
         with clora.merging(unet, modulation):
             found = unet(latent)
-        assert torch.equal(found, expected) and len(seen) == 2, "its hooks stay, in the copy as here"
-        assert torch.equal(clora.merged_copy(unet, modulation)(latent), expected), "and it is undone"
         again = unet(latent, modulation[None])
-    assert snr_db(dynamic, again) >= (200 if dtype == torch.float32 else 30)
-    with torch.no_grad(), pytest.raises(ValueError, match="needs a modulation"), clora.merging(unet):
+    assert snr_db(expected, found) >= (100 if dtype == torch.float32 else 50)
+    assert len(seen) == 3, "hooks run in the copy, in the merged and in the dynamic model"
+    assert snr_db(dynamic, again) >= (100 if dtype == torch.float32 else 30), "merging does not change the model"
+    with torch.no_grad(), pytest.raises(ValueError, match="modulation"), clora.merging(unet):
         unet(latent)
     with torch.no_grad(), clora.merging(encoder := copy.deepcopy(model.encoder)):
-        assert torch.equal(encoder(image())[0], clora.merged_copy(model.encoder)(image())[0]), "plain LoRA too"
+        assert snr_db(clora.merged_copy(model.encoder)(image())[0], encoder(image())[0]) >= 100, "plain LoRA"
 
 
 def test_plain_lora_of_the_encoder_merges(model: DOD) -> None:
@@ -186,18 +191,18 @@ def test_plain_lora_of_the_encoder_merges(model: DOD) -> None:
     assert all(snr_db(a, b) >= 80 for a, b in zip(skips, merged_skips, strict=True))
 
 
-def test_the_base_is_found_again_under_trained_lora(model: DOD) -> None:
+def test_base_copy_is_the_model_before_injection(model: DOD) -> None:
     base = Encoder(load_base(model.preset).vae)
     with torch.no_grad():
         wanted, found = base(image())[0], clora.base_copy(model.encoder)(image())[0]
-        assert torch.equal(wanted, found) and not torch.allclose(model.encoder(image())[0], wanted)
+        assert snr_db(wanted, found) >= 100 and snr_db(wanted, model.encoder(image())[0]) < 60
 
 
 def test_merging_a_conditional_layer_needs_a_condition(model: DOD) -> None:
-    with pytest.raises(ValueError, match=r"layer down_blocks.*needs a modulation"):
+    with pytest.raises(ValueError, match=r"down_blocks.*modulation"):
         clora.merged_copy(model.unet.unet)
     _, layer = next(clora.conditional_layers(model.unet.unet))
-    with pytest.raises(RuntimeError, match="for a given condition only"):
+    with pytest.raises(RuntimeError, match="merged_copy"):
         layer.merge()
 
 
@@ -216,7 +221,7 @@ def test_indices_follow_the_order_of_the_plain_modules(model: DOD) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 57, -1])
-def test_a_row_of_the_modulation_is_for_the_layer_of_that_index(model: DOD, index: int) -> None:
+def test_a_row_of_the_modulation_affects_the_layer_of_that_index(model: DOD, index: int) -> None:
     modulation = normal(1, len(model.layers), 2, 4, seed=1)
     changed = modulation.clone()
     changed[:, index] += 1

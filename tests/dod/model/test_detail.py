@@ -1,3 +1,5 @@
+"""Detail modules and decoder, compared with equation (6) in float64 and with diffusers."""
+
 from __future__ import annotations
 
 from typing import cast
@@ -8,14 +10,15 @@ import torch.nn.functional as F
 from torch import FloatTensor, Tensor
 
 from dod.config import DetailConfig, load_preset
-from dod.model.base import load_base, new_vae
+from dod.model.base import load_base
 from dod.model.detail import RRDB, Decoder, DetailEnhancement
 from dod.model.dod import DOD, Encoder
+from dod.model.networks import new_vae
 from tests.dod.small_model import image, normal, snr_db, tiny
 
 
 def reference_rrdb(w: dict[str, Tensor], x: Tensor) -> Tensor:
-    """Wang et al. 2018, figure 4, in float64: three dense blocks of five convolutions, residual scaling 0.2."""
+    """Compute an RRDB in float64 (Wang et al. 2018, Fig. 4): three dense blocks of five convolutions, scale 0.2."""
     result = x
     for block in range(3):
         features = [result]
@@ -85,7 +88,7 @@ def test_the_first_step_moves_w_and_the_second_the_rest() -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
 
     def step() -> dict[str, bool]:
-        """Which parameters a gradient step changes."""
+        """Take a gradient step and return, for each parameter, True if it changed."""
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         optimizer.zero_grad()
         (module(encoded, decoded) - decoded - 1).square().mean().backward()
@@ -96,7 +99,7 @@ def test_the_first_step_moves_w_and_the_second_the_rest() -> None:
     assert all(step().values())
 
 
-def test_sd_skips_and_decoder_widths_on_the_meta_device() -> None:
+def test_skips_and_widths_at_the_scale_of_the_paper() -> None:
     config = load_preset("sd21")
     with torch.device("meta"):
         vae = new_vae(config.base.vae)
@@ -124,19 +127,19 @@ def test_untrained_decoder_is_the_vaes(untrained: DOD) -> None:
     with torch.no_grad():
         expected = vae.decode(cast(FloatTensor, latent / 0.18215), return_dict=False)[0]
         assert snr_db(expected, untrained.decoder(latent, skips)) >= 100
-        assert torch.equal(untrained.decoder(latent), untrained.decoder(latent, skips))
+        assert snr_db(untrained.decoder(latent), untrained.decoder(latent, skips)) >= 100
 
 
-def test_without_skips_the_detail_modules_are_passed_by(model: DOD, untrained: DOD) -> None:
+def test_without_skips_no_detail_module_runs(model: DOD, untrained: DOD) -> None:
     latent = normal(1, 4, 8, 8)
     with torch.no_grad():
         _, skips = model.encoder(image())
         plain = untrained.decoder(latent)
-        assert torch.equal(model.decoder(latent), plain)
+        assert snr_db(plain, model.decoder(latent)) >= 100
         assert snr_db(plain, model.decoder(latent, skips)) < 60
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_switch(enabled: bool) -> None:
+def test_enabled(enabled: bool) -> None:
     decoder = Decoder(new_vae(tiny().base.vae), DetailConfig(enabled, blocks=1, growth=4))
     assert len(decoder.detail) == (4 if enabled else 0)

@@ -1,68 +1,22 @@
+"""The model as a whole, compared with diffusers."""
+
 from __future__ import annotations
 
-import runpy
-import sys
 from typing import Any, cast
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import FloatTensor, Tensor, nn
 
-from dod.__main__ import main, parameters
-from dod.config import StepConfig
-from dod.errors import ConfigError
 from dod.model import clora
 from dod.model.base import load_base
-from dod.model.dod import DOD, alpha_bar, one_step
+from dod.model.dod import DOD
+from tests.dod.model.test_closed_form import predicted_x0
 from tests.dod.small_model import image, normal, randomise, snr_db, tiny
-
-SCHEDULERS = {"DDPM": DDPMScheduler, "DDIM": DDIMScheduler}
-
-
-def predicted_x0(kind: str, latent: Tensor, eps: Tensor) -> Tensor:
-    """What a diffusers scheduler says the clean latent is at t = 999."""
-    scheduler = SCHEDULERS[kind](
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-    )
-    scheduler.set_timesteps(1000)
-    return scheduler.step(eps, 999, latent).pred_original_sample
-
-
-def test_alpha_bar_and_the_factor_of_sd() -> None:
-    abar = alpha_bar(StepConfig())
-    assert abar == pytest.approx(0.0046601, abs=5e-8)
-    assert abar**-0.5 == pytest.approx(14.6488, abs=5e-5)
-    assert (1 - abar) ** 0.5 == pytest.approx(0.997667, abs=5e-7)
-    product = 1.0
-    for i in range(1000):
-        product *= 1 - (0.00085**0.5 + (0.012**0.5 - 0.00085**0.5) * i / 999) ** 2
-    assert abar == pytest.approx(product, rel=1e-12)
-
-
-@pytest.mark.parametrize("kind", SCHEDULERS)
-def test_closed_form_is_a_schedulers_prediction(kind: str) -> None:
-    latent, eps = normal(2, 4, 8, 8), normal(2, 4, 8, 8, seed=1)
-    found = one_step(latent, eps, alpha_bar(StepConfig()))
-    assert snr_db(predicted_x0(kind, latent, eps), found) >= 90
-    assert snr_db(14.6488 * (latent.double() - 0.997667 * eps.double()), found) >= 90
-
-
-def test_closed_form_is_computed_in_float32() -> None:
-    latent, eps = normal(1, 4, 8, 8), normal(1, 4, 8, 8, seed=1)
-    found = one_step(latent, eps.half(), 0.0046601)
-    assert found.dtype == torch.float32
-    expected = (latent.double() - (1 - 0.0046601) ** 0.5 * eps.half().double()) / 0.0046601**0.5
-    assert snr_db(expected, found) >= 120
 
 
 def test_untrained_model_is_stable_diffusion_in_one_step(untrained: DOD) -> None:
-    """Against diffusers' own classes: VAE mode, noise prediction at t = 999, a scheduler's x0, VAE decoder."""
+    """Compare with diffusers: VAE mode, noise prediction at t = 999, predicted x0 of a scheduler, VAE decoder."""
     parts, pixels = load_base(untrained.preset), image(2, 64, 128)
     with torch.no_grad():
         latent = cast(Any, parts.vae.encode(cast(FloatTensor, pixels))).latent_dist.mode() * 0.18215
@@ -98,12 +52,12 @@ def test_forward_takes_a_modulation_or_computes_it(model: DOD) -> None:
     with torch.no_grad():
         condition, modulation = model.modulation(pixels)
         assert condition.shape == (2, 32) and modulation.shape == (2, len(model.layers), 2, 4)
-        assert torch.equal(model(pixels), model(pixels, modulation))
+        assert snr_db(model(pixels), model(pixels, modulation)) >= 100
         assert snr_db(model(pixels), model(pixels, modulation.flip(0))) < 60
 
 
 def test_zero_initialised_m_is_plain_lora() -> None:
-    """With gamma = 1 and beta = 0 a conditional model with some A and B is the plain one with the same."""
+    """With gamma = 1 and beta = 0 a conditional model equals a plain one with the same A and B."""
     conditional = DOD.from_preset(tiny())
     plain = DOD.from_preset(tiny(lora__conditional="none"))
     others = plain.adaptation_parameters()
@@ -123,7 +77,7 @@ def trainable(model: DOD) -> set[int]:
 
 @pytest.mark.parametrize("detail", [True, False])
 @pytest.mark.parametrize("conditional", ["none", "unet", "unet+encoder"])
-def test_switches(conditional: str, detail: bool) -> None:
+def test_ablations(conditional: str, detail: bool) -> None:
     model = randomise(DOD.from_preset(tiny(lora__conditional=conditional, detail__enabled=detail)))
     adapted = {part: len(list(clora.adapted_layers(m))) for part, m in parts(model).items()}
     conditioned = {part: len(list(clora.conditional_layers(m))) for part, m in parts(model).items()}
@@ -166,7 +120,7 @@ def test_conditional_encoder_follows_the_modulation() -> None:
         assert snr_db(latent, model.encode(image(), changed)[0]) < 60
         changed = modulation.clone()
         changed[:, :first] += 1
-        assert torch.equal(latent, model.encode(image(), changed)[0])
+        assert snr_db(latent, model.encode(image(), changed)[0]) >= 100
         merged = clora.merged_copy(model.encoder, modulation[0])
         assert snr_db(latent, merged(image())[0]) >= 80
 
@@ -184,7 +138,7 @@ def test_ranks(rank: int) -> None:
     assert model.mfm.network(normal(2, 32)).shape == (2, len(model.layers), 2, rank)
 
 
-def test_one_seed_one_base_whatever_the_global_generator_does() -> None:
+def test_a_seed_determines_the_base() -> None:
     torch.manual_seed(1)
     first = DOD.from_preset(tiny())
     torch.manual_seed(2)
@@ -193,50 +147,3 @@ def test_one_seed_one_base_whatever_the_global_generator_does() -> None:
     state = torch.get_rng_state()
     load_base(tiny())
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_sd21_is_of_the_papers_scale(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 0
-    title, *lines = capsys.readouterr().out.splitlines()
-    assert title == "sd21: rank 8, conditional unet, N = 257 conditional layers"
-    rows = {line[:24].strip(): int(line[24:37].replace(",", "")) for line in lines if line}
-    assert rows["UNet"] == 865_910_724
-    assert rows["VAE encoder"] + rows["VAE decoder"] == 83_653_863
-    assert rows["prompts"] == 257 * 64
-    c, p = 512 * 256 + 256 + 2 * 256, 64 * 64 + 64 + 2 * 64
-    assert rows["M"] == c + p + (256 + 64) * 16 + 16
-    assert rows["stage 1 trains (PLA)"] == sum(
-        rows[part] for part in ("LoRA of the UNet", "LoRA of the encoder", "prompts", "M")
-    )
-    detail = 0
-    for encoder, width in ((512, 512), (256, 512), (128, 512), (128, 256)):
-        dense = sum(9 * (width + 32 * i) * out + out for i, out in enumerate((32, 32, 32, 32, width)))
-        detail += encoder * width + width + 2 * width * width + width + 1 + 2 * 3 * dense
-    assert rows["stage 2 trains (DEM)"] == rows["detail modules"] == detail
-
-
-def test_counts_are_those_of_the_loaded_model(untrained: DOD) -> None:
-    groups = parameters(untrained)
-    total = sum(p.numel() for p in untrained.parameters())
-    # quant_conv belongs to the encoder, post_quant_conv to the decoder: nothing is left over, nothing counted twice.
-    assert sum(count for parts in groups.values() for count in parts.values()) == total
-    plain = load_base(untrained.preset)
-    assert groups["frozen"]["UNet"] == sum(p.numel() for p in plain.unet.parameters())
-    assert sum(groups["stage 1 trains (PLA)"].values()) == sum(
-        p.numel() for p in untrained.adaptation_parameters().values()
-    )
-
-
-def test_the_command_answers_a_wrong_preset_in_one_line(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(sys.modules, "dod.__main__")
-    monkeypatch.setattr(sys, "argv", ["dod", "sd12"])
-    with pytest.raises(SystemExit) as left:
-        runpy.run_module("dod", run_name="__main__")
-    printed = capsys.readouterr()
-    assert left.value.code == 2 and printed.out == ""
-    assert printed.err == "error: no preset 'sd12'; shipped are mini, sd21, tiny; did you mean 'sd21'?\n"
-    monkeypatch.setattr(sys, "argv", ["dod", "sd12", "--debug"])
-    with pytest.raises(ConfigError):
-        runpy.run_module("dod", run_name="__main__")

@@ -1,3 +1,5 @@
+"""Crops, condition and modulation, compared with equation (5) in float64."""
+
 from __future__ import annotations
 
 import math
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dod.errors import CheckpointError
-from dod.model.base import new_ddpm
 from dod.model.dod import DOD
 from dod.model.modulation import MFM, DiffusersHSpace, ModulationNetwork, crop_indices, native_crops
+from dod.model.networks import new_ddpm
 from tests.dod.small_model import image, normal, snr_db, tiny
 
 
@@ -51,14 +53,14 @@ def test_native_crops_are_the_images_own_pixels(height: int, width: int, per_axi
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (5, 31)])
-def test_the_model_takes_images_smaller_than_a_crop(untrained: DOD, height: int, width: int) -> None:
+def test_the_model_accepts_images_smaller_than_a_crop(untrained: DOD, height: int, width: int) -> None:
     condition, modulation = untrained.modulation(image(2, height, width))
     assert condition.shape == (2, 32) and modulation.shape == (2, len(untrained.layers), 2, 4)
     assert condition.isfinite().all()
 
 
 class Means(nn.Module):
-    """An h-space that can be computed by hand: the image itself."""
+    """An h-space that is the image itself."""
 
     channels = 3
 
@@ -77,7 +79,7 @@ def test_condition_is_the_mean_over_positions_and_crops() -> None:
     np.testing.assert_allclose(condition, crops.double().numpy().mean(axis=(1, 3, 4)), atol=1e-6)
 
 
-def test_condition_of_a_batch_is_that_of_its_images(model: DOD) -> None:
+def test_condition_does_not_depend_on_the_batch(model: DOD) -> None:
     crops = torch.stack([native_crops(image(seed=i, height=80), 4, 32)[0] for i in range(3)])
     together = model.mfm.condition(crops)
     alone = torch.cat([model.mfm.condition(crops[i : i + 1]) for i in range(3)])
@@ -149,6 +151,6 @@ def test_h_space_is_the_middle_block_of_the_whole_ddpm(changes: dict[str, Any]) 
         ),
     ],
 )
-def test_ddpm_of_another_kind_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"a DDPM with {message} is not supported"):
+def test_a_ddpm_of_another_structure_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
         DiffusersHSpace(ddpm(**changes))

@@ -1,4 +1,4 @@
-"""The published layouts, held as data in `layouts/`: key -> shape, written out by hand from their descriptions."""
+"""Written names and shapes, compared with the published layouts in `layouts/` (shape by key)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from dod.checkpoint import load_model
 from dod.config import load_preset
 from dod.errors import CheckpointError
 from dod.model.adm import ADMEncoder
-from dod.model.base import load_base, load_part, new_ddpm, new_unet, new_vae
+from dod.model.base import load_base, load_part
+from dod.model.networks import new_ddpm, new_unet, new_vae
 from dod.random_weights.layouts import PUBLISHED, WEIGHTS, adm_decoder, configuration, old_names
 from tests.dod.small_model import normal, tiny
 
@@ -63,21 +64,21 @@ def test_written_names_and_shapes_are_the_published_ones(full_size: dict[str, nn
     assert shapes(full_size[part]) == published(name)
 
 
-def test_both_halves_of_adm_are_the_published_ones() -> None:
+def test_encoder_and_decoder_of_adm_have_the_published_shapes() -> None:
     with torch.device("meta"):
         assert shapes(ADMEncoder()) | adm_decoder() == published("adm-256-uncond")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "ddpm"])
-def test_sd21s_structure_is_the_published_configuration(full_size: dict[str, nn.Module], part: str) -> None:
-    """The published file builds the preset's model, and the writer's configuration is the published file."""
+def test_the_structure_of_sd21_is_the_published_configuration(full_size: dict[str, nn.Module], part: str) -> None:
+    """The published file builds the model of the preset, and the written configuration equals the published file."""
     values = json.loads((PUBLISHED / f"{part}.json").read_text())
     model = full_size[part]
     assert json.loads(json.dumps(configuration(part, model.config))) == values
     with torch.device("meta"):
         read = type(model).from_config(values)
     assert shapes(read) == shapes(model)
-    ignored = {"sample_size", "_use_default_values"}  # the size that a pipeline offers; not used in the computation
+    ignored = {"sample_size", "_use_default_values"}  # a default of pipelines, which the model does not use
     assert {k: v for k, v in read.config.items() if k not in ignored and k[0] != "_"} == {
         k: list(v) if isinstance(v, tuple) else v for k, v in model.config.items() if k not in ignored and k[0] != "_"
     }
@@ -85,7 +86,7 @@ def test_sd21s_structure_is_the_published_configuration(full_size: dict[str, nn.
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """`tiny` on disk under the published, old names: a preset with base and DDPM."""
+    """A preset with the base and the DDPM of `tiny` under the published, old names."""
     shutil.copy(load_preset("tiny").folder / "preset.yaml", tmp_path)
     preset = tiny()
     torch.manual_seed(0)
@@ -105,7 +106,7 @@ SOURCES = {"base.source": "base", "ddpm.source": "ddpm"}
 
 
 @pytest.mark.parametrize(("part", "blocks"), [("base/vae", 2), ("ddpm", 4), ("base/unet", 0)])
-def test_old_names_load_as_the_new_ones_to_the_bit(folder: Path, part: str, blocks: int) -> None:
+def test_old_names_load_like_the_new_ones(folder: Path, part: str, blocks: int) -> None:
     file = folder / part / WEIGHTS
     old = load_file(file)
     assert sum(name.endswith(".query.weight") for name in old) == blocks
@@ -128,37 +129,34 @@ def test_a_base_in_another_layout_names_what_is_missing(folder: Path) -> None:
     file = folder / "base" / "vae" / WEIGHTS
     state = {f"first_stage_model.{name}": tensor for name, tensor in load_file(file).items()}
     save_file(state, file, {"format": "pt"})
-    message = (
-        r"base/vae: not diffusers' layout of AutoencoderKL: \d+ weights are missing, "
-        r"first decoder.conv_in.bias, decoder.conv_in.weight, .*; it holds first_stage_model.decoder.conv_in.bias, "
-    )
+    message = r"base/vae: .*\d+ weights.* decoder\.conv_in\.bias, .*first_stage_model\.decoder\.conv_in\.bias"
     with pytest.raises(CheckpointError, match=message):
         load_base(load_preset(folder, SOURCES))
-    with pytest.raises(CheckpointError, match=r"is a single file: the base is expected in diffusers' layout, a folder"):
+    with pytest.raises(CheckpointError, match=r"single file.*vae/ and unet/"):
         load_base(load_preset(folder, {**SOURCES, "base.source": str(file)}))
 
 
 def test_an_adm_file_needs_nothing_but_its_path(folder: Path) -> None:
-    """The preset's layout stays "diffusers": a file is read as ADM, and says so where it is not."""
+    """A file is read as ADM although the layout of the preset is "diffusers"."""
     file = folder / "uncond.pt"
     torch.save({"input_blocks.0.0.weight": torch.ones(1)}, file)
-    with pytest.raises(CheckpointError, match=r"not the ADM-256 unconditional layout: \d+ keys .*, first .*, .*, "):
+    with pytest.raises(CheckpointError, match=r"ADM-256 .*\d+ keys .*, .*, "):
         load_base(load_preset(folder, {**SOURCES, "ddpm.source": "uncond.pt"}))
 
 
-def test_a_ddpm_whose_channels_do_not_fit_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_ddpm_with_other_channels_than_the_checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     new_ddpm(tiny(ddpm__block_out_channels=[16, 16, 48]).ddpm).save_pretrained(tmp_path / "ddpm")
-    with pytest.raises(CheckpointError, match=r"trained on a DDPM with 32 channels .*the given one has 48: give the"):
+    with pytest.raises(CheckpointError, match=r"32 channels .* 48"):
         load_model(tiny_checkpoint, ddpm=tmp_path / "ddpm")
 
 
-def test_load_part_ignores_nothing_that_it_needs(folder: Path) -> None:
-    """A new name where the old one is wanted and a wrong one beside it: still an error that names both."""
+def test_a_misnamed_weight_is_named(folder: Path) -> None:
+    """The error names the missing weight and the one with a wrong name."""
     file = folder / "ddpm" / WEIGHTS
     state = load_file(file)
     state["mid_block.attentions.0.q.weight"] = state.pop("mid_block.attentions.0.query.weight")
     save_file(state, file, {"format": "pt"})
-    message = r"1 weights are missing, first mid_block.attentions.0.to_q.weight; it holds mid_block.attentions.0.q.w"
+    message = r"1 weights .*mid_block\.attentions\.0\.to_q\.weight.*mid_block\.attentions\.0\.q\.weight"
     with pytest.raises(CheckpointError, match=message):
         load_part(UNet2DModel, str(folder / "ddpm"))

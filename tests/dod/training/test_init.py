@@ -1,4 +1,4 @@
-"""What new networks are before any training: the linear map nearest to their task."""
+"""New networks start as the linear map nearest to their task."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from tests.dod.small_model import image
 
 
 @pytest.mark.parametrize(("groups", "kept"), [(1, True), (8, False)])
-def test_a_new_network_lets_a_images_tone_through(groups: int, kept: bool) -> None:
-    """Two images that differ in brightness alone still do behind the last normalisation, but not with two channels
-    in a group, which is why `mini` has one group."""
+def test_the_last_normalisation_preserves_tone(groups: int, kept: bool) -> None:
+    """A difference in brightness survives the last normalisation, except with two channels per group."""
     torch.manual_seed(0)
     vae: Any = new_vae(VAEConfig((16, 16, 16, 16), 1, groups))
     norm, block = vae.decoder.conv_norm_out, vae.decoder.up_blocks[-1]
@@ -33,7 +32,7 @@ def test_a_new_network_lets_a_images_tone_through(groups: int, kept: bool) -> No
 
 
 def test_a_new_autoencoder_averages() -> None:
-    """Before any training: its latents are the colours' means, and its images have the tone of what they show."""
+    """Its latents are mean colours, and its images have the tone of the input."""
     torch.manual_seed(0)
     vae: Any = init.new_autoencoder(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     shade = torch.rand(4, 3, 1, 1, generator=torch.Generator().manual_seed(1)) * 1.6 - 0.8
@@ -46,11 +45,13 @@ def test_a_new_autoencoder_averages() -> None:
     assert (torch.nn.functional.avg_pool2d(restored, 8) - means).abs().mean() < 0.02
     plain: Any = new_vae(VAEConfig((16, 32, 64, 64), 2, 1)).eval()
     with torch.no_grad():
-        assert (plain(pixels).sample.mean((2, 3)) - pixels.mean((2, 3))).abs().mean() > 0.1, "others do not"
+        assert (plain(pixels).sample.mean((2, 3)) - pixels.mean((2, 3))).abs().mean() > 0.1, (
+            "an ordinary new autoencoder averages too"
+        )
 
 
 @pytest.mark.parametrize("timestep", [249, 999])
-def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
+def test_a_new_unet_is_the_linear_prediction(timestep: int) -> None:
     preset = load_preset(
         "mini",
         {"step.timestep": timestep, "base.unet.block_out_channels": [32, 32], "base.unet.attention_heads": [1, 1]},
@@ -60,5 +61,5 @@ def test_a_new_unet_is_the_linear_guess(timestep: int) -> None:
     latent = torch.randn(2, 4, 16, 24, generator=generator) / 2 + torch.tensor([0.5, -0.5, 1, 0])[:, None, None]
     with torch.no_grad():
         eps = unet(latent, timestep, torch.randn(2, 8, 64, generator=generator)).sample
-    wanted = (1 - alpha_bar(preset.step)) ** 0.5 * latent
-    assert (eps - wanted).abs().mean() < 0.1 * wanted.abs().mean()
+    target = (1 - alpha_bar(preset.step)) ** 0.5 * latent
+    assert (eps - target).abs().mean() < 0.1 * target.abs().mean()

@@ -1,3 +1,5 @@
+"""Loss terms against independent computations."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from dod.training.losses import VGG, distribution_matching, multiscale, noised, 
 from tests.dod.small_model import image, normal
 
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512, 24: 512, 26: 512, 28: 512}
-"""Torchvision's VGG-16: the place of each convolution in `features`, and its channels."""
+"""torchvision's VGG-16: index of each convolution in `features`, and its channels."""
 
 
 def test_reconstruction_is_the_norm_of_each_image() -> None:
@@ -25,7 +27,7 @@ def test_reconstruction_is_the_norm_of_each_image() -> None:
     assert reconstruction(a, b).item() == pytest.approx(expected, rel=1e-5)
     same = a.clone().requires_grad_(True)
     reconstruction(same, a).backward()
-    assert same.grad is not None and same.grad.isfinite().all(), "an untouched clean image must not give NaN"
+    assert same.grad is not None and same.grad.isfinite().all(), "the gradient at zero error is not finite"
 
 
 def test_a_relative_reconstruction_counts_every_image_alike() -> None:
@@ -37,7 +39,7 @@ def test_a_relative_reconstruction_counts_every_image_alike() -> None:
     assert found.item() == pytest.approx(np.log(2) - np.log(10) / 20 * np.mean(psnr), rel=1e-4)
     found.backward()
     assert restored.grad is not None
-    moved = (restored.grad * errors).sum(dim=(1, 2, 3))  # what shrinking an error by a share gains
+    moved = (restored.grad * errors).sum(dim=(1, 2, 3))  # gain of reducing an error by a fraction
     assert moved[0].item() == pytest.approx(moved[1].item(), rel=1e-3)
 
 
@@ -63,7 +65,7 @@ def test_structural_is_scikit_images_ssim() -> None:
     inner = whole[5:-5, 5:-5].mean()  # windows that lie inside the image
     assert 1 - structural(noisy, clean).item() == pytest.approx(inner, abs=1e-5)
     assert structural(clean, clean).item() == pytest.approx(0, abs=1e-6)
-    flat = (0.9 + clean / 1000, 0.9 + noisy / 1000)  # whose variances bfloat16 could not tell from 0
+    flat = (0.9 + clean / 1000, 0.9 + noisy / 1000)  # variances that bfloat16 rounds to 0
     with torch.autocast("cpu", torch.bfloat16):
         reduced = structural(*flat)
     assert reduced.item() == pytest.approx(structural(*flat).item(), abs=1e-6)
@@ -98,7 +100,7 @@ def expected_distance(state: dict[str, Tensor], a: Tensor, b: Tensor) -> float:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_vgg_reads_torchvisions_layout(tmp_path: Path, suffix: str) -> None:
+def test_vgg_reads_the_layout_of_torchvision(tmp_path: Path, suffix: str) -> None:
     state, path = vgg_state(), tmp_path / f"vgg16{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
     vgg = VGG(path)
@@ -112,15 +114,15 @@ def test_vgg_of_another_layout(tmp_path: Path) -> None:
     state = vgg_state()
     del state["features.0.bias"]
     save_file(state, tmp_path / "vgg.safetensors")
-    with pytest.raises(CheckpointError, match=r"not torchvision's VGG-16: 1 of 26 weights .* first features.0.bias"):
+    with pytest.raises(CheckpointError, match="1 of 26 .* features.0.bias"):
         VGG(tmp_path / "vgg.safetensors")
-    with pytest.raises(CheckpointError, match="no weights at"):
+    with pytest.raises(CheckpointError, match="none.pth"):
         VGG(tmp_path / "none.pth")
 
 
-def test_torchvision_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchvision.models", None)
-    with pytest.raises(ConfigError, match="torchvision cannot be used"):
+    with pytest.raises(ConfigError, match="torchvision"):
         VGG("torchvision")
 
 
@@ -133,7 +135,7 @@ def test_a_noise_prediction_gives_x0_back() -> None:
     assert torch.allclose(predicted_x0(noised(x0, eps, abar), eps, abar), x0, atol=1e-4)
 
 
-def test_distribution_matching_has_dmds_gradient() -> None:
+def test_distribution_matching_has_the_gradient_of_dmd() -> None:
     latent = normal(2, 4, 8, 8, seed=1).requires_grad_(True)
     real, fake = normal(2, 4, 8, 8, seed=2), normal(2, 4, 8, 8, seed=3)
     distribution_matching(latent, real, fake).backward()

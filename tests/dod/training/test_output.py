@@ -1,4 +1,4 @@
-"""Where training commands write: no weights are lost unasked, whoever trains what."""
+"""Folders that training commands write to: no weights are replaced without --overwrite."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from tests.dod.small_training import contents
 ROOT = Path(__file__).parents[3]
 
 
-def asked(preset: Path | str, out: Path | None = None, overwrite: bool = False) -> Namespace:
-    return Namespace(preset=str(preset), setting=None, out=out, overwrite=overwrite, state=None, go_on=False)
+def asked(checkpoint: Path | str, out: Path | None = None, overwrite: bool = False) -> Namespace:
+    return Namespace(
+        checkpoint=str(checkpoint), setting=None, out=out, overwrite=overwrite, state=None, continue_training=False
+    )
 
 
 @pytest.fixture
 def trained(folder: Path) -> Path:
-    """A preset with every part that a command writes. The weights are words: a refusal reads none."""
+    """A preset with every part that a command writes. The weights are text: a refusal reads none of them."""
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
     preset["detail"] |= {"dense": 2}
     preset["postprocess"] = {"window": 15}
@@ -59,23 +61,23 @@ def trained(folder: Path) -> Path:
 def test_weights_are_not_replaced_without_overwrite(
     main: Any, words: list[str], trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is said before anything is read: these weights cannot be, and there are no photographs."""
+    """The error comes before anything is read: these weights are unreadable, and there are no photographs."""
     before = contents(trained)
-    argv = [*words, "--photographs", str(trained / "nowhere"), "--preset", str(trained), "--crop", "64"]
+    argv = [*words, "--photographs", str(trained / "nowhere"), "--checkpoint", str(trained), "--crop", "64"]
     assert run_command(main, argv) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "--overwrite" in printed and "--out" in printed
     assert ("--continue" in printed) == (main in (pretrain.main, stages.main) and "2" not in words)
     assert contents(trained) == before
     assert run_command(main, [*argv, "--overwrite"]) == 2
-    assert "--overwrite" not in capsys.readouterr().err, "it goes on to what cannot be read"
+    assert "--overwrite" not in capsys.readouterr().err, "with --overwrite the weights are read"
     assert contents(trained) == before
 
 
 def test_a_shipped_preset_is_trained_in_a_copy(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From its first stage to its second: nothing is in the way of the first, and the second command's is kept."""
+    """The first stage starts a copy, whose weights later commands keep."""
     shipped = folder / "presets" / "small"
     shipped.mkdir(parents=True)
     preset = yaml.safe_load((folder / "preset.yaml").read_text())
@@ -83,15 +85,26 @@ def test_a_shipped_preset_is_trained_in_a_copy(
     (shipped / "preset.yaml").write_text(text := "# as it came\n" + yaml.safe_dump(preset))
     monkeypatch.chdir(folder)
     monkeypatch.setattr(output, "PRESETS", folder / "presets")
-    words = ["--photographs", "photographs", "--preset", str(shipped), "--batch", "1", "--crop", "32", "--steps", "1"]
+    words = [
+        "--photographs",
+        "photographs",
+        "--checkpoint",
+        str(shipped),
+        "--batch-size",
+        "1",
+        "--crop",
+        "32",
+        "--steps",
+        "1",
+    ]
     words += ["--workers", "0"]
     one = ["1", *words, "--dmd-weight", "0"]
     assert run_command(stages.main, one) == 0
     copy = Path("build/presets/small")
-    shutil.copytree(copy / "dod", shipped / "dod")  # now it is shipped with weights, and the copy's are still those
+    shutil.copytree(copy / "dod", shipped / "dod")  # the preset is now shipped with weights that the copy still has
     before = contents(shipped)
     assert (copy / "preset.yaml").read_text() == text and sorted(contents(Path("build/training/small")))
-    assert run_command(stages.main, [*one, "--seed", "1"]) == 0, "a copy's weights that are the shipped ones"
+    assert run_command(stages.main, [*one, "--seed", "1"]) == 0, "the copy still has the shipped weights"
     once = contents(copy)
     assert once["dod/dod.safetensors"] != before["dod/dod.safetensors"]
     capsys.readouterr()
@@ -105,12 +118,12 @@ def test_a_shipped_preset_is_trained_in_a_copy(
 
 
 def test_mini_as_it_is_shipped_survives_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands of the docs, without --preset: a step of stage 1 from nothing, which once replaced the weights."""
+    """A step of stage 1 without --checkpoint and --out does not change the shipped weights."""
     monkeypatch.chdir(tmp_path)
     mini = load_preset("mini").folder
     before = contents(mini)
     samples = str(ROOT / "docs" / "samples" / "clean")
-    words = ["1", "--photographs", samples, "--steps", "1", "--batch", "1", "--crop", "64", "--workers", "0"]
+    words = ["1", "--photographs", samples, "--steps", "1", "--batch-size", "1", "--crop", "64", "--workers", "0"]
     assert run_command(stages.main, [*words, "--dmd-weight", "0"]) == 0
     assert contents(mini) == before
     copy = contents(tmp_path / "build" / "presets" / "mini")
@@ -118,8 +131,8 @@ def test_mini_as_it_is_shipped_survives_a_step(tmp_path: Path, monkeypatch: pyte
     assert all(copy[name] == value for name, value in before.items() if not name.startswith("dod/"))
 
 
-def test_out_trains_a_copy_of_ones_own_preset(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Weights that lie elsewhere are named by it, not copied, and so not written."""
+def test_out_trains_a_copy_of_the_users_own_preset(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights elsewhere are named by path, not copied, and so never written."""
     mine, out = trained / "mine", trained / "new" / "out"
     mine.mkdir()
     (trained / "dod").rename(mine / "dod")
@@ -128,16 +141,16 @@ def test_out_trains_a_copy_of_ones_own_preset(trained: Path, capsys: pytest.Capt
     (mine / "preset.yaml").write_text(yaml.safe_dump(preset))
     before = contents(mine)
     words = asked(mine, out)
-    assert training_preset(words).folder == mine, "until there is a copy"
+    assert training_preset(words).folder == mine, "the copy does not exist yet"
     made = open_output(words, training_preset(words), {"checkpoint": False})
     assert made.folder == out and contents(out / "dod") == contents(mine / "dod")
     assert (made.base.source, made.ddpm.source) == (str(trained / "base"), str(trained / "ddpm"))
     assert sorted(path.name for path in out.iterdir()) == ["dod", "preset.yaml"]
-    assert [path.name for path in out.parent.iterdir()] == ["out"], "no temporary folder stays"
+    assert [path.name for path in out.parent.iterdir()] == ["out"], "a temporary folder is left"
     assert str(out) in capsys.readouterr().out
     assert training_preset(words) == made
     for part, key in (("vae", "base"), ("unet", "base"), ("ddpm", "ddpm")):
-        with pytest.raises(ConfigError, match=rf"{key}\.source = .* lies outside of"):
+        with pytest.raises(ConfigError, match=rf"{key}\.source = .* outside"):
             check_output(asked(mine, out, overwrite=True), made, {part: True})
     (out / "dod" / WEIGHTS).write_text("an hour more")
     check_output(words, made, {"checkpoint": True})
@@ -160,7 +173,7 @@ def test_a_copy_holds_the_base_and_the_ddpm_beside_the_preset(trained: Path, tmp
     parts = {"base/vae/config.json", "base/unet/config.json", "ddpm/config.json", "dod/dod.json"}
     assert set(contents(out)) == {*parts, "dod/dod.safetensors", "preset.yaml"}
     assert all(contents(out)[name] == contents(trained)[name] for name in contents(out))
-    (out / "ddpm" / "config.json").write_text("a copy may be written to, whatever it was made of")
+    (out / "ddpm" / "config.json").write_text("a copy is writable even if the original is not")
     check_output(words, made, {"vae": False})
     (out / "base" / "vae" / "config.json").write_text("mine")
     with pytest.raises(ConfigError, match="--overwrite"):
@@ -179,12 +192,12 @@ def test_a_copy_that_does_not_fit_leaves_nothing(trained: Path, monkeypatch: pyt
 
 
 def test_out_is_a_preset_of_its_own(trained: Path) -> None:
-    with pytest.raises(ConfigError, match=r"photographs exists and holds no preset\.yaml"):
+    with pytest.raises(ConfigError, match=r"photographs .*preset\.yaml"):
         training_preset(asked(trained, trained / "photographs"))
-    with pytest.raises(ConfigError, match="holds preset tiny, not sd21"):
+    with pytest.raises(ConfigError, match="tiny, not sd21"):
         training_preset(asked("sd21", trained))
     for name in shipped_presets():
-        with pytest.raises(ConfigError, match=r"among the shipped presets"):
+        with pytest.raises(ConfigError, match="shipped presets"):
             training_preset(asked(trained, preset_file(name).parent))
     assert training_preset(asked(trained, trained)).folder == trained, "in place"
 

@@ -1,4 +1,4 @@
-"""How the modulation of a call reaches its layers: nested, in threads, recomputed and compiled."""
+"""Modulation of a forward pass: nested, in threads, with gradient checkpointing, and compiled."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.dod.small_model import image, normal, randomise, smaller, snr_db, tin
 
 
 def test_conditional_layer_without_modulation_is_an_error(model: DOD) -> None:
-    with pytest.raises(RuntimeError, match=r"without a modulation: call it inside `modulated"):
+    with pytest.raises(RuntimeError, match=r"modulated"):
         model.unet.unet(normal(1, 4, 8, 8), 999, model.unet.prompt)
-    with pytest.raises(RuntimeError, match="without a modulation"):
+    with pytest.raises(RuntimeError, match="modulated"):
         model.unet(normal(1, 4, 8, 8))
 
 
@@ -37,7 +37,7 @@ def test_modulated_nests_and_ends() -> None:
                 assert clora.current_modulation() is None
                 _ = 1 / 0
             assert clora.current_modulation() is inner
-        assert torch.equal(lora(x), first)
+        torch.testing.assert_close(lora(x), first)
     assert clora.current_modulation() is None
 
 
@@ -54,7 +54,7 @@ def test_two_threads_in_the_middle_of_a_pass_keep_their_modulations(model: DOD) 
             found[i] = model.unet(latents[i], modulations[i])
 
     def wait(*_: object) -> None:
-        meet.wait(60)
+        meet.wait(600)
 
     hook = model.unet.unet.mid_block.register_forward_pre_hook(wait)
     try:
@@ -62,11 +62,12 @@ def test_two_threads_in_the_middle_of_a_pass_keep_their_modulations(model: DOD) 
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(600)
     finally:
         hook.remove()
     for expected, value in zip(serial, found, strict=True):
-        assert value is not None and torch.equal(expected, value)
+        assert value is not None and snr_db(expected, value) >= 80
+    assert snr_db(serial[0], serial[1]) < 40, "the modulations must matter, or this test shows nothing"
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:
@@ -86,11 +87,11 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     assert len(calls) == 1 and len(plain) == len(parameters) and all(g.abs().max() > 0 for g in plain)
     model.unet.enable_gradient_checkpointing()
     checkpointed = gradients()
-    assert len(calls) == 3, "the block was computed again in the backward pass"
-    assert all(torch.equal(a, b) for a, b in zip(plain, checkpointed, strict=True))
+    assert len(calls) == 3, "the block is recomputed in the backward pass"
+    torch.testing.assert_close(checkpointed, plain)
 
 
-def test_torch_compile_takes_the_unet_whole() -> None:
+def test_torch_compile_supports_the_unet_with_fullgraph() -> None:
     model = randomise(DOD.from_preset(smaller(lora__unet_targets=["to_q", "conv1"])))
     compiled = torch.compile(model.unet, backend="eager", fullgraph=True)
     latent = normal(1, 4, 16, 16)

@@ -1,4 +1,4 @@
-"""What a full-size base was brought to, as text."""
+"""Statistics of layers and checkpoints as text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator, Mapping
 from statistics import median
 
-Figures = Mapping[str, Mapping[str, tuple[float, float]]]
-"""Part -> layer -> (deviation, largest magnitude) of what the layer gives."""
+__all__ = ["LayerStatistics", "by_block", "say", "summary"]
+
+LayerStatistics = dict[str, dict[str, tuple[float, float]]]
+"""Standard deviation and largest magnitude of each layer's output, by part and layer."""
 
 _BLOCK = re.compile(
     r"^(?:encoder\.|decoder\.)?(?:(?:down|up)_blocks\.\d+|mid_block|(?:input|output)_blocks|middle_block)"
@@ -15,14 +17,22 @@ _BLOCK = re.compile(
 
 
 def say(text: str) -> None:
-    """A line of progress, at once where the output is a file as well."""
+    """Print a line and flush, so that a log file shows progress.
+
+    Args:
+        text: the line.
+    """
     print(text, flush=True)
 
 
-def by_block(figures: Figures) -> str:
-    """A table: the deviations of the layers of each block, and the largest magnitude that one of them gives."""
-    lines = [f"{'deviation of what layers give':<36}{'layers':>7}{'min':>9}{'median':>9}{'max':>9}{'largest':>10}"]
-    for part, layers in figures.items():
+def by_block(statistics: LayerStatistics) -> str:
+    """Return a table of the standard deviations and the largest magnitude in each block.
+
+    Args:
+        statistics: statistics of the layers.
+    """
+    lines = [f"{'standard deviation of outputs':<36}{'layers':>7}{'min':>9}{'median':>9}{'max':>9}{'largest':>10}"]
+    for part, layers in statistics.items():
         for block, names in _blocks(layers):
             deviations = [layers[name][0] for name in names]
             largest = max(layers[name][1] for name in names)
@@ -33,12 +43,16 @@ def by_block(figures: Figures) -> str:
 
 
 def summary(measured: Mapping[str, float]) -> str:
-    """One line for each figure of a checkpoint."""
+    """Return one line for each measurement of a checkpoint.
+
+    Args:
+        measured: measurements by name.
+    """
     return "\n".join(f"  {name:<36}{value:>9.4f}" for name, value in measured.items())
 
 
 def _blocks(layers: Mapping[str, object]) -> Iterator[tuple[str, list[str]]]:
-    """(block, its layers) in the order of the model; the layers outside blocks stand alone or with their module."""
+    """Yield blocks and the names of their layers, in the order of the model. Other layers are grouped by module."""
     blocks: dict[str, list[str]] = {}
     for name in layers:
         match = _BLOCK.match(name)
