@@ -95,4 +95,4 @@ def tiny_bundle(tiny_build: tuple[Path, subprocess.CompletedProcess[str], list[s
 def build_engines(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
     """The export command as a user runs it, in another folder than the checkout's."""
     command = [sys.executable, str(ROOT / "export" / "build_engines.py"), *arguments]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=1800)

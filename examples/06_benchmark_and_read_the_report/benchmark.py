@@ -9,12 +9,11 @@ from pathlib import Path
 def main() -> int:
     """Run `dod-bench latency` and read its results; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path, nargs="?", default=Path("build/mini"), help="bundle (default: build/mini)")
+    parser.add_argument("--bundle", type=Path, default=Path("build/mini"), help="bundle (default: build/mini)")
     parser.add_argument("--json", type=Path, default=Path("build/latency.json"), help="file for the results")
-    parser.add_argument("options", nargs="*", help="after --: options of dod-bench latency, such as --seconds 20")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()  # other options are those of dod-bench latency
 
-    command = ["dod-bench", "latency", "--bundle", arguments.bundle, "--json", arguments.json, *arguments.options]
+    command = ["dod-bench", "latency", "--bundle", arguments.bundle, "--json", arguments.json, *options]
     code = subprocess.run(command).returncode
     if code == 2:  # wrong arguments or no bundle: dod-bench has said why
         return code

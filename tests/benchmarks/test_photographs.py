@@ -13,7 +13,7 @@ from benchmarks.photographs import SCIKIT_IMAGE, SCIKIT_IMAGE_NAMES, load_photog
 from dod_runtime.errors import ImageError, UsageError
 
 
-def test_default_load_photographs() -> None:
+def test_default_photographs() -> None:
     found = load_photographs()
     assert tuple(found) == SCIKIT_IMAGE_NAMES
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in found.values())

@@ -23,7 +23,11 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, target in project["scripts"].items():
         module, _, function = target.partition(":")
         script = folder / name
-        script.write_text(f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+        script.write_text(
+            # like pip's; worker processes import it again, so the call needs the guard
+            f"#!{sys.executable}\nimport sys\nfrom {module} import {function}\n"
+            f"if __name__ == '__main__':\n    sys.exit({function}())\n"
+        )
         script.chmod(0o755)
     return folder
 

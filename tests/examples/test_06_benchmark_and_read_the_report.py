@@ -11,7 +11,7 @@ SCRIPT = "06_benchmark_and_read_the_report/benchmark.py"
 
 def test_the_fastest_model_of_each_path_is_named(run_example: Example, tiny_bundle: Path, tmp_path: Path) -> None:
     options = "--conditions", "auto", "noise", "--size", 64, "--runs", 2, "--warmup", 0.01, "--num-threads", 1
-    done = run_example(SCRIPT, tiny_bundle, "--json", tmp_path / "latency.json", "--", *options)
+    done = run_example(SCRIPT, "--bundle", tiny_bundle, "--json", tmp_path / "latency.json", *options)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     for path in ("auto", "noise"):
@@ -22,5 +22,5 @@ def test_the_fastest_model_of_each_path_is_named(run_example: Example, tiny_bund
 
 
 def test_a_missing_bundle_is_one_line(run_example: Example, tmp_path: Path) -> None:
-    done = run_example(SCRIPT, tmp_path / "none")
+    done = run_example(SCRIPT, "--bundle", tmp_path / "none")
     assert done.returncode == 2 and "none" in done.stderr and done.stderr.count("\n") == 1
