@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dod.checkpoint import load_model
 from tests.examples.conftest import Example
 
 
+@pytest.mark.slow
 def test_every_part_is_trained(run_example: Example, photographs: Path, tmp_path: Path) -> None:
     done = run_example("05_train_a_small_one/train.sh", photographs, tmp_path / "small", 2)
     assert done.returncode == 0, done.stderr
