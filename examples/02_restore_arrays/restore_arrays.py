@@ -13,8 +13,16 @@ from dod_runtime import Restorer
 def main() -> None:
     """Restore one frame as uint8, as float32 and as gray."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", type=Path, nargs="?", default=Path("docs/samples/noise.png"), help="image file")
-    parser.add_argument("--bundle", type=Path, default=Path("build/mini"), help="bundle (default: build/mini)")
+    parser.add_argument(
+        "image",
+        type=Path,
+        nargs="?",
+        default=Path("docs/samples/noise.png"),
+        help="image to restore (default: docs/samples/noise.png)",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("build/mini"), help="folder of the bundle (default: build/mini)"
+    )
     arguments = parser.parse_args()
 
     with Image.open(arguments.image) as image:

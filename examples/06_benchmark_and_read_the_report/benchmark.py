@@ -9,7 +9,9 @@ from pathlib import Path
 def main() -> int:
     """Run `dod-bench latency` and read its results; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=Path("build/mini"), help="bundle (default: build/mini)")
+    parser.add_argument(
+        "--bundle", type=Path, default=Path("build/mini"), help="folder of the bundle (default: build/mini)"
+    )
     parser.add_argument("--json", type=Path, default=Path("build/latency.json"), help="file for the results")
     arguments, options = parser.parse_known_args()  # other options are those of dod-bench latency
 
