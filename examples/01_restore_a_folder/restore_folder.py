@@ -13,9 +13,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="folder of images")
     parser.add_argument("out", type=Path, help="folder for restored images, written as PNG")
-    parser.add_argument(
-        "--bundle", type=Path, default=Path("build/mini"), help="folder of the bundle (default: build/mini)"
-    )
+    parser.add_argument("--bundle", default="build/mini", help="folder of the bundle (default: %(default)s)")
     arguments = parser.parse_args()
 
     paths = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -12,16 +12,8 @@ from dod_runtime import Restorer
 def main() -> None:
     """Write one image for each path and print how much each path changed the image."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "image",
-        type=Path,
-        nargs="?",
-        default=Path("docs/samples/haze.png"),
-        help="image to restore (default: docs/samples/haze.png)",
-    )
-    parser.add_argument(
-        "--bundle", type=Path, default=Path("build/mini"), help="folder of the bundle (default: build/mini)"
-    )
+    parser.add_argument("--image", default="docs/samples/haze.png", help="image to restore (default: %(default)s)")
+    parser.add_argument("--bundle", default="build/mini", help="folder of the bundle (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/conditions"), help="folder for the restored images")
     arguments = parser.parse_args()
 

@@ -8,7 +8,9 @@ from tests.examples.conftest import Example
 
 
 def test_arrays_keep_dtype_and_shape(run_example: Example, tiny_bundle: Path, photographs: Path) -> None:
-    done = run_example("02_restore_arrays/restore_arrays.py", photographs / "noise.png", "--bundle", tiny_bundle)
+    done = run_example(
+        "02_restore_arrays/restore_arrays.py", "--image", photographs / "noise.png", "--bundle", tiny_bundle
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3

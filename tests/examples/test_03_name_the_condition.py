@@ -9,7 +9,7 @@ from tests.examples.conftest import Example
 
 
 def test_every_path_writes_an_image(run_example: Example, tiny_bundle: Path, photographs: Path, tmp_path: Path) -> None:
-    arguments = photographs / "haze.png", "--bundle", tiny_bundle, "--out", tmp_path / "out"
+    arguments = "--image", photographs / "haze.png", "--bundle", tiny_bundle, "--out", tmp_path / "out"
     done = run_example("03_name_the_condition/name_the_condition.py", *arguments)
     assert done.returncode == 0, done.stderr
     paths = {"auto", *CONDITIONS}
