@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 # One thread each: the tensors of tests are too small to be shared between threads, and two processes run at a time.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --continue-on-collection-errors
 SELECT ?= -m "not slow"
 IN_PARALLEL = @$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target
 
