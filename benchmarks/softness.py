@@ -60,7 +60,7 @@ KERNELS = {
     "defocus 2.5 px": defocus_kernel(2.5),
 }
 SIGMA = 25.0
-"""Standard deviation of the noise in grey levels."""
+"""Standard deviation of the noise in gray levels."""
 WITH_KEPT_GAIN = ("haze", "low-light", "rain", "noise")
 """Degradations whose gain is compared with that of the sharp image."""
 

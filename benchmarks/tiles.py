@@ -48,7 +48,7 @@ STRIP = 4
 LENGTH = 32
 """Length in pixels of these strips along the border."""
 FLAT = 4.0
-"""Standard deviation in grey levels below which both strips together count as flat."""
+"""Standard deviation in gray levels below which both strips together count as flat."""
 GRADIENT = DegradationCase("haze-gradient", None)
 """Haze that thickens from left to right, so that each tile has another amount of it."""
 EQUAL_DB = 99.0
@@ -65,7 +65,7 @@ class TileResult:
         tile_size: side of the tiles in pixels.
         psnr_to_whole: PSNR of the tiled result against the image restored whole, in dB.
         loss: PSNR of the whole result minus PSNR of the tiled result, both against the clean photograph, in dB.
-        step: largest step in tone across a border in grey levels; None if no border is flat anywhere.
+        step: largest step in tone across a border in gray levels; None if no border is flat anywhere.
     """
 
     case: str
@@ -83,12 +83,12 @@ def border_steps(tiled: np.ndarray, whole: np.ndarray, tile_size: int) -> np.nda
     of the means of `tiled - whole` in the strips of `STRIP` pixels on either side.
 
     Args:
-        tiled: uint8 or float [H, W, 3] in grey levels, 0 to 255.
+        tiled: uint8 or float [H, W, 3] in gray levels, 0 to 255.
         whole: the same image restored whole.
         tile_size: side of the tiles in pixels.
 
     Returns:
-        float64 [number of flat places], absolute values in grey levels.
+        float64 [number of flat places], absolute values in gray levels.
     """
     expected = whole.astype(np.float64).mean(axis=2)
     error = tiled.astype(np.float64).mean(axis=2) - expected
