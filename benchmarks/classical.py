@@ -4,7 +4,7 @@ All methods are blind: they see the degraded image, never the parameters of the 
 on training photographs (`dod-train photographs`), never on the photographs of the result table.
 
 Rain in `dod.data.degradations` falls almost vertically, so a horizontal grayscale opening of 1 x 5 px removes it better
-than the median (32.6 dB against 29.7 dB on the training photographs). The median is here because it is the usual choice.
+than the median (32.6 dB against 29.7 dB on the training photographs). The median is the usual choice.
 """
 
 from __future__ import annotations
