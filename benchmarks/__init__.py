@@ -1,1 +1,1 @@
-"""Latency, parity, quality and scaling of a bundle on this machine."""
+"""Benchmarks of a bundle on this machine: latency, memory, restoration quality, softness, tiles and single graphs."""

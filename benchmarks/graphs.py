@@ -1,139 +1,182 @@
-"""The graphs one by one: what the exact simplifications save, and what conditional LoRA costs a plain UNet.
+"""Cost of single graphs: the effect of the exact simplifications, and of conditional LoRA compared with a plain UNet.
 
     python benchmarks/graphs.py
-    python benchmarks/graphs.py --model build/sd21 --after --backends openvino \\
+    python benchmarks/graphs.py --checkpoint build/sd21 --after --backends openvino \\
            --graphs unet_plain unet_merged unet_dynamic
 
-For each graph of a model two are traced, as it is loaded and as an export simplifies it, and run in turn, in float32,
-on one image; `unet_plain` is the base's own UNet, without LoRA. Two tables, and one JSON file: operators, parameters,
-multiply-adds and bytes before and after; milliseconds, with the ratios to PyTorch eager, on the model as it is loaded
-unless `--after` leaves that out, and of the UNets to each other.
+Every graph of a model is traced twice, as it is loaded and as an export simplifies it. All run in turn on one image in
+fp32; `unet_plain` is the base's own UNet, without LoRA. The first table has operators, parameters, multiply-adds and
+bytes before and after; the second has milliseconds, the speed relative to PyTorch eager on the model as it is loaded
+(not with `--after`), and the ratios of the UNets. Both are written as JSON.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+if __package__ in (None, ""):  # run as a script: import from the checkout's root and runtime/, not from this folder
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from benchmarks.machine import facts, summary
-from benchmarks.timing import Turns, measure, percentiles
+from benchmarks.common_options import benchmark_parser, check_at_least_one
+from benchmarks.graph_report import BACKENDS, PLAIN, format_times
+from benchmarks.json_file import write_json
+from benchmarks.machine import machine_info, machine_summary
+from benchmarks.timing import Rounds, measure, percentiles
 from dod.checkpoint import load_model
 from dod.errors import DODError
 from dod.model import clora
 from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.merge import new_arrays
 from dod_runtime.bundle.safetensors import write_tensors
-from dod_runtime.console import Parser, run_command, table
+from dod_runtime.console import Parser, run_command
 from dod_runtime.errors import UsageError, unknown
 from export.errors import ExportError
 from export.graphs import components, costs, trace
 from export.graphs.simplify import simplify
 
-PLAIN = "unet_plain"
-NAMES = (*components.GRAPHS, PLAIN)
-BACKENDS = ("torch", "onnxruntime", "openvino")
+__all__ = ["main", "parser"]
+
+GRAPH_NAMES = (*components.GRAPHS, PLAIN)
 JSON = Path("build/graphs.json")
-TURNS = Turns(seconds=60, warmup=1, least=5)
-Run = Callable[[], object]
-Opening = Callable[[], Run]
-"""What is left to be done until a graph runs: all are opened when the model that they were traced from is let go."""
+ROUNDS = Rounds(seconds=60, warmup=1, min_rounds=5)
+GraphRun = Callable[[], object]
+"""Function that runs a graph once."""
+GraphLoader = Callable[[], GraphRun]
+"""Function that loads a graph. Graphs are loaded once the model that they were traced from is released."""
 
 
 def parser() -> Parser:
-    """The arguments of the command."""
-    made = Parser(prog="python benchmarks/graphs.py", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--model", default="mini", help="preset or checkpoint folder (default: %(default)s)")
-    made.add_argument("--graphs", nargs="+", default=NAMES, metavar="NAME", help=f"some of {', '.join(NAMES)}")
-    made.add_argument("--backends", nargs="+", default=BACKENDS, metavar="NAME", help=f"some of {', '.join(BACKENDS)}")
-    made.add_argument("--size", type=int, default=512, help="side of the square image (default: %(default)s)")
-    made.add_argument("--after", action="store_true", help="only the simplified graphs: half of the memory")
-    made.add_argument("--seconds", type=float, default=TURNS.seconds, help="to measure (default: %(default)s)")
-    made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
-    made.add_argument("--num-threads", type=int, help="of the CPU (default: PyTorch's choice)")
-    made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
+    """Return the command's parser."""
+    made = benchmark_parser("graphs", __doc__ or "")
+    inputs = made.add_argument_group("input")
+    inputs.add_argument(
+        "--checkpoint", default="mini", help="checkpoint folder, or preset by name or folder (default: %(default)s)"
+    )
+    inputs.add_argument(
+        "--graphs",
+        nargs="+",
+        default=GRAPH_NAMES,
+        metavar="NAME",
+        help=f"graphs to measure, of {', '.join(GRAPH_NAMES)} (default: all)",
+    )
+    inputs.add_argument(
+        "--after", action="store_true", help="measure the simplified graphs only, in half of the memory (default: off)"
+    )
+    inputs.add_argument(
+        "--size",
+        type=int,
+        default=512,
+        metavar="PIXELS",
+        help="side of the square image in pixels (default: %(default)s)",
+    )
+    backends = made.add_argument_group("backends")
+    backends.add_argument(
+        "--backends",
+        nargs="+",
+        default=BACKENDS,
+        metavar="NAME",
+        help=f"backends to measure, of {', '.join(BACKENDS)} (default: all)",
+    )
+    backends.add_argument(
+        "--num-threads", type=int, metavar="N", help="number of CPU threads (default: PyTorch's choice)"
+    )
+    measurement = made.add_argument_group("measurement")
+    measurement.add_argument(
+        "--seconds", type=float, default=ROUNDS.seconds, help="time to measure in seconds (default: %(default)g)"
+    )
+    measurement.add_argument(
+        "--runs", type=int, metavar="N", help="number of runs, instead of --seconds (default: off)"
+    )
+    output = made.add_argument_group("output")
+    output.add_argument(
+        "--json", type=Path, default=JSON, metavar="FILE", help="JSON file for all results (default: %(default)s)"
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Run the command.
+
+    Args:
+        argv: arguments.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: an argument is invalid.
+        ExportError: a graph cannot be traced.
+    """
     arguments = parser().parse_args(argv)
-    for chosen, known in ((arguments.graphs, NAMES), (arguments.backends, BACKENDS)):
+    for kind, chosen, known in (
+        ("graph", arguments.graphs, GRAPH_NAMES),
+        ("backend", arguments.backends, BACKENDS),
+    ):
         for name in chosen:
             if name not in known:
-                raise unknown("graph" if known is NAMES else "backend", name, known)
-    if arguments.num_threads is not None and arguments.num_threads < 1:
-        raise UsageError(f"--num-threads must be at least 1, not {arguments.num_threads}")
+                raise unknown(kind, name, known)
+    check_at_least_one(arguments, "size", "num-threads", "runs")
     if arguments.num_threads:
         torch.set_num_threads(arguments.num_threads)
-    machine = facts()
-    model = load_model(arguments.model)
-    if arguments.size < 1 or arguments.size % model.preset.size_multiple:
+    machine = machine_info()
+    model = load_model(arguments.checkpoint)
+    if arguments.size % model.preset.size_multiple:
         raise UsageError(f"--size {arguments.size}: the model takes multiples of {model.preset.size_multiple}")
+    rounds = replace(ROUNDS, seconds=arguments.seconds, runs=arguments.runs)
     with tempfile.TemporaryDirectory() as scratch:
-        counted, openings = collect(model, arguments, Path(scratch))
+        counts, loaders = trace_all(model, arguments, Path(scratch))
         del model
-        runs = {key: openings.pop(key)() for key in list(openings)}
-        measured = measure([visit(run) for run in runs.values()], replace(TURNS, **turns(arguments)), "graphs")
-    times = {key: percentiles(series.parts["graph"])["p50"] for key, series in zip(runs, measured, strict=True)}
+        runs = {key: loaders.pop(key)() for key in list(loaders)}
+        timings = measure([timed(run) for run in runs.values()], rounds, "graphs")
+    times = {key: percentiles(each.parts["graph"])["p50"] for key, each in zip(runs, timings, strict=True)}
     rows = [dict(zip(("graph", "state", "backend"), key, strict=True)) | {"ms": ms} for key, ms in times.items()]
-    print(summary(machine))
-    print(f"\nOne image of {costs.SIDE} x {costs.SIDE} px:\n\n{costs.section(counted, markdown=False)}")
-    print(f"\nOne image of {arguments.size} x {arguments.size} px, float32, medians in ms:\n\n{report(times)}")
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "machine": machine,
-        "model": str(arguments.model),
-        "size": arguments.size,
-        "costs": counted,
-        "times": rows,
-    }
-    arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(machine_summary(machine))
+    print(f"\nOne image of {costs.SIDE} x {costs.SIDE} px:\n\n{costs.section(counts, markdown=False)}")
+    print(f"\nOne image of {arguments.size} x {arguments.size} px, fp32, medians in ms:\n\n{format_times(times)}")
+    data = {"machine": machine, "checkpoint": str(arguments.checkpoint), "size": arguments.size}
+    write_json(arguments.json, {**data, "costs": counts, "times": rows})
     print(f"\n{arguments.json}")
     return 0
 
 
-def turns(arguments: Namespace) -> dict[str, Any]:
-    """What of the timing was asked for."""
-    return {"seconds": arguments.seconds, "runs": arguments.runs}
-
-
-def collect(
+def trace_all(
     model: DOD, arguments: Namespace, scratch: Path
-) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], Opening]]:
-    """The counts, for JSON, and what is to be timed, by (graph, state, backend). The model is simplified on the way."""
+) -> tuple[dict[str, dict[str, Any]], dict[tuple[str, str, str], GraphLoader]]:
+    """Trace the chosen graphs before and after simplification; the model is simplified in place.
+
+    Returns:
+        Counts as JSON values, and loaders by (graph, state, backend).
+    """
     before = costs.costs(components.meta_copy(model), folded=False)
-    runs: dict[tuple[str, str, str], Opening] = {}
+    loaders: dict[tuple[str, str, str], GraphLoader] = {}
     states = ("after",) if arguments.after else ("before", "after")
     for state in ("before", "after"):
         if PLAIN in arguments.graphs and state == "before":
-            runs |= prepare(plain(model, arguments.size), PLAIN, "before", arguments, scratch)
+            loaders |= prepare(plain(model, arguments.size), PLAIN, "before", arguments, scratch)
         if state == "after":
             simplify(model)
-        there = components.graphs_of(model) if state in states else ()
-        for name in [name for name in arguments.graphs if name in there]:
+        available = components.graphs_of(model) if state in states else ()
+        for name in [name for name in arguments.graphs if name in available]:
             planned = components.plan(model, name, 1, (arguments.size, arguments.size), folded=state == "after")
-            runs |= prepare(planned, name, state, arguments, scratch)
-    return costs.rows(before, costs.costs(components.meta_copy(model))), runs
+            loaders |= prepare(planned, name, state, arguments, scratch)
+    return costs.rows(before, costs.costs(components.meta_copy(model))), loaders
 
 
 def plain(model: DOD, size: int) -> components.GraphPlan:
-    """Stable Diffusion's UNet as it is published, in one step: no LoRA, no bias more, the embedding computed."""
+    """Plan the graph of Stable Diffusion's UNet as published: one step, no LoRA, no added bias, embedding computed."""
     unet = OneStepUNet(
         cast(UNet2DConditionModel, clora.base_copy(model.unet.unet)), model.unet.prompt, model.preset.step
     )
@@ -146,26 +189,26 @@ def plain(model: DOD, size: int) -> components.GraphPlan:
 
 def prepare(
     planned: components.GraphPlan, name: str, state: str, arguments: Namespace, scratch: Path
-) -> dict[tuple[str, str, str], Opening]:
-    """One graph for each backend that was asked for."""
-    found: dict[tuple[str, str, str], Opening] = {}
+) -> dict[tuple[str, str, str], GraphLoader]:
+    """Return the loader of one graph for each chosen backend."""
+    found: dict[tuple[str, str, str], GraphLoader] = {}
     onnx_path = scratch / f"{name}.{state}.onnx"
     if set(arguments.backends) - {"torch"}:
         write(planned, name, onnx_path)
-    given = {key: value.numpy() for key, value in planned.inputs.items()}
+    inputs = {key: value.numpy() for key, value in planned.inputs.items()}
     for backend in arguments.backends:
         if backend == "torch":
-            # `simplify` works in place, and a plan may hold the model's own module
+            # `simplify` changes the model in place, and a plan may hold the model's own module
             module = planned.module if state == "after" else copy.deepcopy(planned.module)
             found[name, state, backend] = partial(torch_run, module, planned.inputs)
         else:
-            opening = {"onnxruntime": ort_run, "openvino": openvino_run}[backend]
-            found[name, state, backend] = partial(opening, onnx_path, given)
+            loader = {"onnxruntime": onnxruntime_run, "openvino": openvino_run}[backend]
+            found[name, state, backend] = partial(loader, onnx_path, inputs)
     return found
 
 
 def write(planned: components.GraphPlan, name: str, path: Path) -> None:
-    """Trace a graph with its weights beside it, as an export does."""
+    """Write a graph and its weights as an export does."""
     weights = trace.named_weights(planned.module)
     shapes = {key: (np.dtype(np.float32), tuple(value.shape)) for key, value in weights.items()}
     stored = path.with_suffix(".safetensors")
@@ -178,7 +221,9 @@ def write(planned: components.GraphPlan, name: str, path: Path) -> None:
     trace.trace_planned(empty, name, path, stored, trace.OPSETS["fp32"])
 
 
-def torch_run(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Run:
+def torch_run(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> GraphRun:
+    """Load a graph in PyTorch eager."""
+
     def run() -> object:
         with torch.inference_mode():
             return module(**inputs)
@@ -186,19 +231,22 @@ def torch_run(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> Run:
     return run
 
 
-def ort_run(path: Path, given: dict[str, np.ndarray]) -> Run:
+def onnxruntime_run(path: Path, inputs: dict[str, np.ndarray]) -> GraphRun:
+    """Load a graph in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, given)
+    return lambda: session.run(None, inputs)
 
 
-def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
-    """With the convolutions and branches of the runtime's backend, which computes a UNet's kernels once and others' in
-    each run."""
+def openvino_run(path: Path, inputs: dict[str, np.ndarray]) -> GraphRun:
+    """Load a graph in OpenVINO, with the rewritten convolutions and branches of the runtime's backend.
+
+    The backend transforms the kernels of a UNet once, and those of other graphs in each run.
+    """
     import openvino
 
     from dod_runtime.backends.openvino import branches, winograd
@@ -209,50 +257,19 @@ def openvino_run(path: Path, given: dict[str, np.ndarray]) -> Run:
     branches.join(model, new_arrays)
     winograd.rewrite(model, new_arrays if path.name.startswith("unet") else None)
     compiled = core.compile_model(model, "CPU", settings)
-    request, values = compiled.create_infer_request(), {**given, **winograd.extra_inputs(compiled)}
+    request, values = compiled.create_infer_request(), {**inputs, **winograd.extra_inputs(compiled)}
     return lambda: request.infer(values)
 
 
-def visit(run: Run) -> Callable[[], dict[str, float]]:
-    """A run as `measure` takes it."""
+def timed(run: GraphRun) -> Callable[[], dict[str, float]]:
+    """Wrap a run so that it returns its seconds, as `measure` expects."""
 
-    def timed() -> dict[str, float]:
+    def run_once() -> dict[str, float]:
         start = time.perf_counter()
         run()
         return {"graph": time.perf_counter() - start}
 
-    return timed
-
-
-def report(times: dict[tuple[str, str, str], float]) -> str:
-    """Each graph's times by backend, before and after, with PyTorch's over a backend's, PyTorch's of the model as it is
-    loaded where that was run; then the UNet's ratios."""
-    cells = []
-    for graph, state in dict.fromkeys((graph, state) for graph, state, _ in times):
-        row: list[object] = [graph, "yes" if state == "after" else "no"]
-        for backend in BACKENDS:
-            ms = times.get((graph, state, backend))
-            eager = times.get((graph, "before", "torch"), times.get((graph, state, "torch")))
-            speed = f" ({eager / ms:.2f}x)" if ms and eager and backend != "torch" else ""
-            row.append("-" if ms is None else f"{ms:.1f}{speed}")
-        cells.append(row)
-    lines = [table(["graph", "simplified", *BACKENDS], cells)]
-    eager = times.get((PLAIN, "before", "torch"))
-    for backend in BACKENDS:
-        lines += list(ratios({key[:2]: ms for key, ms in times.items() if key[2] == backend}, backend))
-        if backend != "torch" and eager and (merged := times.get(("unet_merged", "after", backend))):
-            speed = f"{eager / merged:.2f} x as fast as the plain UNet in PyTorch eager"
-            lines.append(f"{backend}: a merged path is {speed}")
-    return "\n".join(lines)
-
-
-def ratios(times: dict[tuple[str, str], float], backend: str) -> Iterator[str]:
-    """What a merged path costs beside a plain UNet, and the dynamic one beside it."""
-    merged = times.get(("unet_merged", "after"))
-    if merged and (base := times.get((PLAIN, "before"))):
-        yield f"{backend}: a merged path costs {merged / base:.3f} x the plain UNet"
-    if merged and (dynamic := times.get(("unet_dynamic", "after"))):
-        yield f"{backend}: the dynamic path costs {dynamic / merged:.3f} x the merged one"
+    return run_once
 
 
 if __name__ == "__main__":

@@ -1,242 +1,209 @@
-"""Latency: PyTorch eager beside every backend that can run here, with the proof that they compute the same.
+"""Latency of PyTorch eager and of every backend that can run here, with parity checks of their outputs.
 
 `python benchmarks/latency.py --bundle build/mini` prints one table and writes one JSON file. Each row is one model on
-one path (`auto`, or a condition whose UNet is merged): its components and the whole image, warm, in milliseconds.
-Models take turns, run by run. A row that misses its parity budget shows no speed-up, and the exit code is 1.
+one condition path (`auto`, or a condition whose UNet is merged): warm milliseconds of its components and of the whole
+image. Models run in turn. A row below its parity threshold has no speed-up, and the exit code is 1.
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+if __package__ in (None, ""):  # run as a script: import from the checkout's root and runtime/, not from this folder
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
-import numpy as np
-
-from benchmarks.latency_report import Setting, Switch, print_report
-from benchmarks.machine import facts
-from benchmarks.photographs import square
+from benchmarks.common_options import add_bundle, add_image, benchmark_parser, check_at_least_one
+from benchmarks.latency_models import open_backends, paths_at_once, refits, set_threads, time_refits, torch_models
+from benchmarks.latency_report import LatencySetting, print_report
+from benchmarks.machine import machine_info
+from benchmarks.photographs import load_square
 from benchmarks.runners import Job
-from benchmarks.timing import Turns
+from benchmarks.timing import Rounds
 from dod.errors import DODError
-from dod_runtime.backends import ON_CPU, available_backends, check_precision
-from dod_runtime.backends.base import Options, kept_sessions
 from dod_runtime.bundle.bundle import Bundle
-from dod_runtime.bundle.schema import REFITTED
 from dod_runtime.console import Parser, run_command
-from dod_runtime.errors import BackendError, UsageError, unknown
+from dod_runtime.errors import UsageError, unknown
 from dod_runtime.image.geometry import padded_size
-from dod_runtime.restorer import Restorer
 from export.errors import ExportError
 
 if TYPE_CHECKING:
-    from benchmarks.comparison import Row
-    from benchmarks.reference import TorchModel
+    from benchmarks.comparison import LatencyResult
 
-BUNDLE = Path("build/mini")
-IMAGE = Path(__file__).parents[1] / "docs" / "samples" / "noise.png"
+__all__ = ["chosen_paths", "chosen_sizes", "main", "parser"]
+
 JSON = Path("build/latency.json")
-SWITCHES = 3
-TURNS = Turns(seconds=60, warmup=1, runs=None, least=5)
-NEEDS_TORCH = "the PyTorch reference cannot be loaded ({}): pip install -e '.[export]'"
+ROUNDS = Rounds(seconds=60, warmup=1, runs=None, min_rounds=5)
 
 
 def parser() -> Parser:
-    """The arguments of the command."""
-    made = Parser(prog="python benchmarks/latency.py", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument("--size", type=int, nargs="+", help="sides of the square image (default: the bundle's usual one)")
-    made.add_argument("--batch", type=int, default=1, help="images restored together (default: %(default)s)")
-    made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
-    made.add_argument("--backends", nargs="+", help="default: all that can run here; CPU only where no GPU backend can")
-    made.add_argument("--precision", nargs="+", default=["auto"], help="auto (each backend's best), fp32, fp16, bf16")
-    made.add_argument("--torch", nargs="+", choices=("fp32", "fp16"), help="PyTorch rows (fp32; on a GPU fp16 too)")
-    made.add_argument("--checkpoint", help="the PyTorch reference, where not the one that the bundle names")
-    made.add_argument("--base", help="its frozen base, where it is not where the preset says")
-    made.add_argument("--ddpm", help="its frozen DDPM, likewise")
-    made.add_argument(
-        "--seconds", type=float, default=TURNS.seconds, help="to measure each size (default: %(default)s)"
+    """Return the command's parser."""
+    made = benchmark_parser("latency", __doc__ or "")
+    inputs = made.add_argument_group("input")
+    add_bundle(inputs)
+    add_image(inputs)
+    inputs.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="sides of the square image in pixels (default: the size the bundle is optimized for)",
     )
-    made.add_argument("--runs", type=int, help="rounds to measure, in place of --seconds")
-    made.add_argument("--warmup", type=float, default=TURNS.warmup, help="seconds before it (default: %(default)s)")
-    made.add_argument(
-        "--num-threads", type=int, help="of the CPU, for PyTorch and backends (default: PyTorch's choice)"
+    inputs.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of images restored together (default: %(default)s)",
     )
-    made.add_argument("--device", type=int, default=0, help="the index of the GPU (default: 0)")
-    made.add_argument("--image", type=Path, default=IMAGE, help="its middle square is resized (a sample of docs/)")
-    made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
-    made.add_argument("--markdown", type=Path, help="write the table as Markdown too")
+    models = made.add_argument_group("models")
+    models.add_argument(
+        "--conditions", nargs="+", metavar="NAME", help="condition paths to measure (default: all of the bundle)"
+    )
+    models.add_argument(
+        "--backends",
+        nargs="+",
+        metavar="NAME",
+        help="backends to measure (default: all that can run here; those of the CPU only if no GPU backend can)",
+    )
+    models.add_argument(
+        "--precision",
+        nargs="+",
+        default=["auto"],
+        metavar="NAME",
+        help="precisions to measure: fp32, fp16, bf16, or auto for the best of each backend (default: auto)",
+    )
+    models.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default: %(default)s)")
+    models.add_argument(
+        "--num-threads", type=int, metavar="N", help="number of CPU threads of all models (default: PyTorch's choice)"
+    )
+    reference = made.add_argument_group("PyTorch reference")
+    reference.add_argument(
+        "--torch",
+        nargs="+",
+        choices=("fp32", "fp16"),
+        help="precisions of PyTorch to measure (default: fp32; on a GPU also fp16)",
+    )
+    reference.add_argument("--checkpoint", help="checkpoint or preset of the reference (default: the bundle's)")
+    reference.add_argument("--base", help="folder of the frozen Stable Diffusion base (default: the preset's)")
+    reference.add_argument("--ddpm", help="folder of the frozen DDPM (default: the preset's)")
+    measurement = made.add_argument_group("measurement")
+    measurement.add_argument(
+        "--seconds",
+        type=float,
+        default=ROUNDS.seconds,
+        help="time to measure each size in seconds (default: %(default)g)",
+    )
+    measurement.add_argument(
+        "--runs", type=int, metavar="N", help="number of runs, instead of --seconds (default: off)"
+    )
+    measurement.add_argument(
+        "--warmup",
+        type=float,
+        default=ROUNDS.warmup,
+        metavar="SECONDS",
+        help="time of runs that do not count, in seconds (default: %(default)g)",
+    )
+    output = made.add_argument_group("output")
+    output.add_argument(
+        "--json", type=Path, default=JSON, metavar="FILE", help="JSON file for all results (default: %(default)s)"
+    )
+    output.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="file for the table as Markdown (default: not written)"
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command: 1 where a parity budget was missed."""
+    """Run the command.
+
+    Args:
+        argv: arguments.
+
+    Returns:
+        Exit code: 0, or 1 if a result is below its parity threshold or a refit changes an image.
+
+    Raises:
+        UsageError: an argument is invalid, or PyTorch is missing.
+        BackendError: a backend named by `--backends` cannot run here, or none can.
+    """
     arguments = parser().parse_args(argv)
-    check_positive(arguments)
+    check_numbers(arguments)
     bundle = Bundle.open(arguments.bundle)
     paths = chosen_paths(bundle, arguments.conditions)
-    images = [square(arguments.image, size) for size in chosen_sizes(bundle, arguments.size)]
-    turns = Turns(arguments.seconds, arguments.warmup, arguments.runs, TURNS.least)
-    machine = facts(arguments.device)  # its load before this command adds to it
-    rows: list[Row] = []
+    images = [load_square(arguments.image, size) for size in chosen_sizes(bundle, arguments.size)]
+    rounds = Rounds(arguments.seconds, arguments.warmup, arguments.runs, ROUNDS.min_rounds)
+    machine = machine_info(arguments.device)  # now, before this command adds to the load average
+    results: list[LatencyResult] = []
     with ExitStack() as stack:
-        threads = set_threads(arguments.num_threads)
-        restorers, not_run = open_backends(bundle, arguments, threads)
+        num_threads = set_threads(arguments.num_threads)
+        restorers, not_run = open_backends(bundle, arguments, num_threads)
         for restorer in restorers:
             stack.callback(restorer.close)
         models = torch_models(bundle, restorers, arguments)
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        from benchmarks.comparison import compare
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)  # fail before the measurement, not after it
+        from benchmarks.comparison import compare_models
 
         for pixels in images:
-            jobs = [Job(pixels, arguments.batch, path) for path in paths]
-            rows += compare(restorers, models, jobs, turns, merged_at_once(bundle, restorers))
+            jobs = [Job(pixels, arguments.batch_size, path) for path in paths]
+            results += compare_models(restorers, models, jobs, rounds, paths_at_once(bundle, restorers))
         merged = [path for path in paths if path != "auto"]
-        able = [restorer for restorer in restorers if refits(restorer) and len(merged) > 1]
-        switches = [switched(restorer, merged, images[0]) for restorer in able]
-    setting = Setting(machine, threads, str(arguments.image), bundle, not_run, switches)
-    print_report(rows, setting, arguments.json, arguments.markdown)
-    return 1 if any(row.passed is False for row in rows) or any(not each.same for each in switches) else 0
+        refitted = [restorer for restorer in restorers if refits(restorer) and len(merged) > 1]
+        refit_results = [time_refits(restorer, merged, images[0]) for restorer in refitted]
+    setting = LatencySetting(machine, num_threads, str(arguments.image), bundle, not_run, refit_results)
+    print_report(results, setting, arguments.json, arguments.markdown)
+    failed = any(result.passed is False for result in results) or not all(each.same for each in refit_results)
+    return 1 if failed else 0
 
 
-def check_positive(arguments: Namespace) -> None:
-    """Raises UsageError for a number that must be more than 0 and is not."""
-    for name in ("size", "batch", "runs", "threads", "seconds"):
-        value = getattr(arguments, name)
-        for each in value if isinstance(value, list) else [value]:
-            if each is not None and not each > 0:
-                raise UsageError(f"--{name} must be more than 0, not {each:g}")
+def check_numbers(arguments: Namespace) -> None:
+    """Raise UsageError for a number that is out of its range."""
+    check_at_least_one(arguments, "size", "batch-size", "runs", "num-threads")
+    if not arguments.seconds > 0:
+        raise UsageError(f"--seconds must be more than 0, not {arguments.seconds:g}")
 
 
 def chosen_sizes(bundle: Bundle, sizes: Sequence[int] | None) -> list[int]:
-    """The sides of the image, each once. Raises ImageError for one that the bundle does not take."""
-    least, usual, largest = bundle.manifest.profile.size
+    """Return the sides of the image without duplicates.
+
+    Args:
+        bundle: bundle to measure.
+        sizes: sides in pixels; None for the size that the bundle is optimized for.
+
+    Returns:
+        Sides in pixels.
+
+    Raises:
+        ImageError: the bundle cannot take a size.
+    """
+    smallest, usual, largest = bundle.manifest.profile.size
     for size in sizes or ():
-        padded_size(size, bundle.manifest.size_multiple, least, largest)
+        padded_size(size, bundle.manifest.size_multiple, smallest, largest)
     return list(dict.fromkeys(sizes or [usual]))
 
 
 def chosen_paths(bundle: Bundle, names: Sequence[str] | None) -> list[str]:
-    """The paths to measure, each once. Raises UsageError for one that the bundle does not have."""
+    """Return the condition paths to measure without duplicates.
+
+    Args:
+        bundle: bundle to measure.
+        names: condition paths; None for all of the bundle.
+
+    Returns:
+        Condition paths.
+
+    Raises:
+        UsageError: the bundle does not have a path.
+    """
     valid = ("auto", *bundle.manifest.conditions)
     for name in names or ():
         if name not in valid:
             raise unknown("condition", name, valid)
     return list(dict.fromkeys(names or valid))
-
-
-def set_threads(asked: int | None) -> int:
-    """Gives PyTorch the threads of the CPU that the backends get too, and returns their number."""
-    try:
-        import torch
-    except ImportError as error:
-        raise UsageError(NEEDS_TORCH.format(error)) from error
-    if asked:
-        torch.set_num_threads(asked)
-    return torch.get_num_threads()
-
-
-def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[list[Restorer], dict[str, str]]:
-    """Every backend that is asked for, in each precision, and why others are not run.
-
-    Raises BackendError where one that was named cannot run here, or where none can, and UsageError for a wrong name.
-    """
-    largest = bundle.manifest.profile.batch[2]
-    if arguments.batch > largest:
-        raise UsageError(
-            f"--batch {arguments.batch}: this bundle takes at most {largest}; rebuild it with a larger one"
-        )
-    if arguments.backends:
-        pairs = dict.fromkeys((name, precision) for precision in arguments.precision for name in arguments.backends)
-        return [
-            Restorer(bundle, name, device=arguments.device, precision=precision, num_threads=threads)
-            for name, precision in pairs
-        ], {}
-    restorers: list[Restorer] = []
-    not_run: dict[str, str] = {}
-    for precision in dict.fromkeys(arguments.precision):
-        check_precision(precision, bundle)
-        for name, reason in available_backends(bundle, Options(arguments.device, precision, threads)).items():
-            if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
-                reason = "a GPU backend can run here; to measure this one too, name both with --backends"
-            try:
-                if reason is None:
-                    restorers.append(
-                        Restorer(bundle, name, device=arguments.device, precision=precision, num_threads=threads)
-                    )
-            except BackendError as error:
-                reason = str(error)
-            if reason is not None:
-                not_run[name if len(arguments.precision) == 1 else f"{name} {precision}"] = reason
-    if not restorers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in not_run.items())
-        raise BackendError(f"no backend can run this bundle here: {reasons}")
-    return restorers, not_run
-
-
-def on_gpu(restorer: Restorer) -> bool:
-    """Whether a restorer computes on a GPU."""
-    return restorer.backend not in ON_CPU
-
-
-def torch_models(bundle: Bundle, restorers: Sequence[Restorer], arguments: Namespace) -> list[TorchModel]:
-    """PyTorch on each device that a backend runs on; the first is in float32, and the one that all are judged by."""
-    try:
-        import torch
-
-        from benchmarks.reference import TorchModel, load_reference
-    except ImportError as error:
-        raise UsageError(NEEDS_TORCH.format(error)) from error
-    devices = {"cuda" if on_gpu(each) and torch.cuda.is_available() else "cpu" for each in restorers}
-    if "cuda" in devices:
-        torch.cuda.set_device(arguments.device)
-    model = load_reference(bundle, arguments.checkpoint, arguments.base, arguments.ddpm)
-    fp16 = bundle.manifest.precisions.get("fp16")
-    fp32_modules = fp16.fp32_modules if fp16 else None
-    made = []
-    for device in sorted(devices):
-        wanted = arguments.torch or (("fp32",) if device == "cpu" else ("fp32", "fp16"))
-        made += [TorchModel(model, device, precision, fp32_modules) for precision in dict.fromkeys(("fp32", *wanted))]
-    return made
-
-
-def refits(restorer: Restorer) -> bool:
-    """Whether a restorer exchanges the weights of one engine where another condition is asked for."""
-    target = restorer.bundle.manifest.targets.get(restorer.backend)
-    return target is not None and REFITTED in target.engines
-
-
-def switched(restorer: Restorer, conditions: Sequence[str], pixels: np.ndarray) -> Switch:
-    """The seconds of exchanging the weights, and whether coming back to one of several conditions gives the same
-    image."""
-    seconds: list[float] = []
-    images: dict[str, np.ndarray] = {}
-    same = True
-    for visit in range(1 + SWITCHES):
-        for condition in conditions:
-            start = time.perf_counter()
-            restorer.warmup(condition, pixels.shape[:2])
-            seconds.append(time.perf_counter() - start)
-            found = np.asarray(restorer.restore(pixels, condition))
-            if visit:  # in the first the kernels of this shape may still be compiled
-                same = same and np.array_equal(images.setdefault(condition, found), found)
-    return Switch(restorer.backend, restorer.precision, seconds[len(conditions) :], same)
-
-
-def merged_at_once(bundle: Bundle, restorers: Sequence[Restorer]) -> int:
-    """How many merged UNets a backend keeps loaded: with more, some would be loaded anew between two runs."""
-    if any(map(refits, restorers)):
-        return 1
-    manifest = bundle.manifest
-    sizes = [manifest.files[each.weights["unet_merged"]].bytes for each in manifest.precisions.values()]
-    return kept_sessions(max(sizes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a figure depends on beside the code: the machine, its libraries, the day and the command."""
+"""Description of the machine, its libraries, the date and the command, recorded with every result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from dod_runtime.backends.gpu import find_gpu
 from dod_runtime.errors import BackendError
 
-__all__ = ["facts", "summary"]
+__all__ = ["machine_info", "machine_summary"]
 
 LIBRARIES = (
     "torch",
@@ -33,8 +33,16 @@ LIBRARIES = (
 )
 
 
-def facts(device: int = 0) -> dict[str, Any]:
-    """JSON values: processor, memory, GPU (None where there is none), libraries, date, command, load average."""
+def machine_info(device: int = 0) -> dict[str, Any]:
+    """Describe the machine in JSON values.
+
+    Args:
+        device: index of the GPU.
+
+    Returns:
+        Processor, cores, memory in bytes, GPU (None without one), system, versions of Python and libraries, load
+        average, date in UTC and command.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -49,8 +57,15 @@ def facts(device: int = 0) -> dict[str, Any]:
     }
 
 
-def summary(machine: dict[str, Any]) -> str:
-    """The machine in one line."""
+def machine_summary(machine: dict[str, Any]) -> str:
+    """Describe the machine in one line: processor, GPU, versions of PyTorch and the backends.
+
+    Args:
+        machine: result of `machine_info`.
+
+    Returns:
+        The line.
+    """
     gpu = machine["gpu"]
     parts = [f"{machine['processor']}, {machine['cores']} cores", gpu["name"] if gpu else "no GPU"]
     names = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13")

@@ -1,15 +1,14 @@
-"""Memory of the runtime's process, and the seconds until a path is open, on every backend of the CPU.
+"""Memory: peak memory of a runtime process, and its time until a condition path is open, on the CPU backends.
 
-`python benchmarks/memory.py --bundle build/mini` starts a process of its own for each path and backend, which opens the
-path (`Restorer.warmup`) and then restores images as `python -m dod_runtime` does, from file to file; sampled is what
-it holds, its own memory and its share of what it maps (PSS). Looking through its maps slows it down, so the seconds
-until a path is open are those of a second process, which is left alone. They begin with the process: imports, hashing,
-reading, merging and compiling what the path needs, of files that the system has in its cache.
+`python benchmarks/memory.py --bundle build/mini` starts one process for each path and backend. It opens the path
+(`Restorer.warmup`) and restores images from file to file, while its memory is sampled: private memory and its share of
+mapped memory (PSS). Sampling slows a process down, so opening times come from a second process without it. They start
+with the process: imports, hashing, reading, merging and compiling, with the files in the system's cache.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,132 +20,185 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+if __package__ in (None, ""):  # run as a script: import from the checkout's root and runtime/, not from this folder
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import psutil
 from PIL import Image
 
-from benchmarks.latency import BUNDLE, IMAGE, chosen_paths, chosen_sizes
-from benchmarks.machine import facts, summary
-from benchmarks.photographs import square
+from benchmarks.common_options import add_bundle, add_image, benchmark_parser, check_at_least_one
+from benchmarks.json_file import write_json
+from benchmarks.latency import chosen_paths, chosen_sizes
+from benchmarks.machine import machine_info, machine_summary
+from benchmarks.photographs import load_square
 from dod_runtime.backends import ON_CPU, available_backends
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.console import Parser, run_command, table
 from dod_runtime.errors import BackendError, UsageError, unknown
 from export.memory import MemoryMeter
 
+__all__ = ["main", "measure_process", "parser"]
+
 RUNTIME = Path(__file__).resolve().parents[1] / "runtime"
 JSON = Path("build/memory.json")
+NUM_IMAGES = 2
 PERIOD_SECONDS = 0.2
+"""Time between two samples of the memory in seconds."""
 PROGRAM = """
 import sys
 from dod_runtime import Restorer
 
 bundle, backend, path, size, *images = sys.argv[1:]
-with Restorer(bundle, backend) as restorer:
-    restorer.warmup(path, (int(size), int(size)))
+with Restorer(bundle, backend=backend) as restorer:
+    restorer.warmup(path, size=(int(size), int(size)))
     print("opened", flush=True)
     for image in images:
-        restorer.restore(image, path).save(f"{image}.restored.png")
+        restorer.restore(image, condition=path).save(f"{image}.restored.png")
         print("restored", flush=True)
 """
+"""Program of the measured process: prints one line when the path is open and one for each image."""
 
 
 def parser() -> Parser:
-    """The arguments of the command."""
-    made = Parser(prog="python benchmarks/memory.py", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument("--size", type=int, nargs="+", help="sides of the square image (default: the bundle's usual)")
-    made.add_argument("--conditions", nargs="+", help="paths to measure (default: auto and all of the bundle's)")
-    made.add_argument("--backends", nargs="+", help="of the CPU (default: all that can run here)")
-    made.add_argument("--images", type=int, default=2, help="to restore, 0 for the opening alone (default: 2)")
-    made.add_argument("--image", type=Path, default=IMAGE, help="its middle square is resized (a sample of docs/)")
-    made.add_argument("--json", type=Path, default=JSON, help="default: %(default)s")
+    """Return the command's parser."""
+    made = benchmark_parser("memory", __doc__ or "")
+    inputs = made.add_argument_group("input")
+    add_bundle(inputs)
+    add_image(inputs)
+    inputs.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="sides of the square image in pixels (default: the size the bundle is optimized for)",
+    )
+    inputs.add_argument(
+        "--num-images",
+        type=int,
+        default=NUM_IMAGES,
+        metavar="N",
+        help="number of images to restore, 0 to measure opening only (default: %(default)s)",
+    )
+    inputs.add_argument("--images", dest="num_images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    models = made.add_argument_group("models")
+    models.add_argument(
+        "--conditions", nargs="+", metavar="NAME", help="condition paths to measure (default: all of the bundle)"
+    )
+    models.add_argument(
+        "--backends", nargs="+", metavar="NAME", help="CPU backends to measure (default: all that can run here)"
+    )
+    output = made.add_argument_group("output")
+    output.add_argument(
+        "--json", type=Path, default=JSON, metavar="FILE", help="JSON file for all results (default: %(default)s)"
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Run the command.
+
+    Args:
+        argv: arguments.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: an argument is invalid.
+        BackendError: a process fails.
+    """
     arguments = parser().parse_args(argv)
-    if arguments.images < 0:
-        raise UsageError(f"--images must be at least 0, not {arguments.images}")
+    check_at_least_one(arguments, "size")
+    if arguments.num_images < 0:
+        raise UsageError(f"--num-images must be at least 0, not {arguments.num_images}")
     bundle = Bundle.open(arguments.bundle)
-    paths, sizes, backends = chosen_paths(bundle, arguments.conditions), arguments.size, _backends(bundle, arguments)
+    paths, backends = chosen_paths(bundle, arguments.conditions), _chosen_backends(bundle, arguments)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for size in chosen_sizes(bundle, sizes):
-            images = [Path(folder) / f"{size}-{i}.png" for i in range(arguments.images)]
+        for size in chosen_sizes(bundle, arguments.size):
+            images = [Path(folder) / f"{size}-{i}.png" for i in range(arguments.num_images)]
             for image in images:
-                Image.fromarray(square(arguments.image, size)).save(image)
+                Image.fromarray(load_square(arguments.image, size)).save(image)
             for backend in backends:
                 for path in paths:
-                    row = measure(images, size, arguments.bundle, path, backend)
-                    rows.append({"size": size, "backend": backend, "path": path, **row})
-    machine = facts()
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", "utf-8")
-    print(summary(machine))
-    print(
-        table(
-            ["size", "backend", "path", "opening s", "GB until then", "images s", "peak GB"],
-            [
-                [
-                    r["size"],
-                    r["backend"],
-                    r["path"],
-                    f"{r['opening_seconds']:.1f}",
-                    f"{r['opening_bytes'] / 1e9:.2f}",
-                    ", ".join(f"{seconds:.1f}" for seconds in r["image_seconds"]) or "-",
-                    f"{r['bytes'] / 1e9:.2f}",
-                ]
-                for r in rows
-            ],
-            "rllrrrr",
-        )
-    )
+                    measured = measure_process(images, size, arguments.bundle, path, backend)
+                    rows.append({"size": size, "backend": backend, "path": path, **measured})
+    machine = machine_info()
+    write_json(arguments.json, {"machine": machine, "results": rows})
+    print(machine_summary(machine))
+    headers = ["size", "backend", "path", "opening s", "GB until open", "images s", "peak GB"]
+    print(table(headers, [_cells(row) for row in rows], "rllrrrr"))
     return 0
 
 
-def measure(images: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
-    """What a process takes that opens a path and restores images of `size` px, by this process's clock: seconds until
-    it is open, peak bytes until then, seconds of each image, and its peak. Raises BackendError where it fails."""
+def _cells(row: dict[str, Any]) -> list[object]:
+    return [
+        row["size"],
+        row["backend"],
+        row["path"],
+        f"{row['opening_seconds']:.1f}",
+        f"{row['opening_bytes'] / 1e9:.2f}",
+        ", ".join(f"{seconds:.1f}" for seconds in row["image_seconds"]) or "-",
+        f"{row['bytes'] / 1e9:.2f}",
+    ]
+
+
+def measure_process(images: Sequence[Path], size: int, bundle: Path, path: str, backend: str) -> dict[str, Any]:
+    """Measure a process that opens a condition path and restores images.
+
+    Args:
+        images: image files to restore.
+        size: side of the images in pixels.
+        bundle: folder of the bundle.
+        path: condition path.
+        backend: backend of the runtime.
+
+    Returns:
+        `opening_seconds` and `opening_bytes` (peak) until the path is open, `image_seconds` of each image, and `bytes`,
+        the peak of the whole process. Seconds are those of this process's clock.
+
+    Raises:
+        BackendError: the process fails.
+    """
     command = [sys.executable, "-c", PROGRAM, bundle.resolve(), backend, path, size]
-    moments = _followed([*command, *images], True)
+    moments = _follow([*command, *images], sampled=True)
     return {
-        "opening_seconds": _followed(command, False)[0][0],
+        "opening_seconds": _follow(command, sampled=False)[0][0],
         "opening_bytes": moments[0][1],
         "image_seconds": [after[0] - before[0] for before, after in pairwise(moments[:-1])],
         "bytes": moments[-1][1],
     }
 
 
-def _followed(command: Sequence[object], sampled: bool) -> list[tuple[float, int]]:
-    """The seconds since its start, and the peak bytes of its memory, at each line that a process prints and at its end.
-    sampled: whether its memory is looked at (else 0)."""
+def _follow(command: Sequence[object], sampled: bool) -> list[tuple[float, int]]:
+    """Run a process; return seconds since its start and peak bytes at each line that it prints and at its end.
+
+    Bytes are 0 without `sampled`.
+    """
     start, moments = time.perf_counter(), []
     with (
-        tempfile.TemporaryFile("w+") as told,
-        psutil.Popen([*map(str, command)], cwd=RUNTIME, stdout=subprocess.PIPE, stderr=told, text=True) as process,
+        tempfile.TemporaryFile("w+") as errors,
+        psutil.Popen([*map(str, command)], cwd=RUNTIME, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
         MemoryMeter(process, PERIOD_SECONDS) if sampled else nullcontext() as meter,
     ):
         for _ in process.stdout:
             moments.append((time.perf_counter() - start, meter.peak if meter else 0))
         if process.wait():
-            told.seek(0)
-            lines = told.read().strip().splitlines()
+            errors.seek(0)
+            lines = errors.read().strip().splitlines()
             backend, path = command[4:6]
             raise BackendError(f"{backend} failed on {path}: {lines[-1] if lines else process.returncode}")
     return [*moments, (time.perf_counter() - start, meter.peak if meter else 0)]
 
 
-def _backends(bundle: Bundle, arguments: Namespace) -> list[str]:
-    able = [name for name, reason in available_backends(bundle).items() if name in ON_CPU and reason is None]
+def _chosen_backends(bundle: Bundle, arguments: Namespace) -> list[str]:
+    reasons = available_backends(bundle)
+    able = [name for name, reason in reasons.items() if name in ON_CPU and reason is None]
     for name in arguments.backends or ():
         if name not in ON_CPU:
-            raise unknown("backend of the CPU", name, ON_CPU)
+            raise unknown("CPU backend", name, ON_CPU)
         if name not in able:
-            raise UsageError(f"{name} cannot run here: {available_backends(bundle)[name]}")
+            raise UsageError(f"{name} cannot run here: {reasons[name]}")
     return arguments.backends or able
 
 

@@ -1,4 +1,4 @@
-"""Clean photographs to measure with: scikit-image's own, which no model here was trained on, or a folder's."""
+"""Clean photographs to measure with: those that scikit-image ships, or the images of a folder."""
 
 from __future__ import annotations
 
@@ -12,51 +12,72 @@ from dod.data.images import find_images
 from dod_runtime.errors import ImageError, UsageError
 from dod_runtime.image.read import read
 
-__all__ = ["OWN", "SCIKIT_IMAGE", "photographs", "square"]
+__all__ = ["SCIKIT_IMAGE", "SCIKIT_IMAGE_NAMES", "load_photographs", "load_square"]
 
-OWN = "scikit-image"
-"""What stands for scikit-image's photographs in the place of a folder."""
-SCIKIT_IMAGE = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
-"""Its colour photographs of everyday scenes; all come with its wheel, so that nothing is downloaded."""
+SCIKIT_IMAGE = "scikit-image"
+"""Source that stands for the photographs that scikit-image ships. No model here was trained on them."""
+SCIKIT_IMAGE_NAMES = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
+"""Color photographs of everyday scenes in scikit-image's wheel; nothing is downloaded."""
 
 
-def photographs(sources: Sequence[Path | str] = (OWN,), limit: int | None = None) -> dict[str, np.ndarray]:
-    """Photographs by name, uint8 [H, W, 3]: of each folder and its subfolders, or scikit-image's where it is `OWN`.
+def load_photographs(
+    sources: Sequence[Path | str] = (SCIKIT_IMAGE,), limit: int | None = None
+) -> dict[str, np.ndarray]:
+    """Load clean photographs.
 
-    limit: of them, the first so many of each source. Raises ImageError for a file that is no image, UsageError
-    where scikit-image is missing or two sources have a name in common, and DataError for a folder that is missing or
-    has no images.
+    Args:
+        sources: folders, read with their subfolders, or `SCIKIT_IMAGE`.
+        limit: maximum number of photographs of each source.
+
+    Returns:
+        Photographs by name, uint8 [H, W, 3].
+
+    Raises:
+        ImageError: a file cannot be read as an image.
+        UsageError: scikit-image is missing, or two sources have a photograph of one name.
+        DataError: a folder is missing or has no images.
     """
     found: dict[str, np.ndarray] = {}
     for source in sources:
-        if str(source) == OWN:
-            some = {name: _of_scikit_image(name) for name in SCIKIT_IMAGE[:limit]}
+        if str(source) == SCIKIT_IMAGE:
+            loaded = {name: _load_from_scikit_image(name) for name in SCIKIT_IMAGE_NAMES[:limit]}
         else:
-            some = {name: np.asarray(_rgb(path)) for name, path in list(find_images(Path(source)).items())[:limit]}
-        if twice := sorted(found.keys() & some.keys()):
-            raise UsageError(f"{source} holds a photograph named {twice[0]}, as a folder before it does: rename one")
-        found |= some
+            loaded = {name: np.asarray(_load_rgb(path)) for name, path in list(find_images(Path(source)).items())[:limit]}
+        if duplicates := sorted(found.keys() & loaded.keys()):
+            raise UsageError(f"photograph {duplicates[0]} is in {source} and in an earlier folder: rename one of them")
+        found |= loaded
     return found
 
 
-def square(path: Path, size: int) -> np.ndarray:
-    """The middle square of an image file, resized to `size`: uint8 [size, size, 3]. Raises ImageError."""
-    return np.asarray(ImageOps.fit(_rgb(path), (size, size), Image.Resampling.LANCZOS))
+def load_square(path: Path, size: int) -> np.ndarray:
+    """Load the center square of an image file, resized.
+
+    Args:
+        path: image file.
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        ImageError: the file is missing or cannot be read as an image.
+    """
+    return np.asarray(ImageOps.fit(_load_rgb(path), (size, size), Image.Resampling.LANCZOS))
 
 
-def _rgb(path: Path) -> Image.Image:
+def _load_rgb(path: Path) -> Image.Image:
     decoded = read(path)
     image = decoded.finish(decoded.pixels)
     if not isinstance(image, Image.Image):
-        raise ImageError(f"{path} was not read as an image")
+        raise ImageError(f"{path} cannot be read as an image")
     return image.convert("RGB")
 
 
-def _of_scikit_image(name: str) -> np.ndarray:
+def _load_from_scikit_image(name: str) -> np.ndarray:
     try:
         from skimage import data
     except ImportError as error:
         raise UsageError(
-            f"the default photographs are scikit-image's ({error}): pip install -e '.[eval]', or name --photographs"
+            f"the default photographs need scikit-image ({error}): pip install -e '.[eval]', or name --photographs"
         ) from error
     return data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()

@@ -1,8 +1,8 @@
-"""Quality: clean photographs are degraded, restored with a bundle, and compared with what they were.
+"""Restoration quality: degrade clean photographs, restore them with a bundle, and measure PSNR and SSIM.
 
-`python benchmarks/quality.py --bundle build/mini` prints a table for each task and writes the images, a contact sheet
-and the figures as JSON. `python -m dod.evaluation.evaluate build/quality/output build/quality/truth` gives the same
-figures again.
+`python benchmarks/quality.py --bundle build/mini` prints a table for each degradation case and writes the images, a
+contact sheet and the results as JSON. `dod-evaluate images build/quality/output build/quality/truth` computes the same
+values from the images.
 """
 
 from __future__ import annotations
@@ -11,16 +11,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+if __package__ in (None, ""):  # run as a script: import from the checkout's root and runtime/, not from this folder
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
-from benchmarks.classical import classical
-from benchmarks.machine import facts
-from benchmarks.photographs import OWN, photographs
-from benchmarks.quality_report import FIGURES, SHEET, print_tables, write
-from benchmarks.tasks import TASKS, Result, Task, spoil
+from benchmarks.classical import restore_classically
+from benchmarks.common_options import (
+    add_bundle,
+    add_photographs,
+    add_runtime,
+    benchmark_parser,
+    check_at_least_one,
+)
+from benchmarks.degradation_cases import CASES, DegradationCase, QualityResult, degrade_photograph
+from benchmarks.machine import machine_info
+from benchmarks.photographs import load_photographs
+from benchmarks.quality_report import CONTACT_SHEET, RESULTS, print_tables, write_results
 from dod.data.images import centre_crop
 from dod.errors import DODError
 from dod.evaluation.metrics import core_values
@@ -29,58 +36,67 @@ from dod_runtime.console import Parser, progress, run_command
 from dod_runtime.errors import BackendError, UsageError
 from dod_runtime.restorer import Restorer
 
-BUNDLE = Path("build/mini")
+__all__ = ["main", "parser"]
+
 OUT = Path("build/quality")
 SIZE = 512
 
 
 def parser() -> Parser:
-    """The arguments of the command."""
-    made = Parser(prog="python benchmarks/quality.py", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("--bundle", type=Path, default=BUNDLE, help="default: %(default)s")
-    made.add_argument(
-        "--photographs",
-        nargs="+",
-        default=[OWN],
-        metavar="FOLDER",
-        help="folders of clean photographs, or the word scikit-image for its own (default: %(default)s)",
+    """Return the command's parser."""
+    made = benchmark_parser("quality", __doc__ or "")
+    inputs = made.add_argument_group("input")
+    add_bundle(inputs)
+    add_photographs(inputs, SIZE)
+    restoration = made.add_argument_group("restoration")
+    restoration.add_argument(
+        "--condition",
+        default="auto",
+        help="condition path: auto, a degradation, or matching for the degradation of each case (default: %(default)s)",
     )
-    made.add_argument("--size", type=int, default=SIZE, help="they are cropped to at most this (default: %(default)s)")
-    made.add_argument("--limit", type=int, help="take only the first so many of each folder")
-    made.add_argument("--condition", default="auto", help="auto, a degradation, or matching: the task's own")
-    made.add_argument("--seed", type=int, default=0, help="of the degradations (default: %(default)s)")
-    made.add_argument("--backend", default="auto", help="default: %(default)s")
-    made.add_argument("--precision", default="auto", help="auto, fp32 or fp16")
-    made.add_argument("--num-threads", type=int, help="threads of the CPU (default: all cores)")
-    made.add_argument("--classical", action="store_true", help="put a classical method for each task beside the bundle")
-    made.add_argument("--out", type=Path, default=OUT, help="folder for images and figures (default: %(default)s)")
+    add_runtime(restoration)
+    restoration.add_argument(
+        "--classical", action="store_true", help="also restore with one classical method for each degradation"
+    )
+    output = made.add_argument_group("output")
+    output.add_argument(
+        "--out", type=Path, default=OUT, metavar="FOLDER", help="folder for images and results (default: %(default)s)"
+    )
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
+    """Run the command.
+
+    Args:
+        argv: arguments.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: an argument is invalid, or `--out` holds other files.
+    """
     arguments = parser().parse_args(argv)
-    for name in ("size", "limit"):
-        if (value := getattr(arguments, name)) is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    check_at_least_one(arguments, "size", "limit")
     check_out(arguments.out)
     with Restorer(
-        arguments.bundle, arguments.backend, precision=arguments.precision, num_threads=arguments.num_threads
+        arguments.bundle, backend=arguments.backend, precision=arguments.precision, num_threads=arguments.num_threads
     ) as restorer:
-        paths = {task.name: path_of(task, arguments.condition) for task in TASKS}
-        for path in paths.values():
-            restorer.check_condition(path)
+        conditions = {case.name: condition_of(case, arguments.condition) for case in CASES}
+        for condition in conditions.values():
+            restorer.check_condition(condition)
         clean = {
             name: np.ascontiguousarray(centre_crop(pixels, arguments.size))
-            for name, pixels in photographs(arguments.photographs, arguments.limit).items()
+            for name, pixels in load_photographs(arguments.photographs, arguments.limit).items()
         }
-        work = [(task, name, truth) for task in TASKS for name, truth in clean.items()]
+        work = [(case, name, truth) for case in CASES for name, truth in clean.items()]
         results = [
-            restore(restorer, task, name, truth, paths[task.name], arguments.seed, arguments.classical)
-            for task, name, truth in progress(work, label="restoring")
+            restore(restorer, case, name, truth, conditions[case.name], arguments.seed, arguments.classical)
+            for case, name, truth in progress(work, label="restoring")
         ]
         setting = {
-            "machine": facts(),
+            "machine": machine_info(),
             "bundle": str(restorer.bundle.folder),
             "model": dict(restorer.bundle.manifest.model),
             "backend": restorer.description,
@@ -89,38 +105,44 @@ def main(argv: Sequence[str]) -> int:
             "size": arguments.size,
             "seed": arguments.seed,
         }
-    write(results, setting, arguments.out)
+    write_results(results, setting, arguments.out)
     print_tables(results, f"{restorer.bundle.manifest.name}, {setting['backend']}, condition {arguments.condition}")
-    print(arguments.out / SHEET)
+    print(arguments.out / CONTACT_SHEET)
     return 0
 
 
-def path_of(task: Task, condition: str) -> str:
-    """The condition that a task is restored with."""
-    return (task.degradation or "auto") if condition == "matching" else condition
+def condition_of(case: DegradationCase, condition: str) -> str:
+    """Return the condition path that a case is restored with; `matching` selects the case's degradation."""
+    return (case.degradation or "auto") if condition == "matching" else condition
 
 
 def restore(
-    restorer: Restorer, task: Task, name: str, truth: np.ndarray, condition: str, seed: int, with_classical: bool
-) -> Result:
-    """Degrades one photograph, uint8 [H, W, 3], restores it and compares what there is with it."""
-    spoilt, parameters = spoil(task, name, truth, seed)
-    images = {"input": spoilt}
-    if with_classical and task.degradation:
-        images["classical"] = classical(spoilt, task.degradation)
-    restored = restorer.restore(spoilt, condition)
+    restorer: Restorer,
+    case: DegradationCase,
+    name: str,
+    truth: np.ndarray,
+    condition: str,
+    seed: int,
+    with_classical: bool,
+) -> QualityResult:
+    """Degrade and restore one photograph, uint8 [H, W, 3], and compute the scores of all images against it."""
+    degraded, parameters = degrade_photograph(case, name, truth, seed)
+    images = {"input": degraded}
+    if with_classical and case.degradation:
+        images["classical"] = restore_classically(degraded, case.degradation)
+    restored = restorer.restore(degraded, condition=condition)
     if not isinstance(restored, np.ndarray):
-        raise BackendError(f"a restored array is an array, not {type(restored).__name__}")
+        raise BackendError(f"expected an array from the restorer, not {type(restored).__name__}")
     images["output"] = restored
-    scores = {kind: Score(name, core_values(name, image, truth)) for kind, image in images.items()}
-    return Result(task.name, name, scores, {**images, "truth": truth}, parameters)
+    scores = {role: Score(name, core_values(name, image, truth)) for role, image in images.items()}
+    return QualityResult(case.name, name, scores, {**images, "truth": truth}, parameters)
 
 
 def check_out(out: Path) -> None:
-    """Raises UsageError where `out` holds something that this command has not written, or is `.` or `..`."""
+    """Raise UsageError if `out` holds files that this command did not write, or is `.` or `..`."""
     if out.name in ("", ".."):
         raise UsageError(f"--out {out}: name the folder itself, such as {out.resolve() / 'quality'}")
-    if out.exists() and not (out / FIGURES).is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out / RESULTS).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"--out {out} exists and was not written by this command: choose another folder")
 
 

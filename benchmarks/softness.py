@@ -1,27 +1,35 @@
-"""Robustness: every degradation on sharp and soft images, restored on `auto` and on the named path.
+"""Robustness to softness: restore every degradation on sharp, soft, resized and compressed images.
 
-`python benchmarks/softness.py --bundle build/mini` prints a table: the PSNR of input and output, the gain, and its
-share of the gain that the sharp image gets; the same as JSON. Images are softened as cameras and software do it
-(`dod.data.capture`): the degradation lies in the scene and softens with it, while noise and blur lie on top.
+`python benchmarks/softness.py --bundle build/mini` prints PSNR of input and output on `auto` and on the named path, the
+gain, and the gain as a percentage of the sharp image's; all measurements are written as JSON. Images are softened as
+cameras and software do it (`dod.data.capture`): haze, rain and low light are in the scene and soften with it; noise and
+blur are applied afterwards.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a script: imports start at the checkout's root and runtime/, not in this folder
+if __package__ in (None, ""):  # run as a script: import from the checkout's root and runtime/, not from this folder
     sys.path[:1] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("", "runtime")]
 
 import numpy as np
 
-from benchmarks.machine import facts
-from benchmarks.photographs import OWN, photographs
-from benchmarks.tasks import CEILING
+from benchmarks.common_options import (
+    add_bundle,
+    add_photographs,
+    add_runtime,
+    benchmark_parser,
+    check_at_least_one,
+)
+from benchmarks.degradation_cases import PSNR_CEILING
+from benchmarks.json_file import write_json
+from benchmarks.machine import machine_info
+from benchmarks.photographs import load_photographs
 from dod.data.capture import SHARP, Capture, record, soften
 from dod.data.degradations import degrade, rng_for
 from dod.data.images import centre_crop
@@ -32,8 +40,11 @@ from dod_runtime.console import Parser, progress, run_command, table
 from dod_runtime.errors import UsageError
 from dod_runtime.restorer import Restorer
 
-BUNDLE, OUT = Path("build/mini"), Path("build/softness.json")
+__all__ = ["main", "parser"]
+
+OUT = Path("build/softness.json")
 SIZE = 384
+MIN_SIZE = 64
 CAPTURES: Mapping[str, Capture] = {
     "sharp": SHARP,
     "blur 0.8 px": Capture(blur=0.8),
@@ -49,13 +60,21 @@ KERNELS = {
     "defocus 2.5 px": defocus_kernel(2.5),
 }
 SIGMA = 25.0
-LEAST = {"haze": 75, "low-light": 75, "rain": 60, "noise": 60}
-"""Percent of the sharp image's gain that the named path must keep; `auto` must keep 60, of rain and noise 50."""
+"""Standard deviation of the noise in gray levels."""
+WITH_KEPT_GAIN = ("haze", "low-light", "rain", "noise")
+"""Degradations whose gain is compared with that of the sharp image."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One way to spoil a clean image: the degradation (None leaves it clean), the capture, and how it is called."""
+class SoftnessCase:
+    """A degradation and a capture that an image goes through.
+
+    Attributes:
+        degradation: name of the degradation; None leaves the image clean.
+        softness: name of the capture or blur kernel for the table.
+        capture: blur, resizing, noise and compression.
+        fixed: parameters of the degradation that are not drawn at random.
+    """
 
     degradation: str | None
     softness: str
@@ -64,8 +83,18 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One image of one case on one path: PSNR in dB before and after, and the bypass share in 0 to 1."""
+class SoftnessResult:
+    """One image in one case on one path.
+
+    Attributes:
+        image: name of the photograph.
+        degradation: name of the degradation, or `clean`.
+        softness: name of the capture or blur kernel.
+        path: `auto`, or `named` for the path of the degradation.
+        before: PSNR of the degraded image in dB.
+        after: PSNR of the restored image in dB.
+        share: bypass share in [0, 1].
+    """
 
     image: str
     degradation: str
@@ -76,21 +105,27 @@ class Measurement:
     share: float
 
 
-def cases() -> list[Case]:
-    """Every case of the table, in its order."""
-    found = [Case(name, soft, each, {}) for name in ("haze", "rain", "low-light") for soft, each in CAPTURES.items()]
-    for soft, each in CAPTURES.items():
-        found.append(Case("noise", soft, each, {"sigma": SIGMA}))
-    one_level = Capture(noise=1.0)
-    found += [Case("blur", name, one_level, {"kernel": kernel}) for name, kernel in KERNELS.items()]
-    return found + [Case(None, soft, each, {}) for soft, each in CAPTURES.items()]
+def softness_cases() -> list[SoftnessCase]:
+    """Return all cases in the order of the table."""
+    cases = [
+        SoftnessCase(name, softness, capture, {})
+        for name in ("haze", "rain", "low-light")
+        for softness, capture in CAPTURES.items()
+    ]
+    cases += [SoftnessCase("noise", softness, capture, {"sigma": SIGMA}) for softness, capture in CAPTURES.items()]
+    noise_of_one_level = Capture(noise=1.0)
+    cases += [SoftnessCase("blur", name, noise_of_one_level, {"kernel": kernel}) for name, kernel in KERNELS.items()]
+    return cases + [SoftnessCase(None, softness, capture, {}) for softness, capture in CAPTURES.items()]
 
 
-def spoil(case: Case, name: str, clean: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(degraded, reference) of one clean image uint8 [H, W, 3]; both uint8.
+def degrade_and_soften(case: SoftnessCase, name: str, clean: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Degrade and soften a clean image, uint8 [H, W, 3].
 
-    A resized case takes the middle of the image, so that the result has about its size. The reference is as soft as the
-    degraded image and has neither its noise nor its JPEG.
+    The reference is as soft as the degraded image, without its noise and JPEG compression. A case that resizes takes
+    the center of the image, so that the result has about the size of the image.
+
+    Returns:
+        (degraded, reference), both uint8 [H, W, 3].
     """
     if case.capture.scale != 1:
         clean = centre_crop(clean, round(min(clean.shape[:2]) / case.capture.scale))
@@ -106,55 +141,47 @@ def spoil(case: Case, name: str, clean: np.ndarray, seed: int) -> tuple[np.ndarr
     return tuple(np.rint(each * 255).astype(np.uint8) for each in (degraded, reference))  # type: ignore[return-value]
 
 
-def measure(restorer: Restorer, images: Mapping[str, np.ndarray], seed: int) -> Iterator[Measurement]:
-    """Every case of every image on `auto`, and on the named path where the case has a degradation."""
-    for case in cases():
+def measure_all(restorer: Restorer, images: Mapping[str, np.ndarray], seed: int) -> Iterator[SoftnessResult]:
+    """Yield the result of every case and image on `auto`, and on the named path if the case has a degradation."""
+    for case in softness_cases():
         for name, clean in images.items():
-            degraded, reference = spoil(case, name, clean, seed)
+            degraded, reference = degrade_and_soften(case, name, clean, seed)
             before = psnr(degraded, reference)
-            for path in ("auto", *([case.degradation] if case.degradation else [])):
-                found = restorer.restore(degraded, path, details=True)
-                after = psnr(np.asarray(found.image), reference)
-                which = "auto" if path == "auto" else "named"
-                label = case.degradation or "clean"
-                yield Measurement(name, label, case.softness, which, before, after, found.bypass_share)
+            for condition in ("auto", *([case.degradation] if case.degradation else [])):
+                restored = restorer.restore(degraded, condition=condition, details=True)
+                after = psnr(np.asarray(restored.image), reference)
+                path = "auto" if condition == "auto" else "named"
+                degradation = case.degradation or "clean"
+                yield SoftnessResult(name, degradation, case.softness, path, before, after, restored.bypass_share)
 
 
-def summary(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
-    """Means over the images, one row for each degradation and softness, with the named path beside `auto`."""
+def summarize(results: Sequence[SoftnessResult]) -> list[dict[str, Any]]:
+    """Return means over the images: one row for each degradation and softness, with both paths."""
     rows: list[dict[str, Any]] = []
-    for case in cases():
-        label = case.degradation or "clean"
-        row: dict[str, Any] = {"degradation": label, "softness": case.softness}
+    for case in softness_cases():
+        degradation = case.degradation or "clean"
+        row: dict[str, Any] = {"degradation": degradation, "softness": case.softness}
         for path in ("named", "auto"):
-            mine = [m for m in measured if (m.degradation, m.softness, m.path) == (label, case.softness, path)]
-            if mine:
-                row["before"] = _mean([m.before for m in mine])
-                row[path] = _mean([m.after for m in mine])
-                row[f"{path}_gain"] = float(np.mean([m.after - m.before for m in mine])) if case.degradation else None
-                row[f"{path}_share"] = float(np.mean([m.share for m in mine]))
-        sharp = next((each for each in rows if each["degradation"] == label and each["softness"] == "sharp"), row)
+            selected = [r for r in results if (r.degradation, r.softness, r.path) == (degradation, case.softness, path)]
+            if selected:
+                row["before"] = _mean([r.before for r in selected])
+                row[path] = _mean([r.after for r in selected])
+                gain = float(np.mean([r.after - r.before for r in selected]))
+                row[f"{path}_gain"] = gain if case.degradation else None
+                row[f"{path}_share"] = float(np.mean([r.share for r in selected]))
+        sharp = next((r for r in rows if r["degradation"] == degradation and r["softness"] == "sharp"), row)
         for path in ("named", "auto"):
-            gain, whole = row.get(f"{path}_gain"), sharp.get(f"{path}_gain")
-            row[f"{path}_kept"] = None if gain is None or not whole or label not in LEAST else 100 * gain / whole
+            gain, sharp_gain = row.get(f"{path}_gain"), sharp.get(f"{path}_gain")
+            kept = None if gain is None or not sharp_gain else 100 * gain / sharp_gain
+            row[f"{path}_kept"] = kept if degradation in WITH_KEPT_GAIN else None
         rows.append(row)
     return rows
 
 
-def text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table. `kept` is the percentage of the sharp image's gain."""
-    headers = [
-        "degradation",
-        "softness",
-        "input dB",
-        "named dB",
-        "gain",
-        "kept %",
-        "auto dB",
-        "gain",
-        "kept %",
-        "bypass",
-    ]
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format the table; `kept` is the gain as a percentage of the sharp image's gain."""
+    headers = ["degradation", "softness", "input dB"]
+    headers += ["named dB", "gain", "kept %", "auto dB", "gain", "kept %", "bypass"]
     cells = []
     for row in rows:
         line = [row["degradation"], row["softness"], _cell(row["before"], ".2f")]
@@ -166,71 +193,68 @@ def text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def parser() -> Parser:
-    """The arguments of the command."""
-    made = Parser(prog="python benchmarks/softness.py", description=(__doc__ or "").split("\n")[0])
-    add = made.add_argument
-    add("--bundle", type=Path, default=BUNDLE, help="(default: %(default)s)")
-    add(
-        "--photographs",
-        nargs="+",
-        default=[OWN],
-        metavar="FOLDER",
-        help="folders of clean photographs, or the word scikit-image for its own (default: %(default)s)",
+    """Return the command's parser."""
+    made = benchmark_parser("softness", __doc__ or "")
+    inputs = made.add_argument_group("input")
+    add_bundle(inputs)
+    add_photographs(inputs, SIZE)
+    add_runtime(made.add_argument_group("restoration"))
+    output = made.add_argument_group("output")
+    output.add_argument(
+        "--out", type=Path, default=OUT, metavar="FILE", help="JSON file for all measurements (default: %(default)s)"
     )
-    add("--size", type=int, default=SIZE, help="images are cropped to at most this side in px (default: %(default)s)")
-    add("--limit", type=int, help="take only the first N of each folder (default: all)")
-    add("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
-    add("--backend", default="auto", help="(default: %(default)s)")
-    add("--precision", default="auto", help="auto, fp32 or fp16 (default: %(default)s)")
-    add("--num-threads", type=int, help="threads of the CPU (default: all cores)")
-    add("--out", type=Path, default=OUT, help="file for all measurements as JSON (default: %(default)s)")
     return made
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: arguments.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: an argument is invalid.
+    """
     arguments = parser().parse_args(argv)
-    if arguments.size < 64:
-        raise UsageError(f"--size {arguments.size}: it must be at least 64")
+    check_at_least_one(arguments, "limit")
+    if arguments.size < MIN_SIZE:
+        raise UsageError(f"--size must be at least {MIN_SIZE}, not {arguments.size}")
     options = {"precision": arguments.precision, "num_threads": arguments.num_threads}
-    with Restorer(arguments.bundle, arguments.backend, **options) as restorer:
-        for case in cases():
+    with Restorer(arguments.bundle, backend=arguments.backend, **options) as restorer:
+        for case in softness_cases():
             restorer.check_condition(case.degradation or "auto")
         images = {
             name: np.ascontiguousarray(centre_crop(pixels, arguments.size))
-            for name, pixels in photographs(arguments.photographs, arguments.limit).items()
+            for name, pixels in load_photographs(arguments.photographs, arguments.limit).items()
         }
-        total = len(images) * sum(2 if case.degradation else 1 for case in cases())
-        measured = list(progress(measure(restorer, images, arguments.seed), total, "restoring"))
-        setting = {"machine": facts(), "backend": restorer.description, "model": dict(restorer.bundle.manifest.model)}
-    rows = summary(measured)
+        total = len(images) * sum(2 if case.degradation else 1 for case in softness_cases())
+        results = list(progress(measure_all(restorer, images, arguments.seed), total, "restoring"))
+        setting = {
+            "machine": machine_info(),
+            "backend": restorer.description,
+            "model": dict(restorer.bundle.manifest.model),
+        }
+    rows = summarize(results)
     setting |= {"photographs": list(images), "size": arguments.size, "seed": arguments.seed}
-    data = {**setting, "summary": rows, "measurements": [asdict(each) for each in measured]}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n", "utf-8")
-    print(text(rows))
+    data = {**setting, "summary": rows, "measurements": [asdict(each) for each in results]}
+    write_json(arguments.out, data)
+    print(format_table(rows))
     clean = [row["auto"] for row in rows if row["degradation"] == "clean" and "JPEG" not in row["softness"]]
-    print(f"clean images, sharp or soft, come back at {_mean(clean):.2f} dB in the mean (without JPEG)")
+    print(f"clean images without JPEG, sharp and soft: mean output {_mean(clean):.2f} dB")
     print(arguments.out)
     return 0
 
 
 def _mean(values: Sequence[float]) -> float:
-    """The mean in dB; more than `CEILING` counts as that."""
-    return float(np.mean(np.minimum(values, CEILING)))
+    """Return the mean in dB; values are clipped to `PSNR_CEILING`."""
+    return float(np.mean(np.minimum(values, PSNR_CEILING)))
 
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None or not np.isfinite(value) else format(value, form)
-
-
-def _finite(value: Any) -> Any:
-    """The same for JSON, None in the place of what is not finite."""
-    if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The one timer: runs that take turns, so that whatever disturbs the machine disturbs all of them alike."""
+"""Timing of several models in turn, so that a disturbance of the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -11,73 +11,102 @@ import numpy as np
 
 from dod_runtime.console import progress
 
-__all__ = ["Series", "Turns", "measure", "percentiles"]
+__all__ = ["Rounds", "Timings", "measure", "percentiles"]
 
-Visit = Callable[[], Mapping[str, float]]
-"""Runs something once and returns the seconds that each of its parts took."""
+TimedRun = Callable[[], Mapping[str, float]]
+"""Function that runs something once and returns the seconds of each part."""
 
-MOST_ROUNDS = 1000
+MAX_ROUNDS = 1000
+"""Maximum number of rounds that `Rounds.seconds` leads to."""
 
 
 @dataclass(frozen=True)
-class Turns:
-    """How long to measure. seconds: of the rounds that count, at least `least` of them; runs: their number, if given.
+class Rounds:
+    """Duration of a measurement. In a round, every model runs once.
 
-    warmup: seconds of rounds before. The first never counts; where a round takes longer than that, all others do.
+    Attributes:
+        seconds: time of the counted rounds.
+        warmup: time in seconds of the rounds before, which do not count. The first round never counts. If a round
+            takes longer than the warm-up, all later rounds count.
+        runs: number of counted rounds; overrides `seconds`.
+        min_rounds: minimum number of counted rounds, whatever `seconds` is.
     """
 
     seconds: float = 60.0
     warmup: float = 1.0
     runs: int | None = None
-    least: int = 5
+    min_rounds: int = 5
 
 
 @dataclass
-class Series:
-    """What was measured of one runner: its first visit (files read, sessions made, kernels compiled), then the others.
+class Timings:
+    """Times of one model.
 
-    parts: seconds by part; each list has one number for each round that counts.
+    Attributes:
+        first: seconds of each part in the first run, which reads files, creates sessions and compiles kernels.
+        parts: seconds of each part, one number for each counted round.
     """
 
     first: Mapping[str, float] = field(default_factory=dict)
     parts: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, visit: Mapping[str, float]) -> None:
-        for part, seconds in visit.items():
-            self.parts.setdefault(part, []).append(seconds)
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Append the times of one run.
+
+        Args:
+            seconds: seconds of each part.
+        """
+        for part, value in seconds.items():
+            self.parts.setdefault(part, []).append(value)
 
 
-def measure(visits: Sequence[Visit], turns: Turns, label: str) -> list[Series]:
-    """Visits all in turn, A B C A B C, as long as `turns` says."""
-    series = [Series() for _ in visits]
+def measure(timed_runs: Sequence[TimedRun], rounds: Rounds, label: str) -> list[Timings]:
+    """Measure models in turn: A B C, A B C, and so on.
 
-    def run(rounds: int, what: str, counts: bool = True) -> float:
+    Args:
+        timed_runs: one function for each model.
+        rounds: duration of the measurement.
+        label: label of the progress bar.
+
+    Returns:
+        Times of each model, in the order of `timed_runs`.
+    """
+    timings = [Timings() for _ in timed_runs]
+
+    def run(number: int, description: str, counts: bool = True) -> float:
         start = time.perf_counter_ns()
-        for step in progress(range(rounds * len(visits)), label=f"{label}, {what}"):
-            visit, each = visits[step % len(visits)], series[step % len(visits)]
-            seconds = visit()
-            each.first = each.first or seconds
+        for step in progress(range(number * len(timed_runs)), label=f"{label}, {description}"):
+            model = step % len(timed_runs)
+            seconds = timed_runs[model]()
+            timings[model].first = timings[model].first or seconds
             if counts:
-                each.add(seconds)
+                timings[model].add(seconds)
         return (time.perf_counter_ns() - start) / 1e9
 
     run(1, "first round", counts=False)
-    one, done = run(1, "second round"), 1
-    if one < turns.warmup:
-        for each in series:
+    round_seconds, done = run(1, "second round"), 1
+    if round_seconds < rounds.warmup:
+        for each in timings:
             each.parts.clear()
-        rounds, done = math.ceil(turns.warmup / one), 0
-        one = run(rounds, "warm-up", counts=False) / rounds
-    total = turns.runs or int(np.clip(turns.seconds / one, turns.least, MOST_ROUNDS))
+        number, done = math.ceil(rounds.warmup / round_seconds), 0
+        round_seconds = run(number, "warm-up", counts=False) / number
+    total = rounds.runs or int(np.clip(rounds.seconds / round_seconds, rounds.min_rounds, MAX_ROUNDS))
     run(total - done, f"{total} rounds")
-    return series
+    return timings
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99, least and mean in milliseconds, interpolated between neighbours.
+    """Return p50, p90, p99, minimum and mean in milliseconds; percentiles interpolate linearly.
 
-    >>> percentiles([0.001, 0.002, 0.003])["p50"]
-    2.0
+    Args:
+        seconds: times in seconds, at least one.
+
+    Returns:
+        Milliseconds by `p50`, `p90`, `p99`, `min` and `mean`.
+
+    Example:
+        >>> percentiles([0.001, 0.002, 0.003])["p50"]
+        2.0
     """
     values = np.asarray(seconds, np.float64) * 1e3
     p50, p90, p99 = np.percentile(values, (50, 90, 99))

@@ -1,4 +1,4 @@
-"""What all tests share: the `gpu` mark, and one real bundle of the `tiny` preset, built once by the real command."""
+"""Shared by all tests: the `gpu` marker, and a bundle of the `tiny` preset that the real command builds once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SAMPLES = ROOT / "docs" / "samples"
 SIZES = ("--min", "64", "--opt", "128", "--max", "256")
 CONDITIONS = ("noise", "haze")
 
-# Programs that tests start import this checkout, wherever dod_runtime was installed from.
+# Processes that tests start import this checkout, even if dod_runtime is installed from elsewhere.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), str(ROOT / "runtime"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
-# A shell without job control starts background jobs with SIGINT ignored, and children inherit that: the tests of Ctrl-C
-# would then wait for programs that never hear it.
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit it. The tests of Ctrl-C
+# would then wait for processes that ignore the signal.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# An example's time says how busy the machine is: two halves of the tests run side by side.
+# No deadline for examples of hypothesis: several test processes run at once, so times depend on the load.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the `tiny` preset whose adaptation, detail modules and prototypes are random, but matter."""
+    """Checkpoint of the `tiny` preset with random adaptation, detail modules and prototypes that change the output."""
     import torch
 
     from dod.checkpoint import save_checkpoint
@@ -65,7 +65,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the sample photographs, small enough for the tiny bundle."""
+    """Folder with crops of two sample images, small enough for the tiny bundle."""
     folder = tmp_path_factory.mktemp("photographs")
     for name in ("noise.png", "haze.png"):
         with Image.open(SAMPLES / name) as image:
@@ -77,7 +77,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_build(
     tiny_checkpoint: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str], list[str]]:
-    """(bundle, the finished command, its arguments): fp32 and fp16, two conditions, three targets."""
+    """(bundle, finished command, arguments) of a build with fp32 and fp16, two conditions and three targets."""
     out = tmp_path_factory.mktemp("bundles") / "tiny"
     targets = ("--targets", "onnxruntime", "openvino", "tensorrt_rtx")
     arguments = [str(tiny_checkpoint), "--out", str(out), *targets, *SIZES]
@@ -89,10 +89,11 @@ def tiny_build(
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_build: tuple[Path, subprocess.CompletedProcess[str], list[str]]) -> Path:
+    """Bundle of `tiny_build`; tests that change it take a copy."""
     return tiny_build[0]
 
 
 def build_engines(*arguments: str, where: Path) -> subprocess.CompletedProcess[str]:
-    """The export command as a user runs it, in another folder than the checkout's."""
+    """Run the export command in a process of its own, outside the checkout."""
     command = [sys.executable, str(ROOT / "export" / "build_engines.py"), *arguments]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=1800)

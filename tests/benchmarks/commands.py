@@ -1,4 +1,4 @@
-"""The benchmark commands as a user runs them: real processes, outside of the checkout's root."""
+"""Run benchmark commands in processes of their own, outside the checkout, or in this process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(script: str, *arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `benchmarks/<script>.py` in the folder `where`."""
+    """Run `benchmarks/<script>.py` in the folder `where`."""
     command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300)
 
 
 def run_here(main: Callable[[Sequence[str]], int], *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The same within this process, which saves the imports: for what a command refuses at once."""
+    """Run a command's `main` in this process, which saves the imports."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = run_command(main, [str(each) for each in arguments], also=(DODError,))
@@ -30,7 +30,7 @@ def run_here(main: Callable[[Sequence[str]], int], *arguments: object) -> subpro
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2, nothing on stdout, and one line on stderr that holds all of `words`."""
+    """Check for exit code 2, nothing on stdout, and one line on stderr that contains all of `words`."""
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
     for word in words:

@@ -1,4 +1,4 @@
-"""The benchmark of tiles: steps across borders, and the command on a toy bundle."""
+"""`benchmarks/tiles.py`: steps across borders, and the command on a toy bundle."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dod_runtime.errors import UsageError
 from tests.runtime.toy_bundle import write_toy_bundle
 
 
-def test_a_step_is_measured_where_the_whole_is_flat() -> None:
+def test_steps_are_measured_at_flat_borders() -> None:
     whole = np.full((256, 160, 3), 100, np.uint8)
     whole[:, 128:] = np.random.default_rng(0).integers(0, 256, (256, 32, 3))
     tiled = whole.astype(float)
-    tiled[128:, :64] += 3  # a border of the tiles 0..128 and 128..256 would be here; they overlap, and end elsewhere
+    tiled[128:, :64] += 3  # tiles of 144 px overlap: no border is here
     assert not border_steps(tiled, whole, 144).any()
     tiled = whole.astype(float)
     tiled[112:, :64] += 3  # the second tile of 144 px starts here
@@ -38,13 +38,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         str(tmp_path / "clean"),
         "--condition",
         "haze",
-        "--threads",
+        "--num-threads",
         "1",
     ]
     assert main([*common, "--size", "128", "96", "--tile-size", "64", "128"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:3] for line in lines if line[:1] == ["low-light"]] == [["low-light", "64", "1"]]  # 128 px is whole
-    with pytest.raises(UsageError, match="--size 256 96: .* at most 128"):
+    with pytest.raises(UsageError, match="--size 256 96.* 128 .*--whole"):
         main([*common, "--size", "256", "96"])
     assert main([*common, "--size", "128", "96", "--tile-size", "64", "--time", "1"]) == 0
-    assert "in tiles of 64: the guide adds" in capsys.readouterr().out
+    assert "in tiles of 64" in capsys.readouterr().out
