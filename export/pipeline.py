@@ -109,7 +109,7 @@ class Build:
         results = [*simplified, *parity.read_results(self.plan)]
         self.say(report.parity_table(results, paths=("auto", *self.plan.conditions)))
         check(results)
-        self.plan.model.to("meta")  # the builders need the memory; what they build from is on the disk by now
+        self.plan.model.to("meta")  # frees memory for the engine builders, which read files
         self._make(self._engines())
         manifest = self._manifest(results, self.options.targets)
         text = report.report_text(
@@ -163,7 +163,7 @@ class Build:
         )
 
     def _provisional_bundle(self) -> Bundle:
-        """The finished files as the runtime sees them, so that what is checked is what it will run."""
+        """The finished files as a bundle: parity is checked on the files that the runtime will load."""
         data = self._manifest([], ("onnxruntime", *(name for name in self.options.targets if name == "openvino")))
         if "openvino" in data["targets"]:
             data["targets"]["openvino"]["precisions"] = list(parity.openvino_precisions(self.plan))

@@ -1,4 +1,4 @@
-"""The plan of a build: what all of its steps share."""
+"""The plan of a build, which all of its steps share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["BuildPlan", "make_plan"]
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What the steps of a build share.
+    """Options, model, cache and fingerprints that the steps of a build share.
 
     Attributes:
-        options: what was asked for.
+        options: options of the build.
         model: the model; the steps simplify it in place, and release its weights once the files hold them.
         cache: the build cache. Steps read finished files from it; only `pipeline` has it make them.
         images: calibration images, sorted by name.
         conditions: condition paths to build.
         engine_conditions: conditions that get an engine.
         checkpoint_sha256: hash of the trained tensors and prototypes.
-        inputs: what decides the model as it is traced, as inputs of artefacts.
+        inputs: inputs of every artefact that depends on the model: hashes of its weights, settings and code.
     """
 
     options: BuildOptions
@@ -46,7 +46,7 @@ def make_plan(options: BuildOptions, model: DOD, cache: BuildCache, images: tupl
     """Return the plan for a model that has just been loaded.
 
     Args:
-        options: what was asked for.
+        options: options of the build.
         model: the model, before any simplification.
         cache: the build cache.
         images: calibration images, sorted by name.

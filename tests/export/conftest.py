@@ -1,4 +1,4 @@
-"""What the tests of the export share."""
+"""Fixtures of the export tests."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.export.small_graphs import export_block
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """block.onnx: convolution, group normalisation and attention, in half."""
+    """block.onnx: convolution, group normalisation and attention, in fp16."""
     return export_block(tmp_path_factory.mktemp("graph") / "block.onnx")
 
 
 @pytest.fixture(scope="session")
 def model() -> DOD:
-    """Two levels, random adaptation, and the prototypes of two conditions. No test changes it."""
+    """A model with two levels, random adaptation, and prototypes of two conditions. No test changes it."""
     model = randomise(DOD.from_preset(smaller()), strength=0.05)
     channels: Any = model.mfm.h_space.channels
     model.prototypes = {name: normal(channels, seed=seed) for seed, name in enumerate(("rain", "haze"))}
