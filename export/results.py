@@ -60,25 +60,24 @@ def from_rows(data: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def manifest_rows(results: Sequence[Figure], paths: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the manifest's `parity`: the results that the runtime decides by. `report/parity` holds all of them.
+    """Return the manifest's `parity`: the worst image for each condition path, component and step with a threshold.
 
-    For each gate and condition path that is the worst image, for each UNet the worst fp16 result. A condition path that
-    no runtime ran on any image has a row whose `passed` is null.
+    To these come the worst fp16 result of each UNet, and a row whose `passed` is null for each condition path that no
+    runtime ran on any image. `report/parity` holds all results.
 
     Args:
         results: the results of the build.
         paths: the condition paths of the bundle.
     """
-    found = []
-    for step in GATES:
-        gate = [each for each in results if (each.step, each.component) == (step, "pipeline")]
-        for path in dict.fromkeys(each.path for each in gate):
-            found.append(_row(min((each for each in gate if each.path == path), key=_psnr)))
+    groups: dict[tuple[str, str, str], list[Figure]] = {}
+    for result in results:
+        if result.threshold is not None:
+            groups.setdefault((result.path, result.component, result.step), []).append(result)
+    worst = [min(group, key=lambda each: margin(each) or 0.0) for group in groups.values()]
     for component in UNETS:
         fp16 = [each for each in results if (each.step, each.component) == (FP16_STEP, component)]
-        if fp16:
-            found.append(_row(min(fp16, key=lambda each: each.snr_db)))
-    return found + [
+        worst += [min(fp16, key=lambda each: each.snr_db)] if fp16 else []
+    return [_row(each) for each in worst] + [
         {"path": path, "component": "pipeline", "step": "not checked", "passed": None}
         for path in unchecked(results, paths)
     ]
@@ -158,8 +157,8 @@ def _psnr(result: Figure) -> float:
 
 
 def _row(result: Figure) -> dict[str, Any]:
-    """A result in the manifest, to 0.01 dB and without what only a reader needs."""
+    """A result in the manifest, to 0.01 dB: the metric that its threshold is about, or its SNR."""
     (row,) = rows([result])
+    metric, _ = THRESHOLDS.get((result.component, result.step), ("snr_db", None))
     kept = {key: row[key] for key in ("path", "component", "step", "image", "threshold", "passed")}
-    decibels = {key: None if row[key] is None else round(row[key], 2) for key in ("snr_db", "psnr_db")}
-    return {**kept, **decibels}
+    return {**kept, metric: None if row[metric] is None else round(row[metric], 2)}

@@ -72,7 +72,7 @@ def tiny_graph(path: Path, node: onnx.NodeProto) -> Path:
 
 
 def store_outside(graph: Path, folder: Path, misaligned: int) -> Path:
-    """Move the fp16 weights of a graph into block.safetensors, whose data start `misaligned` bytes after a multiple of 8."""
+    """Move a graph's fp16 weights into block.safetensors, whose data start `misaligned` bytes past a multiple of 8."""
     model = onnx.load(graph)
     weights = [weight for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT16]
     arrays = [numpy_helper.to_array(weight) for weight in weights]

@@ -60,19 +60,21 @@ def test_the_manifest_has_what_the_runtime_decides_by() -> None:
     assert [(row["path"], row["component"], row["step"], row["image"], row["passed"]) for row in found] == [
         ("auto", "pipeline", "openvino bf16", "b.png", False),
         ("haze", "pipeline", "openvino bf16", "b.png", True),
+        ("auto", "pipeline", "onnx fp32", "a.png", True),
+        ("haze", "pipeline", "onnx fp32", "a.png", True),
         ("auto", "unet_dynamic", "torch fp16", "b.png", True),
     ]
-    assert found[0]["psnr_db"] == pytest.approx(41, abs=0.01) and found[2]["snr_db"] == pytest.approx(58, abs=0.01)
-    assert "45" in found[0]["threshold"]
-    assert len(json.dumps(found)) < len(json.dumps(rows(results))) / 2
+    assert found[0]["psnr_db"] == 41 and found[2]["snr_db"] == 90 and found[4]["snr_db"] == 58
+    assert "45" in found[0]["threshold"] and found[4]["threshold"] is None
 
 
 def test_a_path_that_no_runtime_ran_has_a_row() -> None:
     ran = [result("onnx fp32", 90), result("merged", 90, path="rain")]
     ran.append(result("onnx fp32", 90, path="rain", component="unet_merged"))
-    (row,) = manifest_rows(ran, ("auto", "rain"))
-    assert row["path"] == "rain" and row["passed"] is None
-    assert manifest_rows([*ran, replace(ran[0], path="rain")], ("auto", "rain")) == []
+    (row,) = (row for row in manifest_rows(ran, ("auto", "rain")) if row["passed"] is None)
+    assert row["path"] == "rain"
+    checked = manifest_rows([*ran, replace(ran[0], path="rain")], ("auto", "rain"))
+    assert checked and all(row["passed"] for row in checked)
 
 
 def test_margin() -> None:
