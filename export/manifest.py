@@ -87,7 +87,7 @@ def describe_target(name: str, plan: BuildPlan, results: Sequence[Figure]) -> di
     engines = {engine: engine_file(name, engine) for engine, _, _ in listed}
     facts = [plan.cache.used[file].facts for file in engines.values()]
     return {
-        "precision": precisions[-1],
+        "precisions": [precisions[-1]],
         "version": facts[0]["version"],
         "gpu": next((each["gpu"] for each in facts if each["gpu"]), ""),
         "compute_capabilities": list(facts[0]["compute_capabilities"]),

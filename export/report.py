@@ -101,7 +101,7 @@ def report_text(
         (
             name,
             each.get("version", ""),
-            ", ".join(each.get("precisions") or [each["precision"]]),
+            ", ".join(each["precisions"]),
             ", ".join(each.get("compute_capabilities", [])),
             len(each.get("engines", {})),
         )

@@ -111,7 +111,7 @@ def verdict(manifest: Mapping[str, Any], results: Sequence[Figure]) -> list[str]
 
 def _target(name: str, target: Mapping[str, Any]) -> str:
     engines = len(target.get("engines", ()))
-    stated = [*(target.get("precisions") or [target["precision"]]), *([f"{engines} engines"] if engines else [])]
+    stated = [*target["precisions"], *([f"{engines} engines"] if engines else [])]
     return f"{name} ({', '.join(stated)})"
 
 
@@ -126,30 +126,36 @@ def _parity(results: Sequence[Figure]) -> str:
         f"all {len(known)} results with a threshold reach it"
     )  # fmt: skip
     where = f"{worst.step}, {worst.component}, {worst.image}, path {worst.path}, threshold {worst.threshold}"
-    return f"Parity: {head}; the smallest margin is {value:.1f} dB ({where})."
+    notes = [f"the smallest margin is {value:.1f} dB ({where})"]
+    for step in GATES:
+        backend, precision = step.split()
+        gate = _gate(results, step)
+        if not all(each.passed for each in gate):
+            least = min(gate, key=_psnr)
+            reached = f"PSNR {_psnr(least):.1f} dB, threshold {least.threshold}"
+            notes.append(f"{precision} on {backend} is below its threshold and not offered ({reached})")
+    return f"Parity: {'; '.join([head, *notes])}."
 
 
 def _not_checked(manifest: Mapping[str, Any], results: Sequence[Figure]) -> str:
     notes = [
-        f"no engine of {name} was run (that takes its GPU)"
+        f"the engines of {name}, which need their GPU"
         for name, each in manifest["targets"].items()
         if each.get("engines")
     ]
     if missing := unchecked(results, ("auto", *manifest["conditions"])):
-        notes.append(f"no image went through the condition paths {', '.join(missing)}")
+        notes.append(f"the condition paths {', '.join(missing)}, for which there was no image")
     for step in GATES:
         backend, precision = step.split()
-        gate = [each for each in results if (each.step, each.component) == (step, "pipeline")]
-        if backend in manifest["targets"] and not gate:
-            notes.append(f"{precision} on {backend} was not measured (this CPU does not compute in it)")
-        elif gate and not all(each.passed for each in gate):
-            worst = min(gate, key=_psnr)
-            notes.append(
-                f"{precision} on {backend} is not offered (PSNR {_psnr(worst):.1f} dB, threshold {worst.threshold})"
-            )
+        if backend in manifest["targets"] and not _gate(results, step):
+            notes.append(f"{precision} on {backend} (this CPU does not compute in it)")
     if "fp16" in manifest["precisions"]:
-        notes.append("fp16 arithmetic was checked on a CPU, not on a GPU")
-    return f"Not checked: {'; '.join(notes) or 'nothing was left out'}."
+        notes.append("fp16 on a GPU (PyTorch measured it on a CPU)")
+    return f"Not checked: {'; '.join(notes) or 'nothing'}."
+
+
+def _gate(results: Sequence[Figure], step: str) -> list[Figure]:
+    return [each for each in results if (each.step, each.component) == (step, "pipeline")]
 
 
 def _psnr(result: Figure) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from export.engines.targets import TARGETS, Target, gpu_here
 from export.graphs import conditions
 from export.interface import ComponentSpecs, engine_list, library_version, profile
 from export.plan import BuildPlan
+from export.reproducible import fixed_addresses, fixed_length_links
 from export.sources import hash_sources
 from export.steps.model_files import condition_file, graph_file, weights_file
 
@@ -89,17 +91,21 @@ def _build(
     files: Mapping[str, Path],
 ) -> Generator[tuple[str, Facts], None, None]:
     options, specs, jobs = plan.options, components(), {}
-    with tempfile.TemporaryDirectory(dir=plan.cache.scratch) as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=plan.cache.scratch) as scratch,
+        fixed_length_links(plan.cache.folder, Path(scratch)) as (finished, work),
+        fixed_addresses(),
+    ):
         for engine, graph, condition in engine_list(plan.engine_conditions, options.refit, plan.model.gate is not None):
             name = engine_file(target.name, engine)
             if name not in files:
                 continue
-            weights = plan.cache.path(weights_file(options.precisions[-1], graph))
-            built = Path(scratch) / f"{engine}.engine"
+            source, weights, *values = (finished / each for each in _files(plan, graph, condition))
+            built = work / f"{engine}.engine"
             jobs[built] = (
                 name,
                 EngineJob(
-                    _graph(plan, graph, condition, Path(scratch)),
+                    _merged(plan, source, weights, values[0], work / engine) if values else source,
                     built,
                     target,
                     profile(specs[graph], options.batch, options.size),
@@ -111,22 +117,12 @@ def _build(
         records = build_engines([job for _, job in jobs.values()], options.workers, BUILDERS_MEMORY)
         for job, record in progress(records, len(jobs), f"{target.name} engines"):
             name, _ = jobs[job.engine_path]
-            job.engine_path.replace(files[name])
+            os.replace(job.engine_path, files[name])
             yield name, asdict(record)
 
 
-def _graph(plan: BuildPlan, graph: str, condition: str | None, scratch: Path) -> Path:
-    """The graph to build from; with a condition, a copy in `scratch` beside merged weights."""
-    precision = plan.options.precisions[-1]
-    path = plan.cache.path(graph_file(precision, graph))
-    if condition is None:
-        return path
-    folder = scratch / condition
+def _merged(plan: BuildPlan, graph: Path, weights: Path, values: Path, folder: Path) -> Path:
+    """Write the graph with the values of one condition merged into its weights to a new folder."""
     folder.mkdir()
-    return conditions.write_merged_graph(
-        path,
-        plan.cache.path(weights_file(precision, graph)),
-        conditions.merge_entries(plan.model),
-        read_tensors(plan.cache.path(condition_file(condition)))["modulation"],
-        folder,
-    )
+    modulation = read_tensors(values)["modulation"]
+    return conditions.write_merged_graph(graph, weights, conditions.merge_entries(plan.model), modulation, folder)
