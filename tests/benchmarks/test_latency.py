@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.latency import main
 from dod.checkpoint import load_model
-from export.preflight import hash_model
+from export.fingerprints import hash_model
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 

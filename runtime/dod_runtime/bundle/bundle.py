@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,14 @@ from .merge import Places, merge, new_arrays
 from .safetensors import read_tensors
 from .schema import FileRecord, Manifest, Precision
 
-__all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
+__all__ = ["LEDGER", "MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
 
 MANIFEST = "bundle.json"
 REPORT = "report.md"
+LEDGER = "build.json"
+"""The build's own ledger. The runtime does not read it."""
+UNLISTED = (REPORT, LEDGER)
+"""Files that the manifest does not list, beside those in the folder `report`: no restorer needs them."""
 REBUILD = "rebuild with: python export/build_engines.py --out"
 
 
@@ -196,8 +199,8 @@ def write_bundle(
 ) -> Bundle:
     """Turns the folder `staging` into the bundle `destination` and opens it.
 
-    `manifest` is the content of `bundle.json`; sizes and hashes of all files in `staging` are computed here, and only
-    a `key` under `files` is taken over. hashes: the SHA-256 of files that were hashed when they were written.
+    `manifest` is the content of `bundle.json` without `files`: sizes and hashes of the files in `staging` are computed
+    here, apart from those of `UNLISTED`. hashes: the SHA-256 of files that were hashed when they were written.
     `staging` must be on the disk of `destination` (a folder beside it is best) and is gone afterwards. A bundle of
     before is replaced whole: there is never a bundle that is half of each. Every file and folder gets the permissions
     that the umask allows.
@@ -206,17 +209,14 @@ def write_bundle(
     staging, destination = Path(staging), Path(destination)
     if destination.exists() and not _replaceable(destination):
         raise BundleError(f"{destination} exists and is not a bundle: move it away or choose another folder")
-    keys = manifest.get("files", {})
     (staging / MANIFEST).unlink(missing_ok=True)
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if not path.is_dir())
     data = {**manifest, "files": {}}
     for name in names:
         _sync(staging / name)
-        if name != REPORT:
-            key = keys.get(name, {}).get("key", "")
+        if name not in UNLISTED and not name.startswith("report/"):
             sha256 = (hashes or {}).get(name) or hash_file(staging / name)
-            record = FileRecord((staging / name).stat().st_size, sha256, key)
-            data["files"][name] = asdict(record)
+            data["files"][name] = {"bytes": (staging / name).stat().st_size, "sha256": sha256}
     Manifest.parse(data)
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(data, file, indent=1, ensure_ascii=False)
