@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dod_runtime.bundle.bundle import MANIFEST, Bundle, hash_file, write_bundle
+from dod_runtime.bundle.bundle import MANIFEST, Bundle, hash_file
+from dod_runtime.bundle.write import write_bundle
 from dod_runtime.errors import UsageError
-from dod_runtime.permissions import current_umask, follows_umask
+from dod_runtime.files import current_umask, follows_umask
 
 Inputs = Mapping[str, Any]
 Ahead = dict[Path, Future[tuple[list[int], str]]]

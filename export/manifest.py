@@ -80,7 +80,7 @@ def target(
     engines = {engine: f"engines/{name}/{engine}.engine" for engine, _, _ in listed}
     facts = [used[path].facts for path in engines.values()]
     return {
-        "precision": options.precisions[-1],
+        "precisions": [options.precisions[-1]],
         "version": facts[0]["version"],
         "gpu": next((each["gpu"] for each in facts if each["gpu"]), ""),
         "compute_capabilities": list(facts[0]["compute_capabilities"]),

@@ -120,7 +120,7 @@ def write(
         (
             name,
             each.get("version", ""),
-            ", ".join(each.get("precisions") or [each["precision"]]),
+            ", ".join(each["precisions"]),
             ", ".join(each.get("compute_capabilities", [])),
             len(each.get("engines", {})),
         )

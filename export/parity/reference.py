@@ -262,7 +262,7 @@ def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
     `gains` [1, F] of nothing where the gate does not run."""
     if not bundle.manifest.gated:
         return {}
-    values = bundle.values(condition)
+    values = bundle.condition_tensors(condition)
     gains = np.zeros((1, bundle.manifest.filters), np.float32)
     return {"condition": values["condition"][None], "share": values["share"][None], "gains": gains}
 
@@ -270,5 +270,5 @@ def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
 def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
     """What a component takes, in the types of the bundle's graphs of a precision."""
     specs = bundle.manifest.components[component].inputs
-    dtypes = {spec.name: spec.dtype(precision) if precision else "float32" for spec in specs}
+    dtypes = {spec.name: spec.dtype_in(precision) if precision else "float32" for spec in specs}
     return {name: np.asarray(values[name]).astype(dtype, copy=False) for name, dtype in dtypes.items()}

@@ -13,7 +13,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BackendError, BundleError, DODRuntimeError, ImageError, ImageWarning, UsageError
+from .errors import (
+    BackendError,
+    BundleError,
+    BundleNotFoundError,
+    DODRuntimeError,
+    ImageError,
+    ImageWarning,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from .bundle.bundle import Bundle
@@ -24,6 +32,7 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "BundleNotFoundError",
     "DODRuntimeError",
     "ImageError",
     "ImageWarning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ __all__ = ["apply_umask", "atomic_write", "current_umask", "follows_umask"]
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """Replace a file as a whole: the block writes a temporary file, which takes the place of `path` at its end.
 
     Readers see the former content or the new one, never a part of it. If the block raises, the temporary file is

@@ -33,7 +33,7 @@ def path_of(bundle: Bundle, condition: str, bypass: bool = True) -> tuple[str, .
     """
     dynamic = condition == "auto"
     path = DYNAMIC if dynamic else MERGED
-    if not bundle.manifest.gated or not bypass or not (dynamic or bundle.values(condition)["share"][0]):
+    if not bundle.manifest.gated or not bypass or not (dynamic or bundle.condition_tensors(condition)["share"][0]):
         return path
     at = path.index("encoder")
     return (*path[:at], GATE, *path[at:])
@@ -82,7 +82,7 @@ class Pipeline:
             return {name: values[name] for name in ("modulation",) if name in values}
         values["share"], values["gains"] = np.zeros((batch, 1), np.float32), None
         if condition != "auto":
-            fixed = self.bundle.values(condition)
+            fixed = self.bundle.condition_tensors(condition)
             values["condition"] = np.repeat(fixed["condition"][None], batch, axis=0)
             values["share"] += fixed["share"] if self.bypass else 0
         if GATE in path:

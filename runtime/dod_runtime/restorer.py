@@ -18,7 +18,7 @@ from .bundle.bundle import Bundle
 from .errors import ImageError, UsageError, unknown
 from .image.geometry import crops, pad, with_margins
 from .image.read import DecodedImage, Source, read
-from .image.tiling import check_tile, restore_guide, restore_tiles
+from .image.tiling import check_tile_size, restore_guide, restore_tiles
 from .pipeline import Decisions, Observer, Pipeline
 
 __all__ = ["Observer", "Prepared", "Restoration", "Restored", "Restorer"]
@@ -88,7 +88,7 @@ class Restorer:
             raise UsageError(f"num_threads must be at least 1, not {num_threads}")
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         multiple, (least, _, largest) = self.bundle.manifest.size_multiple, self.bundle.manifest.profile.size
-        self._sizes = multiple, least, check_tile(tile_size, multiple, least, largest)
+        self._sizes = multiple, least, check_tile_size(tile_size, multiple, least, largest)
         self._backend, self.reason = open_backend(backend, self.bundle, Options(device, precision, num_threads))
         self._pipeline = Pipeline(self.bundle, self._backend, bypass)
         # What a backend holds outlives it in part, such as ONNX Runtime's arena: a restorer may be dropped unclosed.

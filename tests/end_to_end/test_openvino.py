@@ -10,7 +10,7 @@ import pytest
 
 from dod_runtime import Restorer
 from dod_runtime.backends.openvino import branches, winograd
-from dod_runtime.bundle.merge import Places
+from dod_runtime.bundle.merge import Allocator
 from export.parity.compare import psnr_db, snr_db
 
 
@@ -36,7 +36,7 @@ def test_winograd_restores_the_same(
 ) -> None:
     rewritten: dict[str, tuple[str, ...]] = {}
 
-    def rewrite(model: Any, places: Places | None, smallest: dict[str, tuple[int, ...]]) -> None:
+    def rewrite(model: Any, places: Allocator | None, smallest: dict[str, tuple[int, ...]]) -> None:
         if "latent" in smallest:  # that of the image below, though the bundle's multiple allows for others
             smallest = {**smallest, "latent": (1, 4, 16, 12)}
         rewritten[" ".join(smallest)] = winograd_rewrite(model, places, smallest)

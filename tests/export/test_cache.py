@@ -19,7 +19,7 @@ import pytest
 
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.errors import UsageError
-from dod_runtime.permissions import current_umask
+from dod_runtime.files import current_umask
 from export import cache as cache_module
 from export.cache import BuildCache, Entry, hash_sources, key_of, package_sources
 from export.preflight import MODEL_MODULES, ROOT

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from dod_runtime.backends.tensorrt.engine import Engine
-from dod_runtime.bundle.bundle import MANIFEST, write_bundle
+from dod_runtime.bundle.bundle import MANIFEST
+from dod_runtime.bundle.write import write_bundle
+from dod_runtime.files import apply_umask, current_umask, follows_umask
 from dod_runtime.image.write import save
-from dod_runtime.permissions import apply_umask, current_umask, follows_umask
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
 

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
-from dod_runtime.bundle.bundle import write_bundle
 from dod_runtime.bundle.schema import SCHEMA
+from dod_runtime.bundle.write import write_bundle
 from tests.runtime.toy_graphs import LAYERS, RANK, SCALE, toy_graph
 
 HIDDEN = 8

@@ -34,7 +34,7 @@ def with_engines(plain: Bundle, destination: Path, library: str, capability: str
         built[name] = path.read_bytes()
     paths = {name: f"engines/{library}/{name}.engine" for name in built}
     target = {
-        "precision": "fp16",
+        "precisions": ["fp16"],
         "version": version,
         "gpu": gpu,
         "compute_capabilities": [capability],

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle.merge import Kinds
+from ..bundle.merge import ArraySpecs
 from ..bundle.safetensors import ALIGNMENT
 from ..errors import BackendError
 
@@ -97,7 +97,7 @@ def _owned(made: mmap.mmap) -> np.ndarray:
     return array
 
 
-def allocate(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
+def allocate(kinds: ArraySpecs, on_disk: bool) -> dict[str, np.ndarray]:
     """Arrays to be written, each at an address of ALIGNMENT.
 
     on_disk: in one temporary file without a name, mapped, that ends with the last of them, so that `shed` can give

@@ -128,7 +128,7 @@ class OnnxRuntime(Sessions):
         decoder = self._bundle.manifest.components["decoder"]
         arrays = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         sizes = next(spec.sizes(arrays[spec.name].shape) for spec in decoder.inputs)
-        results = {spec.name: np.empty(spec.sized(**sizes), spec.dtype(self.precision)) for spec in decoder.outputs}
+        results = {spec.name: np.empty(spec.sized(**sizes), spec.dtype_in(self.precision)) for spec in decoder.outputs}
         binding = session.io_binding()
         for key, value in arrays.items():
             binding.bind_cpu_input(key, value)

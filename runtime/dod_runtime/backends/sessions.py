@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.merge import side_by_side
-from ..bundle.schema import Precision
+from ..bundle.schema import PrecisionFiles
 from ..errors import unknown
+from ..threads import for_each
 from .base import Shapes, kept_sessions
 from .mapped import allocate, releases_pages
 
@@ -34,7 +34,7 @@ class Sessions(ABC):
     of others for the shapes that they were opened for, but one alone where the UNet's weights are `LARGE`.
     """
 
-    def __init__(self, bundle: Bundle, files: Precision) -> None:
+    def __init__(self, bundle: Bundle, files: PrecisionFiles) -> None:
         self.conditions = ("auto", *bundle.manifest.conditions)
         self._bundle, self._files = bundle, files
         self._sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
@@ -57,7 +57,7 @@ class Sessions(ABC):
         def one(component: str) -> None:
             self._session(component, condition, self._fixed(component, path[component]))
 
-        side_by_side(one, sorted(path, key=lambda component: -self._sizes[component]))
+        for_each(one, sorted(path, key=lambda component: -self._sizes[component]))
 
     def _fixed(self, component: str, shapes: Shapes) -> Shapes:
         """Those of the inputs' shapes that a session is made for: of most components none, and it serves all."""

@@ -182,9 +182,7 @@ class Bundle:
             raise BundleError(f"{self.folder / name}: the share {tensors['share'][0]} is not between 0 and 1")
         return {key: tensors[key] for key in shapes}
 
-    def merged(
-        self, files: PrecisionFiles, condition: str, allocate: Allocator = new_arrays
-    ) -> dict[str, np.ndarray]:
+    def merged(self, files: PrecisionFiles, condition: str, allocate: Allocator = new_arrays) -> dict[str, np.ndarray]:
         """Merge a condition into the stored weights of the UNet.
 
         The stored weights are verified meanwhile. Their memory map ends with this call.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from ..errors import BundleError
 from ..files import atomic_write
@@ -37,6 +40,8 @@ DTYPES = {
     "F64": np.dtype("<f8"),
 }
 
+Natural = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
 
 class Span(NamedTuple):
     """Location of one tensor in a file.
@@ -52,6 +57,15 @@ class Span(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a header, as the file has it. A tensor has at most 32 dimensions."""
+
+    dtype: str
+    shape: Annotated[tuple[Natural, ...], Meta(max_length=32)]
+    data_offsets: tuple[Natural, Natural]
 
 
 def memory_map(path: Path) -> np.ndarray:
@@ -177,28 +191,23 @@ def _header(path: Path, text: bytes) -> dict[str, Any]:
         raise _malformed(path, f"its header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
         raise _malformed(path, "its header is not a JSON object")
-    return header
+    return cast(dict[str, Any], header)
 
 
 def _span(path: Path, name: str, entry: Any, space: int) -> Span:
     """Check one entry of a header against the `space` bytes of data. Offsets count from the start of the data."""
-    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise _malformed(path, f"the entry of {name!r} is incomplete")
-    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(kind, str) or kind not in DTYPES:
+    try:
+        checked = msgspec.convert(entry, _Entry)
+    except msgspec.ValidationError as error:
+        raise _malformed(path, f"the entry of {name!r} is not valid ({error})") from error
+    kind, shape, (begin, end) = checked.dtype, checked.shape, checked.data_offsets
+    if kind not in DTYPES:
         raise _malformed(path, f"{name!r} has the dtype {kind!r}, which is not one of {', '.join(DTYPES)}")
-    if not (_naturals(shape) and len(shape) <= 32 and _naturals(offsets) and len(offsets) == 2):
-        raise _malformed(path, f"shape or offsets of {name!r} are not lists of natural numbers")
-    begin, end = offsets
     if not begin <= end <= space:
-        raise _malformed(path, f"{name!r} lies at bytes {begin} to {end} of {space}")
+        raise _malformed(path, f"{name!r} is at bytes {begin} to {end} of {space}")
     if end - begin != prod(shape) * DTYPES[kind].itemsize:
-        raise _malformed(path, f"{name!r} of shape {shape} and dtype {kind} cannot take {end - begin} bytes")
-    return Span(DTYPES[kind], tuple(shape), begin, end)
-
-
-def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+        raise _malformed(path, f"{name!r} of shape {list(shape)} and dtype {kind} cannot take {end - begin} bytes")
+    return Span(DTYPES[kind], shape, begin, end)
 
 
 def _check_cover(path: Path, spans: list[tuple[int, int]], space: int) -> None:

@@ -152,7 +152,7 @@ class TargetEntry:
     version: str = ""
     gpu: str = ""
     compute_capabilities: tuple[str, ...] = ()
-    engines: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ class Manifest:
     conditions: Mapping[str, str]
     targets: Mapping[str, TargetEntry]
     files: Mapping[str, FileRecord]
-    tools: Mapping[str, str] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     parity: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod

@@ -122,7 +122,7 @@ def _only(data: Any, keys: Sequence[Key], kept: Key) -> Any:
     """Return a copy of the data in which the mapping at `keys` has the entry `kept` alone."""
     if not keys:
         return {kept: data[kept]}
-    copy = dict(data) if isinstance(data, dict) else list(data)
+    copy = data.copy()
     copy[keys[0]] = _only(copy[keys[0]], keys[1:], kept)
     return copy
 

@@ -48,7 +48,7 @@ def write_bundle(
     keys = manifest.get("files", {})
     (staging / MANIFEST).unlink(missing_ok=True)
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if not path.is_dir())
-    data = {**manifest, "files": {}}
+    data: dict[str, Any] = {**manifest, "files": {}}
     for name in names:
         _sync(staging / name)
         if name != REPORT:

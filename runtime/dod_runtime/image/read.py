@@ -45,7 +45,7 @@ class DecodedImage:
     dtype: np.dtype
     alpha: np.ndarray | None = None
     layout: tuple[int, ...] | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def finish(self, restored: np.ndarray) -> Image.Image | np.ndarray:
         """Encode a restored image in the form of the source, with its opacity and metadata.
@@ -94,7 +94,7 @@ def read(source: Source) -> DecodedImage:
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _from_image(source, "the image")
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ImageError(f"an image must be a path, a Pillow image or a NumPy array, not {type(source).__name__}")
     path = Path(source)
     if not path.exists():
@@ -139,7 +139,7 @@ def _from_image(image: Image.Image, name: str) -> DecodedImage:
 
 def _losses(image: Image.Image) -> list[str]:
     """Return what decoding an opened file is going to lose, in words. It must not be decoded yet."""
-    losses = []
+    losses: list[str] = []
     if image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):
         losses.append("has 16 bits per channel: restored at 8 bits")
     frames = getattr(image, "n_frames", 1)

@@ -96,7 +96,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
 
 
 def _encode(image: Image.Image, path: Path, name: str, options: dict[str, Any]) -> bytes:
-    """Return the bytes of the file. They are encoded in memory because Pillow replaces the errors of a disk by its own."""
+    """Encode an image in memory: Pillow would replace the errors of a disk by its own."""
     file = io.BytesIO()
     try:
         image.save(file, name, **options)

@@ -206,7 +206,7 @@ def test_merge_entries_must_name_external_initializers(copy: Path) -> None:
 
 
 def test_graph_that_is_none(tmp_path: Path, copy: Path) -> None:
-    from dod_runtime.bundle.bundle import write_bundle
+    from dod_runtime.bundle.write import write_bundle
 
     data = json.loads((copy / "bundle.json").read_text())
     (copy / "onnx/fp32/encoder.onnx").write_bytes(b"no graph")

@@ -15,8 +15,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from dod_runtime.bundle import bundle as bundle_module
-from dod_runtime.bundle.bundle import Bundle, hash_file, write_bundle
+from dod_runtime.bundle.bundle import Bundle, hash_file
 from dod_runtime.bundle.schema import COMPONENTS, SCHEMA
+from dod_runtime.bundle.write import write_bundle
 from dod_runtime.errors import BundleError, UsageError
 from tests.runtime.toy_bundle import FILTERS, toy_modulation, toy_prototype, toy_weights, write_toy_bundle
 
@@ -47,7 +48,7 @@ def test_open_reads_the_manifest(toy: Bundle) -> None:
     manifest = toy.manifest
     assert manifest.name == "toy" and set(manifest.components) == set(COMPONENTS)
     assert manifest.profile.size == (32, 32, 128) and manifest.crops.count == 4
-    assert [spec.dtype("fp16") for spec in manifest.components["encoder"].outputs] == ["float32"] + ["float16"] * 4
+    assert [spec.dtype_in("fp16") for spec in manifest.components["encoder"].outputs] == ["float32"] + ["float16"] * 4
     assert manifest.components["encoder"].outputs[1].dtype("fp32") == "float32"
     assert manifest.merge[1].A == "proj.lora_A.weight" and manifest.merge[1].scale == 0.5
     toy.verify()
@@ -183,7 +184,7 @@ def test_modulation_of_the_wrong_shape(copy: Path) -> None:
 
 def test_a_condition_of_a_model_with_a_gate_holds_its_prototype_and_share(tmp_path: Path) -> None:
     bundle = Bundle.open(write_toy_bundle(tmp_path / "gated", shares={"haze": 0.0, "noise": 0.5}))
-    values = bundle.values("noise")
+    values = bundle.condition_tensors("noise")
     np.testing.assert_array_equal(values["condition"], toy_prototype("noise"))
     assert values["share"].tolist() == [0.5] and bundle.manifest.gated and bundle.manifest.filters == FILTERS
     for share in (None, np.array([2], np.float32)):
@@ -192,7 +193,7 @@ def test_a_condition_of_a_model_with_a_gate_holds_its_prototype_and_share(tmp_pa
         save_file({key: np.array(value) for key, value in tensors.items()}, path)
         edited(tmp_path / "gated", lambda data, path=path: record(data, path, tmp_path / "gated"))
         with pytest.raises(BundleError, match="share|condition"):
-            Bundle.open(tmp_path / "gated").values("noise")
+            Bundle.open(tmp_path / "gated").condition_tensors("noise")
 
 
 def record(data: dict[str, Any], path: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from openvino import opset13 as ops
 
-from ...bundle.merge import Places
+from ...bundle.merge import Allocator
 
 __all__ = ["join"]
 
@@ -31,7 +31,7 @@ class _Branched(NamedTuple):
     up: np.ndarray
 
 
-def join(model: Any, places: Places) -> tuple[str, ...]:
+def join(model: Any, places: Allocator) -> tuple[str, ...]:
     """Joins the branches of the linear layers of an `openvino.Model` that gain by it, and returns the layers' names.
 
     places: gives the arrays for [W B], float32 [out, in + r], which must stay as they are while the model lives.

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-from ...bundle.merge import Places
+from ...bundle.merge import Allocator
 
 __all__ = ["extra_inputs", "rewrite"]
 
@@ -57,7 +57,7 @@ that: it would compute the kernels' transforms at once, and keep them."""
 
 
 def rewrite(
-    model: Any, places: Places | None = None, smallest: Mapping[str, Sequence[int]] | None = None
+    model: Any, places: Allocator | None = None, smallest: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[str, ...]:
     """Puts Winograd's in the place of the 3 x 3 convolutions of a model that gain by it, and returns their names.
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle.bundle import Bundle
-from ...bundle.schema import REFITTED, Manifest, Target
+from ...bundle.schema import REFITTED, Manifest, TargetEntry
 from ...errors import BackendError, unknown
 from ..base import Options, Shapes, choose_precision, kept_sessions
 from ..gpu import Gpu, find_gpu
@@ -66,7 +66,7 @@ def _library(name: str) -> Any:
         ) from error
 
 
-def version_reason(name: str, target: Target, installed: str) -> str | None:
+def version_reason(name: str, target: TargetEntry, installed: str) -> str | None:
     """Why engines of `target.version` do not fit the installed library: all of it under TensorRT, else major.minor."""
     parts = None if name == "tensorrt" else 2
     if target.version.split(".")[:parts] == installed.split(".")[:parts]:
@@ -74,7 +74,7 @@ def version_reason(name: str, target: Target, installed: str) -> str | None:
     return f"its engines were built with {name} {target.version}, and {installed} is installed"
 
 
-def gpu_reason(target: Target, gpu: Gpu) -> str | None:
+def gpu_reason(target: TargetEntry, gpu: Gpu) -> str | None:
     """Why engines do not fit a GPU: RTX's fit the capabilities named; what was built on a GPU fits its model alone."""
     if gpu.compute_capability not in target.compute_capabilities:
         built = ", ".join(target.compute_capabilities)
@@ -287,7 +287,7 @@ def refit_reason(expected: np.ndarray, found: np.ndarray, least: float) -> str |
     return f"against the dynamic path SNR {-10 * np.log10(error):.1f} dB, and {least:.1f} dB are asked for"
 
 
-def _conditions(bundle: Bundle, target: Target) -> tuple[str, ...]:
+def _conditions(bundle: Bundle, target: TargetEntry) -> tuple[str, ...]:
     """The conditions that have all of their engines."""
     dynamic = ("auto",) if {"mfm", "unet_dynamic"} <= target.engines.keys() else ()
     refitted = {REFITTED, "unet_dynamic"} <= target.engines.keys()

@@ -17,7 +17,8 @@ from dod_runtime.backends import open_backend
 from dod_runtime.backends.base import Options
 from dod_runtime.backends.onnxruntime import OnnxRuntime
 from dod_runtime.backends.openvino.backend import OpenVINO, reduced_precisions, unavailable_reason
-from dod_runtime.bundle.bundle import Bundle, write_bundle
+from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.write import write_bundle
 from dod_runtime.errors import BackendError, BundleError, UsageError
 from tests.runtime.toy_bundle import OPENVINO, write_toy_bundle
 

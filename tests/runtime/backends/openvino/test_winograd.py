@@ -12,7 +12,7 @@ from openvino import opset13 as ops
 
 from dod_runtime.backends.openvino import winograd
 from dod_runtime.backends.openvino.winograd import A_T, B_T, G, extra_inputs, rewrite
-from dod_runtime.bundle.merge import Places, new_arrays
+from dod_runtime.bundle.merge import Allocator, new_arrays
 
 CORE = openvino.Core()
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -70,7 +70,7 @@ def test_the_matrices_give_every_convolution_of_a_row() -> None:
 @pytest.mark.parametrize("strip", [1 << 30, 1])
 @pytest.mark.usefixtures("everywhere")
 def test_known_shapes(
-    shape: tuple[int, ...], strip: int, places: Places | None, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], strip: int, places: Allocator | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(winograd, "STRIP", strip)
     model, x = convolution(list(shape)), noise(*shape)
@@ -83,7 +83,7 @@ def test_known_shapes(
 
 @pytest.mark.parametrize("places", [new_arrays, None], ids=["stored", "in each run"])
 @pytest.mark.usefixtures("everywhere")
-def test_shapes_that_are_not_known(places: Places | None) -> None:
+def test_shapes_that_are_not_known(places: Allocator | None) -> None:
     direct, model = convolution([-1, INPUTS, -1, -1]), convolution([-1, INPUTS, -1, -1])
     assert rewrite(model, places) == (), "nothing is known of what it will see"
     assert rewrite(model, places, {"x": (1, INPUTS, 8, 4)}) == ("conv",)

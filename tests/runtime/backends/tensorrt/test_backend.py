@@ -26,7 +26,7 @@ from dod_runtime.backends.tensorrt.backend import (
 from dod_runtime.backends.tensorrt.device_memory import DeviceMemory, DeviceTensor, KeptByShape, call, load_cudart
 from dod_runtime.backends.tensorrt.engine import cache_folder, logger_of, shape_reason
 from dod_runtime.bundle.bundle import Bundle
-from dod_runtime.bundle.schema import REFITTED, Target
+from dod_runtime.bundle.schema import REFITTED, TargetEntry
 from dod_runtime.errors import BackendError, BundleError
 from tests.runtime.backends.test_backends import without_gpu
 from tests.runtime.toy_bundle import write_toy_bundle
@@ -75,7 +75,7 @@ def test_reasons_that_come_before_the_gpu(engines: Bundle, toy: Bundle) -> None:
 
 def test_a_library_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
-    target = {"precision": "fp16", "version": "11.0", "compute_capabilities": ["9.0"]}
+    target = {"precisions": ["fp16"], "version": "11.0", "compute_capabilities": ["9.0"]}
     paths = {name: f"engines/tensorrt/{name}.engine" for name in ("encoder", "decoder")}
     folder = write_toy_bundle(
         tmp_path / "b", targets={"tensorrt": {**target, "engines": paths}}, engines=dict.fromkeys(paths.values(), b"x")
@@ -90,7 +90,7 @@ def test_a_library_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_versions() -> None:
-    target = Target(("fp16",), version="1.7.1.116")
+    target = TargetEntry(("fp16",), version="1.7.1.116")
     assert version_reason("tensorrt_rtx", target, "1.7.2.5") is None
     assert version_reason("tensorrt_rtx", target, "1.8.0.1")
     assert version_reason("tensorrt", target, "1.7.2.5")
@@ -98,7 +98,7 @@ def test_versions() -> None:
 
 
 def test_gpus() -> None:
-    target = Target(("fp16",), gpu="NVIDIA L4", compute_capabilities=("8.6", "8.9"))
+    target = TargetEntry(("fp16",), gpu="NVIDIA L4", compute_capabilities=("8.6", "8.9"))
     assert gpu_reason(replace(target, gpu=""), RTX_4090) is None
     assert gpu_reason(target, RTX_4090) == ("its engines were built on NVIDIA L4, and this is NVIDIA GeForce RTX 4090")
     hopper = Gpu("NVIDIA H200", "9.0", "13.0")
@@ -113,7 +113,7 @@ def test_the_library_is_asked_about_the_engine(engines: Bundle) -> None:
 
 def test_an_engine_that_is_none_is_malformed(tmp_path: Path) -> None:
     paths = {"encoder": "engines/rtx/encoder.engine"}
-    target = {"precision": "fp16", "engines": paths}
+    target = {"precisions": ["fp16"], "engines": paths}
     folder = write_toy_bundle(tmp_path / "b", targets={NAME: target}, engines={paths["encoder"]: bytes(64)})
     assert _validity_reason(NAME, Bundle.open(folder), trt) == "tensorrt_rtx refuses its engines: malformed engine"
     path = folder / paths["encoder"]
@@ -128,13 +128,13 @@ def test_diagnosis() -> None:
 
 
 def test_conditions_are_those_with_all_their_engines(toy: Bundle) -> None:
-    assert _conditions(toy, Target(("fp16",), engines={"mfm": "", "unet_dynamic": "", "unet_haze": ""})) == (
+    assert _conditions(toy, TargetEntry(("fp16",), engines={"mfm": "", "unet_dynamic": "", "unet_haze": ""})) == (
         "auto",
         "haze",
     )
-    refitted = Target(("fp16",), engines={"unet_dynamic": "", REFITTED: ""})
+    refitted = TargetEntry(("fp16",), engines={"unet_dynamic": "", REFITTED: ""})
     assert _conditions(toy, refitted) == ("haze", "noise")
-    assert _conditions(toy, Target(("fp16",), engines={"unet_dynamic": "", "unet_noise": ""})) == ("noise",)
+    assert _conditions(toy, TargetEntry(("fp16",), engines={"unet_dynamic": "", "unet_noise": ""})) == ("noise",)
 
 
 def test_a_wrong_exchange_of_weights_is_seen(toy: Bundle) -> None:
