@@ -263,7 +263,8 @@ class Manifest:
         for name, target in self.targets.items():
             for precision in target.precisions:
                 if REDUCED.get(precision, precision) not in self.precisions:
-                    raise invalid(f"targets.{name}", f"has the precision {precision}, which the bundle does not have")
+                    where = f"targets.{name}.precisions"
+                    raise invalid(where, f"has {precision}, which is not among the bundle's precisions")
 
     def _check_gate(self) -> None:
         """Raise BundleError if the outputs of the gate are not the inputs that the decoder takes."""
