@@ -96,9 +96,9 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = parser().parse_args(argv)
     pairs = plan(arguments.input, arguments.output)
-    warnings.showwarning = _log_warning
     options = {name: getattr(arguments, name) for name in ("device", "precision", "num_threads", "tile_size", "bypass")}
-    with Restorer(arguments.bundle, arguments.backend, **options) as restorer:
+    with warnings.catch_warnings(), Restorer(arguments.bundle, arguments.backend, **options) as restorer:
+        warnings.showwarning = _log_warning
         restorer.check_condition(arguments.condition)
         if arguments.input.is_dir():
             return _restore_folder(restorer, pairs, arguments)
@@ -181,7 +181,11 @@ def _write(result: Restoration[Restored] | ImageError, destination: Path) -> Non
     if not isinstance(result.image, Image.Image):
         raise BackendError(f"a restored file is an image, not {type(result.image).__name__}")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    save(result.image, destination)
+    try:
+        save(result.image, destination)
+    except OSError as error:
+        error.filename = error.filename or str(destination)  # errors of Pillow name no file
+        raise
 
 
 def _line(destination: Path, result: Restoration[Restored]) -> str:
