@@ -25,7 +25,7 @@ def status(text: str, backend: str) -> str:
 def test_this_machine(capsys) -> None:
     assert run(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert f"numpy {numpy.__version__}" in text and "pillow " in text and "GPU" in text and tempfile.gettempdir() in text
+    assert all(words in text for words in (f"numpy {numpy.__version__}", "pillow ", "GPU", tempfile.gettempdir()))
     assert all(status(text, name) for name in BACKENDS)
     assert status(text, "onnxruntime_cpu").endswith("available") and status(text, "openvino").endswith("available")
 

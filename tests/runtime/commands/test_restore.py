@@ -194,9 +194,7 @@ def test_outputs_must_not_overwrite_inputs(tmp_path: Path, toy: Bundle, photo: n
     refused(run(empty, tmp_path / "out", bundle=toy.folder), str(empty))
 
 
-def test_a_disk_error_of_one_image_does_not_end_the_folder(
-    tmp_path: Path, toy: Bundle, photo: np.ndarray
-) -> None:
+def test_a_disk_error_of_one_image_does_not_end_the_folder(tmp_path: Path, toy: Bundle, photo: np.ndarray) -> None:
     long = f"{'a' * 250}.png"
     for name in ("one/a.png", "two/b.png", f"two/{long}"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
