@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 
 engines: $(READY)  ## Build the bundle of the shipped model and restore the sample photographs with it
 	$(BIN)/python export/build_engines.py --out $(BUNDLE)
-	$(BIN)/python -m dod_runtime docs/samples build/restored --bundle $(BUNDLE)
+	$(BIN)/python -m dod_runtime restore docs/samples build/restored --bundle $(BUNDLE)
 
 # Two targets at a time with one thread each: the tensors of tests are too small to be shared between threads.
 # The runtime is tested in a process of its own, as applications run it: without torch. It has a target of its own too:

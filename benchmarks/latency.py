@@ -27,7 +27,7 @@ from benchmarks.runners import Job
 from benchmarks.timing import Turns
 from dod.errors import DODError
 from dod_runtime.backends import ON_CPU, available_backends, check_precision
-from dod_runtime.backends.base import Options, kept_sessions
+from dod_runtime.backends.base import BackendOptions, kept_sessions
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import REFITTED
 from dod_runtime.console import Parser, run_command
@@ -163,7 +163,7 @@ def open_backends(bundle: Bundle, arguments: Namespace, threads: int) -> tuple[l
     not_run: dict[str, str] = {}
     for precision in dict.fromkeys(arguments.precision):
         check_precision(precision, bundle)
-        for name, reason in available_backends(bundle, Options(arguments.device, precision, threads)).items():
+        for name, reason in available_backends(bundle, BackendOptions(arguments.device, precision, threads)).items():
             if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
                 reason = "a GPU backend can run here; to measure this one too, name both with --backends"
             try:
