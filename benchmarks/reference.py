@@ -18,9 +18,9 @@ from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.errors import BundleError
 from dod_runtime.restorer import Observer
+from export.fingerprints import hash_model
 from export.graphs.conditions import modulation_of
 from export.graphs.fp16 import fp16_copy
-from export.preflight import hash_model
 
 __all__ = ["TorchModel", "load_reference", "modulations_of", "strict_float32"]
 

@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: ONNX graphs, engines, conditions, and the proof that they agree with PyTorch."""
+"""Export of a checkpoint to a bundle: ONNX graphs, engines, condition values, and parity results against PyTorch."""

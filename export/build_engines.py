@@ -1,12 +1,15 @@
-"""Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute what PyTorch computes.
+"""Build a bundle from a checkpoint: ONNX graphs, engines, condition values, and parity results against PyTorch.
 
-    python export/build_engines.py [CHECKPOINT] --out build/mini --targets onnxruntime openvino tensorrt_rtx \\
-           --precision fp32 fp16 --conditions haze rain --min 256 --opt 512 --max 1024 --batch 1 4 \\
-           --compute-capabilities 8.6 8.9 12.0
+    python export/build_engines.py --checkpoint mini --out build/mini --targets onnxruntime openvino tensorrt_rtx \\
+           --precision fp32 fp16 --conditions haze rain --min-size 256 --opt-size 512 --max-size 1024 \\
+           --opt-batch 1 --max-batch 4 --compute-capabilities 8.6 8.9 12.0
+
+`dod-export build` is the same command.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.util
 import sys
@@ -27,38 +30,178 @@ from export.engines.targets import (
     validate_refit,
 )
 from export.errors import ExportError
+from export.options import BuildOptions
 
+__all__ = ["choose_targets", "main", "options_of", "parser"]
+
+CHECKPOINT = "mini"
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)
 PRECISIONS = ("fp32", "fp16")
-GATED = ("bf16", "int8")
-"""Precisions that are measured and then refused with the figure: no graphs are written in them."""
+GATES = ("bf16", "int8")
+"""Precisions that are measured and then refused with the result: no graphs are written in them."""
 
 
-PRECISION_HELP = "fp32, fp16 or both (default); engines: fp16 where named; bf16 and int8 are measured and refused"
-REFIT_HELP = "one merged UNet engine for all conditions, its weights exchanged at a switch; built on the GPU it is for"
-SAMPLES_HELP = (
-    "folder of images that parity and precision are measured on; one whose name begins with a condition checks "
-    "the path of that condition (default docs/samples)"
-)
-FORCE_HELP = "replace a bundle of another model, or one with conditions that this build leaves out"
-FP32_MODULES_HELP = (
-    "modules kept in float32 in fp16; default: the smallest set found by measurement; none given: none kept"
-)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build a bundle, or explain what a build would make.
 
+    Args:
+        argv: arguments, by default those of the process.
 
-def main(argv: Sequence[str]) -> int:
-    """Build the bundle and return 0. ParityError where a figure missed its budget: then no bundle is written."""
+    Returns:
+        The exit code.
+
+    Raises:
+        ExportError: a file could not be made, or a result is below its threshold; no bundle is written.
+        UsageError: an argument is not valid.
+    """
     arguments = parser().parse_args(argv)
+    options = options_of(arguments)
+
+    gc.disable()  # hundreds of thousands of objects that stay: the collector need not search them, now or at the end
+    from export.pipeline import Build  # torch and diffusers take seconds: wrong arguments are refused before
+
+    gc.freeze()
+    gc.enable()
+
+    build = Build(options, say=_ignore if arguments.quiet else _print)
+    return build.explain() if options.explain else build.run()
+
+
+def parser() -> Parser:
+    """Return the parser. The defaults build the shipped model."""
+    parser = Parser(
+        prog="dod-export build",
+        description="Build a bundle from a checkpoint: ONNX graphs, engines, condition values, and parity results.",
+    )
+    parser.add_argument("former_checkpoint", nargs="?", metavar="CHECKPOINT", help=argparse.SUPPRESS)
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--checkpoint",
+        metavar="NAME_OR_FOLDER",
+        help=f"checkpoint folder, or name or folder of a preset (default: {CHECKPOINT})",
+    )
+    model.add_argument("--base", metavar="FOLDER", help="Stable Diffusion base (default: the preset's)")
+    model.add_argument("--ddpm", metavar="FOLDER", help="DDPM of the MFM (default: the preset's)")
+    model.add_argument(
+        "--conditions", nargs="+", metavar="NAME", help="condition paths to build (default: all of the checkpoint)"
+    )
+
+    bundle = parser.add_argument_group("bundle")
+    bundle.add_argument(
+        "--out", type=Path, default=Path("build/mini"), metavar="FOLDER", help="bundle to write (default: build/mini)"
+    )
+    bundle.add_argument(
+        "--force",
+        action="store_true",
+        help="replace a bundle of another model, or one with conditions that this build leaves out",
+    )
+    bundle.add_argument(
+        "--explain", action="store_true", help="print why each file is cached or stale, and build nothing"
+    )
+
+    target = parser.add_argument_group("targets and precision")
+    target.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="TARGET",
+        help=f"any of {', '.join(TARGET_NAMES)} (default: all that can be built on this machine)",
+    )
+    target.add_argument(
+        "--precision",
+        nargs="+",
+        default=list(PRECISIONS),
+        metavar="PRECISION",
+        help="precisions of the graphs, fp32 or fp16 or both; engines use fp16 if it is among them; bf16 and int8 are "
+        "measured and refused (default: fp32 fp16)",
+    )
+    target.add_argument(
+        "--fp32-modules",
+        nargs="*",
+        metavar="MODULE",
+        help="modules kept in fp32 in the fp16 graphs, none if no name follows (default: the smallest set that meets "
+        "the threshold, found by measurement)",
+    )
+    target.add_argument(
+        "--compute-capabilities",
+        nargs="+",
+        metavar="X.Y",
+        help=f"GPUs that tensorrt_rtx engines are built for (default: {' '.join(CAPABILITIES)})",
+    )
+    target.add_argument(
+        "--engine-conditions",
+        nargs="*",
+        metavar="NAME",
+        help="conditions that get a TensorRT engine (default: every condition that is built)",
+    )
+    target.add_argument(
+        "--refit",
+        action="store_true",
+        help="build one merged UNet engine that is refitted for each condition, on the GPU that will run it",
+    )
+
+    sizes = parser.add_argument_group("image and batch sizes")
+    for name, default, which in (("min", 256, "smallest"), ("opt", 512, "optimal"), ("max", 1024, "largest")):
+        sizes.add_argument(
+            f"--{name}-size",
+            type=int,
+            default=default,
+            metavar="PIXELS",
+            help=f"{which} side of an image, in pixels (default: {default})",
+        )
+    for name, default, which in (("opt", 1, "optimal"), ("max", 4, "largest")):
+        sizes.add_argument(
+            f"--{name}-batch",
+            type=int,
+            default=default,
+            metavar="N",
+            help=f"{which} number of images in a batch (default: {default})",
+        )
+    sizes.add_argument("--batch", type=int, nargs=2, metavar=("OPT", "MAX"), help=argparse.SUPPRESS)
+
+    measurement = parser.add_argument_group("calibration and work")
+    measurement.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="calibration images that precision and parity are measured on; an image whose name begins with a "
+        "condition also checks the path of that condition (default: docs/samples)",
+    )
+    measurement.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        metavar="N",
+        help="number of graphs traced, or engines built, at a time (default: 2)",
+    )
+    return parser
+
+
+def options_of(arguments: argparse.Namespace) -> BuildOptions:
+    """Return the options of a build, checked as far as no model is needed.
+
+    Args:
+        arguments: parsed arguments.
+
+    Raises:
+        UsageError: a target or precision is unknown or cannot be built here, or options contradict each other.
+        TargetError: a compute capability is unknown or does not fit.
+    """
     for name in arguments.precision:
-        if name not in (*PRECISIONS, *GATED):
-            raise unknown("precision", name, (*PRECISIONS, *GATED))
+        if name not in (*PRECISIONS, *GATES):
+            raise unknown("precision", name, (*PRECISIONS, *GATES))
     if arguments.workers < 1:
         raise UsageError(f"--workers must be at least 1, not {arguments.workers}")
+    if arguments.checkpoint and arguments.former_checkpoint:
+        raise UsageError(f"name one checkpoint: {arguments.checkpoint} or {arguments.former_checkpoint}")
+    precisions = tuple(name for name in PRECISIONS if name in arguments.precision)
+    if arguments.explain and not precisions:
+        raise UsageError(f"--explain needs a precision that is written: {' or '.join(PRECISIONS)}")
     targets, left_out = choose_targets(arguments.targets, arguments.precision)
     if importlib.util.find_spec("onnxruntime") is None:
-        raise UsageError("every bundle is proven with ONNX Runtime, which is not installed: pip install onnxruntime")
-    fp16 = "fp16" in arguments.precision
+        raise UsageError("parity is checked with ONNX Runtime, which is not installed: pip install onnxruntime")
+    fp16 = "fp16" in precisions
     capabilities, asked = (), arguments.compute_capabilities
     if arguments.refit:
         if arguments.engine_conditions is not None:
@@ -68,79 +211,42 @@ def main(argv: Sequence[str]) -> int:
         capabilities = validate_capabilities(CAPABILITIES if asked is None else asked, fp16=fp16)
     for name, reason in left_out.items():
         print(f"target {name} is left out: {reason}")
-
-    gc.disable()  # hundreds of thousands of objects that stay: not to be searched now, later, or when the process ends
-    from export.pipeline import Build, Options  # torch and diffusers take seconds: wrong arguments are told before
-
-    gc.freeze()
-    gc.enable()
-
-    options = Options(
-        checkpoint=arguments.checkpoint,
+    return BuildOptions(
+        checkpoint=arguments.checkpoint or arguments.former_checkpoint or CHECKPOINT,
         base=arguments.base,
         ddpm=arguments.ddpm,
         out=arguments.out,
         targets=targets,
-        precisions=tuple(name for name in PRECISIONS if name in arguments.precision),
-        gate=tuple(name for name in GATED if name in arguments.precision),
+        precisions=precisions,
+        gates=tuple(name for name in GATES if name in arguments.precision),
         conditions=arguments.conditions,
         engine_conditions=arguments.engine_conditions,
         refit=arguments.refit,
-        size=(arguments.min, arguments.opt, arguments.max),
-        batch=(1, *arguments.batch),
+        size=(arguments.min_size, arguments.opt_size, arguments.max_size),
+        batch=(1, *(arguments.batch or (arguments.opt_batch, arguments.max_batch))),
         capabilities=capabilities,
         fp32_modules=arguments.fp32_modules,
-        samples=arguments.samples,
+        images=arguments.images,
         workers=arguments.workers,
         force=arguments.force,
+        explain=arguments.explain,
     )
-    if arguments.explain and not options.precisions:
-        raise UsageError(f"--explain needs a precision that is written: {' or '.join(PRECISIONS)}")
-    build = Build(options, explaining=arguments.explain)
-    if arguments.explain:
-        return build.explain()
-    return build.run()
-
-
-def parser() -> Parser:
-    """The command's options; every one has the shipped model's value as its default."""
-    about = "Checkpoint -> bundle: ONNX graphs, engines, condition values, and the proof that they compute the same."
-    parser = Parser(prog="export/build_engines.py", description=about)
-    add = parser.add_argument
-    add("checkpoint", nargs="?", default="mini", help="checkpoint folder, or a preset's name or folder (default mini)")
-    add("--out", type=Path, default=Path("build/mini"), help="the bundle to write (default build/mini)")
-    add("--base", help="the frozen Stable Diffusion base, where it is not where the preset says")
-    add("--ddpm", help="the frozen DDPM, likewise")
-    add(
-        "--targets",
-        nargs="+",
-        metavar="TARGET",
-        help=f"of {', '.join(TARGET_NAMES)}; default: all that can be built here",
-    )
-    add("--precision", nargs="+", default=list(PRECISIONS), help=PRECISION_HELP)
-    add("--conditions", nargs="+", metavar="NAME", help="merged paths to build; default: all of the checkpoint")
-    add("--engine-conditions", nargs="*", metavar="NAME", help="of them, which get an engine; default: all")
-    add("--min", type=int, default=256, help="smallest side in pixels (256)")
-    add("--opt", type=int, default=512, help="side that engines are optimised for (512)")
-    add("--max", type=int, default=1024, help="largest side in pixels (1024)")
-    add("--batch", type=int, nargs=2, default=(1, 4), metavar=("OPT", "MAX"), help="usual and largest batch (1 4)")
-    add("--refit", action="store_true", help=REFIT_HELP)
-    gpus = f"GPUs of tensorrt_rtx (default {' '.join(CAPABILITIES)})"
-    add("--compute-capabilities", nargs="+", metavar="X.Y", help=gpus)
-    add("--fp32-modules", nargs="*", metavar="MODULE", help=FP32_MODULES_HELP)
-    add("--samples", type=Path, default=None, help=SAMPLES_HELP)
-    add("--workers", type=int, default=2, help="graphs traced, and engines built, at once (2)")
-    add("--force", action="store_true", help=FORCE_HELP)
-    add("--explain", action="store_true", help="say for each file why it is fresh or stale, and build nothing")
-    return parser
 
 
 def choose_targets(
     asked: Sequence[str] | None, precisions: Sequence[str] = PRECISIONS
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The targets to build, and those of the default that cannot be built here with the reason.
+    """Choose the targets to build.
 
-    UsageError where one is unknown, or was asked for by name and cannot be built here.
+    Args:
+        asked: names of targets, None for all that can be built here.
+        precisions: precisions of the graphs.
+
+    Returns:
+        The targets, and for each that is left out of the default the reason.
+
+    Raises:
+        UsageError: a target is unknown, or one that was asked for cannot be built here.
     """
     for name in asked or ():
         if name not in TARGET_NAMES:
@@ -155,6 +261,14 @@ def choose_targets(
         return tuple(dict.fromkeys(asked)), {}
     left_out = {name: reason for name, reason in reasons.items() if reason}
     return tuple(name for name in TARGET_NAMES if name not in left_out), left_out
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 if __name__ == "__main__":

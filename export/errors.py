@@ -1,24 +1,28 @@
-"""What can go wrong on the way from a checkpoint to a bundle. One base, so that a command can catch the family."""
+"""Exceptions of the export. One base, so that a command can catch the family."""
 
 from __future__ import annotations
 
+__all__ = ["EngineError", "ExportError", "GraphError", "ParityError", "TargetError"]
+
 
 class ExportError(Exception):
-    """Base of the family. The message is one line: what failed, with what value, and what to do."""
+    """Base of the family. The message is one line: what failed, with which value, and what to do."""
 
 
 class TargetError(ExportError):
-    """A target, a compute capability or a profile that cannot be built, known before the build starts."""
+    """A target, compute capability or profile that cannot be built, found before the build starts."""
 
 
 class GraphError(ExportError):
-    """A module that could not be traced, or an ONNX graph that is not what it should be."""
+    """A module that cannot be traced, or an ONNX graph that is not valid."""
 
 
 class EngineError(ExportError):
     """An engine that could not be built.
 
-    log: everything that the library said during the build, for `--debug`; empty where it said nothing.
+    Args:
+        message: one line.
+        log: output of the library during the build, which `--debug` shows with the traceback.
     """
 
     def __init__(self, message: str, log: str = "") -> None:
@@ -29,4 +33,4 @@ class EngineError(ExportError):
 
 
 class ParityError(ExportError):
-    """A figure over its budget: what was exported does not compute what PyTorch computes."""
+    """A result below its threshold: the exported files do not compute what PyTorch computes."""

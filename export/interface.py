@@ -1,4 +1,4 @@
-"""What a bundle's graphs take and give, the shapes its engines are built for, and the versions that made them."""
+"""Inputs and outputs of a bundle's graphs, the shapes and names of its engines, and versions of libraries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from dod_runtime.bundle.schema import GATE, REFITTED, dimension
 from export.engines.build import Profile
 from export.engines.targets import TARGETS
 
-Component = dict[str, list[dict]]
-"""One entry of the manifest's `components`: its `inputs` and `outputs`, each {name, dtype by precision, shape}."""
+__all__ = ["ComponentSpecs", "engine_list", "library_version", "profile", "read_components", "version"]
+
+ComponentSpecs = dict[str, list[dict]]
+"""One entry of the manifest's `components`: its `inputs` and `outputs`, each with name, dtype by precision, shape."""
 
 
-def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, Component]:
-    """The manifest's `components`, read off the graphs. paths: by precision, then by graph."""
-    found: dict[str, Component] = {}
+def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, ComponentSpecs]:
+    """Return the manifest's `components`, read from the graphs.
+
+    Args:
+        paths: ONNX files by precision, then by graph.
+    """
+    found: dict[str, ComponentSpecs] = {}
     for precision, files in paths.items():
         for graph, path in files.items():
             model = onnx.load(path, load_external_data=False)
@@ -32,20 +38,35 @@ def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, Compon
     return found
 
 
-def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) -> Profile:
-    """Smallest, usual and largest shape of each input: both sides and the batch go together."""
+def profile(component: ComponentSpecs, batches: Sequence[int], sides: Sequence[int]) -> Profile:
+    """Return the smallest, optimal and largest shape of each input. Batch, height and width grow together.
+
+    Args:
+        component: its entry of the manifest's `components`.
+        batches: three batch sizes.
+        sides: three sides of a square image, in pixels.
+    """
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for spec in component["inputs"]:
         for batch, side in zip(batches, sides, strict=True):
             known = {"batch": batch, "height": side, "width": side}
             shapes.setdefault(spec["name"], []).append(tuple(dimension(size, known) for size in spec["shape"]))
-    return {name: (least, usual, largest) for name, (least, usual, largest) in shapes.items()}
+    return {name: (least, optimal, largest) for name, (least, optimal, largest) in shapes.items()}
 
 
 def engine_list(
     condition_names: Sequence[str], refit: bool, gated: bool = False
 ) -> Iterator[tuple[str, str, str | None]]:
-    """(engine, graph, condition) of every engine of a target, the slowest first. refit: one merged UNet for all."""
+    """List the engines of a target, the slowest to build first.
+
+    Args:
+        condition_names: conditions that get an engine.
+        refit: one merged UNet engine serves all conditions.
+        gated: the model has a gate.
+
+    Yields:
+        Name of the engine, its graph, and the condition that is merged into it, None without one.
+    """
     yield "unet_dynamic", "unet_dynamic", None
     if refit:
         yield REFITTED, "unet_merged", None
@@ -58,13 +79,21 @@ def engine_list(
 
 @cache
 def library_version(target: str) -> str:
-    """The version of the library that builds a target's engines."""
+    """Return the version of the library that builds a target's engines.
+
+    Args:
+        target: name of the target.
+    """
     packages = importlib.metadata.packages_distributions().get(TARGETS[target].module, [])
     return version(packages[0]) if packages else "unknown"
 
 
 def version(package: str) -> str:
-    """The installed version of a package, also where it goes by its GPU build's name."""
+    """Return the installed version of a package.
+
+    Args:
+        package: name of its distribution. Its GPU build (`<package>-gpu`) counts too.
+    """
     for name in (package, f"{package}-gpu"):
         try:
             return importlib.metadata.version(name)

@@ -1,4 +1,4 @@
-"""How much memory a build or another process takes: all of its processes together, sampled while it runs."""
+"""Memory of a build: the peak of all of its processes, and the release of what was freed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from types import TracebackType
 
 import psutil
 
+__all__ = ["MemoryMeter", "give_back"]
+
 PERIOD_SECONDS = 0.5
 
 
 class MemoryMeter:
-    """Samples the memory of a process and its children in a `with` block; `peak` is the largest sum, in bytes.
+    """Samples the memory of a process and its children in a `with` block.
 
-    process: by default this one. Counted is what each process holds alone and its share of what it shares (PSS) where
-    the system tells, else its resident set, in which pages of files that are only mapped count fully. The system walks
-    through all pages for a share, so it is asked only where the resident sets, which are more, exceed the peak so far.
+    Each process counts with its private memory and its share of shared memory (PSS) where the system states it, else
+    with its resident set, in which every page of a mapped file counts fully. The system walks through all pages for the
+    share, so it is asked only while the resident sets, which are larger, exceed the peak.
+
+    Args:
+        process: by default this one.
+        period: seconds between two samples.
+
+    Attributes:
+        peak: the largest sum so far, in bytes.
     """
 
     def __init__(self, process: psutil.Process | None = None, period: float = PERIOD_SECONDS) -> None:
@@ -45,8 +54,11 @@ class MemoryMeter:
 
 
 def give_back() -> None:
-    """Hand freed memory back to the system. glibc keeps it wherever something above it is still in use: weights of tens
-    of MB each, freed one session after the other, would stay with the process."""
+    """Return freed memory to the system.
+
+    glibc keeps a freed block while a later one is in use: weights of tens of MB each, freed one session after the
+    other, would stay with the process.
+    """
     gc.collect()
     with suppress(OSError, AttributeError):  # other C libraries do it by themselves
         ctypes.CDLL(None).malloc_trim(0)
@@ -59,14 +71,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _resident(process: psutil.Process) -> int:
-    """Bytes of its resident set, 0 where it has just ended."""
+    """Return the bytes of a process's resident set, 0 if it has just ended."""
     with suppress(psutil.Error):
         return process.memory_info().rss
     return 0
 
 
 def _held(process: psutil.Process) -> int:
-    """Bytes held by one process, 0 where it has just ended."""
+    """Return the bytes that one process holds, 0 if it has just ended."""
     with suppress(psutil.Error):
         full = process.memory_full_info()
         return int(getattr(full, "pss", 0) or full.rss)

@@ -1,4 +1,4 @@
-"""The bundle that a build replaces: what its `bundle.json` states of it, and why replacing it asks for `--force`."""
+"""The bundle that a build replaces: its identity by its `bundle.json`, and when replacing it needs `--force`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Any
 from dod_runtime.bundle.bundle import MANIFEST
 from dod_runtime.errors import UsageError
 
+__all__ = ["Identity", "check_replacement"]
+
 
 @dataclass(frozen=True)
 class Identity:
     """The model of a bundle, and its conditions.
 
-    names: the bundle's name and its preset, as far as they are stated. layers, rank: N and r of the modulation
-    [B, N, 2, r], None where it is not stated.
+    Attributes:
+        names: the bundle's name and its preset, as far as they are stated.
+        layers: N of the modulation [B, N, 2, r], None if it is not stated.
+        rank: r of the modulation, None if it is not stated.
+        conditions: names of the condition paths.
     """
 
     names: frozenset[str]
@@ -29,13 +34,17 @@ class Identity:
 
 
 def check_replacement(out: Path, planned: Identity, *, force: bool) -> None:
-    """Compare the bundle at `out`, if any, with the one to build.
+    """Compare the bundle at `out`, if there is one, with the bundle to build.
 
     New weights of the same model, other targets and more conditions replace a bundle freely.
 
+    Args:
+        out: the bundle's folder.
+        planned: identity of the bundle to build.
+        force: replace any bundle, and print the reason that would otherwise be the error.
+
     Raises:
-        UsageError: without `force`, where the bundle is of another model, lacks conditions afterwards, or cannot be
-            identified. With `force`, the same fact is printed.
+        UsageError: the bundle is of another model, loses conditions, or cannot be identified, and `force` is False.
     """
     if not (out / MANIFEST).is_file():
         return
@@ -49,9 +58,9 @@ def check_replacement(out: Path, planned: Identity, *, force: bool) -> None:
 
 def _reason(before: Identity | None, planned: Identity) -> str | None:
     if before is None:
-        return f"holds a bundle whose {MANIFEST} is damaged, so that its model is unknown"
+        return f"holds a bundle whose {MANIFEST} is damaged, so its model is unknown"
     if not before.names:
-        return f"holds a bundle whose {MANIFEST} states neither name nor preset, so that its model is unknown"
+        return f"holds a bundle whose {MANIFEST} states neither name nor preset, so its model is unknown"
     if before.names != planned.names:
         return f"holds the bundle {before}, another model than {', '.join(planned.names)}"
     shape, new_shape = (before.layers, before.rank), (planned.layers, planned.rank)
@@ -60,12 +69,12 @@ def _reason(before: Identity | None, planned: Identity) -> str | None:
         return f"holds the bundle {before} with {sizes.format(*shape)}, not {sizes.format(*new_shape)}"
     lost = [name for name in before.conditions if name not in planned.conditions]
     if lost:
-        return f"holds the bundle {before}, of which this build leaves out {', '.join(lost)}"
+        return f"holds the bundle {before}, and this build leaves out {', '.join(lost)}"
     return None
 
 
 def _stated(manifest: Path) -> Identity | None:
-    """Read a manifest of any schema, with whatever it lacks. None where it is not a JSON object."""
+    """Read a manifest of any schema, as far as it goes. Returns None if it is not a JSON object."""
     try:
         data = json.loads(manifest.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

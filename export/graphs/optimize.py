@@ -53,5 +53,6 @@ def tidy(model: ir.Model) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),
+        common.ClearMetadataAndDocStringPass(),  # stack traces: half of the file, with the paths of this machine
     )
     ir.passes.Sequential(*finish)(model)

@@ -1,66 +1,96 @@
-"""The precision step as an artefact of the build: measured once for the same model, photographs and code."""
+"""The precision step: ranges and fp16 are measured once for a model, and decide which modules stay in fp32."""
 
 from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from dod.model.dod import DOD
-from export.cache import BuildCache, hash_sources
+from export.cache import Artifact, writes
+from export.fingerprints import hash_images
+from export.plan import BuildPlan
 from export.precision.record import Record, calibrate, degradations
 from export.precision.report import PLOT, draw
-from export.preflight import ROOT, Options, sample_paths
+from export.sources import hash_sources
+
+__all__ = ["FP32_MODULES", "RECORD", "artifacts", "read_fp32_modules", "read_record"]
 
 RECORD = "report/precision.json"
-UNMEASURED = "to be measured"
-SOURCES = [
-    *(ROOT / "export" / "precision" / f"{name}.py" for name in ("probe", "ranges", "search", "record")),
-    ROOT / "export" / "parity" / "compare.py",
-]
-DEGRADING = [ROOT / "dod" / "data" / f"{name}.py" for name in ("degradations", "kernels")]
+FP32_MODULES = "report/fp32_modules.json"
+"""The names of the modules that stay in fp32 in the fp16 graphs. Those graphs are made from it, not from the record: a
+measurement that gives the same modules leaves them cached."""
+SOURCES = ("export/precision", "export/parity/compare.py")
 
 
-def measured(
-    cache: BuildCache, model: DOD, options: Options, inputs: Mapping[str, object], explaining: bool
-) -> Record | None:
-    """The record of `calibrate`, made where it is stale (None while explaining), and its plot.
+def artifacts(plan: BuildPlan) -> list[Artifact]:
+    """Return the record of the measurement, the fp32 modules, and the plot of `report.md`.
 
-    inputs: what identifies the model, its code and the photographs. Each trial is a line on stderr.
+    Nothing is measured where the build has no fp16 and no gate.
+
+    Args:
+        plan: the build; its model must be simplified when the record is made.
     """
-    paths = sample_paths(options.samples)
-    degraded = degradations(paths, tuple(model.prototypes) or model.preset.conditions)
-    if degraded:
-        inputs = {**inputs, "degraded": {path.name: name for path, name in degraded.items()}}
-        inputs["degraded by"] = hash_sources(DEGRADING)
+    options, model = plan.options, plan.model
+    if "fp16" not in options.precisions and not options.gates:
+        return []
+    degraded = degradations(plan.images, tuple(model.prototypes) or model.preset.conditions)
+    by_name = {path.name: degradation for path, degradation in degraded.items()}
     inputs = {
-        **inputs,
-        "fp32 islands": None if options.fp32_modules is None else list(options.fp32_modules),
-        "measured by": hash_sources(SOURCES),
+        **plan.inputs,
+        "images": hash_images(plan.images),
+        **({"degraded": by_name, "degraded by": hash_sources("dod/data")} if degraded else {}),
+        "fp32 modules": None if options.fp32_modules is None else list(options.fp32_modules),
+        "measured by": hash_sources(*SOURCES),
         "torch": torch.__version__,
     }
-    fresh = cache.fresh(RECORD, inputs)
-    if not fresh and not explaining:
-        start = time.monotonic()
-        record = calibrate(model, paths, options.fp32_modules, _say, degraded)
-        cache.path(RECORD).unlink(missing_ok=True)  # it may be a link to the file of the bundle before
-        cache.path(RECORD).write_text(json.dumps(record) + "\n")
-        seconds = time.monotonic() - start
-        print(f"{RECORD:<44} {len(record['fp32_modules']):5} islands {seconds:7.1f} s", flush=True)
-        cache.record(RECORD, inputs, seconds)
-    record = json.loads(cache.path(RECORD).read_text()) if fresh or not explaining else None
-    drawn = {
-        "record": cache.used[RECORD].sha256 if record else UNMEASURED,
-        "sources": hash_sources([ROOT / "export" / "precision" / "report.py"]),
-    }
-    if not cache.fresh(PLOT, drawn) and not explaining:
-        assert record is not None
-        cache.make(PLOT, drawn, partial(draw, record))
-    return record
+    record = plan.cache.path(RECORD)
+    measure = writes(_measure, model, plan.images, options.fp32_modules, degraded)
+    return [
+        Artifact(RECORD, inputs, measure),
+        Artifact(FP32_MODULES, {}, writes(_write_fp32_modules, record), (RECORD,)),
+        Artifact(PLOT, {"drawn by": hash_sources("export/precision/report.py")}, writes(_draw, record), (RECORD,)),
+    ]
+
+
+def read_record(plan: BuildPlan) -> Record | None:
+    """Return the record of the measurement, None where the build has none.
+
+    Args:
+        plan: a build whose artefacts of this step are finished.
+    """
+    return _read(plan.cache.path(RECORD)) if RECORD in plan.cache.used else None
+
+
+def read_fp32_modules(plan: BuildPlan) -> tuple[str, ...]:
+    """Return the modules that stay in fp32 in the fp16 graphs, none where the build has no fp16.
+
+    Args:
+        plan: a build whose artefacts of this step are finished.
+    """
+    return tuple(_read(plan.cache.path(FP32_MODULES))) if FP32_MODULES in plan.cache.used else ()
+
+
+def _measure(
+    model: DOD, images: Sequence[Path], fp32_modules: Sequence[str] | None, degraded: Mapping[Path, str], path: Path
+) -> None:
+    record = calibrate(model, images, fp32_modules, _say, degraded)
+    path.write_text(json.dumps(record) + "\n")
+
+
+def _write_fp32_modules(record: Path, path: Path) -> None:
+    path.write_text(json.dumps(list(_read(record)["fp32_modules"]), indent=1) + "\n")
+
+
+def _draw(record: Path, path: Path) -> None:
+    draw(_read(record), path)
+
+
+def _read(path: Path) -> Record:
+    return json.loads(path.read_text())
 
 
 def _say(text: str) -> None:

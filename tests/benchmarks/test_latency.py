@@ -20,8 +20,8 @@ from dod.checkpoint import load_model, save_checkpoint
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.errors import BundleError
 from dod_runtime.restorer import Restorer
+from export.fingerprints import hash_model
 from export.parity.compare import psnr_db
-from export.preflight import hash_model
 from tests.benchmarks.commands import refused, run, run_here
 from tests.runtime.toy_bundle import write_toy_bundle
 

@@ -1,4 +1,4 @@
-"""`make test` with a Python that only writes down what it is asked to run."""
+"""`make test` with a stub of Python that records its arguments."""
 
 from __future__ import annotations
 

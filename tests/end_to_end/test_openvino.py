@@ -1,5 +1,4 @@
-"""A real bundle on OpenVINO, wide layers joined with their branches, beside ONNX Runtime: with its convolutions as they
-are, and with every one rewritten that can be."""
+"""A real bundle on OpenVINO compared with ONNX Runtime, with convolutions as they are and by Winograd's algorithm."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def test_winograd_restores_the_same(
     rewritten: dict[str, tuple[str, ...]] = {}
 
     def rewrite(model: Any, places: Allocator | None, smallest: dict[str, tuple[int, ...]]) -> None:
-        if "latent" in smallest:  # that of the image below, though the bundle's multiple allows for others
+        if "latent" in smallest:  # the latent of the image below
             smallest = {**smallest, "latent": (1, 4, 16, 12)}
         rewritten[" ".join(smallest)] = winograd_rewrite(model, places, smallest)
 
@@ -54,5 +53,5 @@ def test_winograd_restores_the_same(
         image = prepared.image[None, :, :128, :96]
         found, expected = (each.run_components(image, crops, condition) for each in (restorer, other))
     assert len(rewritten) == (4 if condition == "auto" else 3)
-    assert all(names for inputs, names in rewritten.items() if inputs != "crops"), "without any this shows nothing"
+    assert all(names for inputs, names in rewritten.items() if inputs != "crops"), "none was rewritten"
     assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80

@@ -1,4 +1,4 @@
-"""Permissions in a bundle: whoever may read one of its files may read all of them."""
+"""Permissions in a bundle: all files and folders have those that the umask allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.conftest import build_engines
 
 
 def modes(folder: Path) -> dict[bool, set[int]]:
-    """The permissions in a bundle, of its folders (True) and its files."""
+    """Return the permissions in a bundle, of its folders (True) and of its files (False)."""
     found: dict[bool, set[int]] = {True: set(), False: set()}
     for path in (folder, *folder.rglob("*")):
         found[path.is_dir()].add(path.stat().st_mode & 0o777)

@@ -1,4 +1,4 @@
-"""A model that computes what it did before, but by way of numbers that float16 cannot hold."""
+"""A model with the same outputs whose intermediate values exceed the range of float16."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ SCALE = 2.0**18
 
 @torch.no_grad()
 def plant_overflow(model: DOD, scale: float = SCALE) -> DOD:
-    """A copy with one convolution of a detail module `scale` times as large, and with the weights that read it divided
-    by as much: leaky ReLU keeps a positive factor, and a power of two changes nothing in float32."""
+    """Return a copy in which one convolution of a detail module is scaled up and the weights after it are scaled down.
+
+    Leaky ReLU passes a positive factor through, and a power of two is exact in float32, so the outputs stay the same.
+    """
     planted = copy.deepcopy(model)
     block: Any = planted.get_submodule(BLOCK)
     first = block.convs[0]

@@ -1,4 +1,4 @@
-"""The memory meter counts children, and what they let go of again stays the peak."""
+"""The memory meter counts child processes, and keeps the peak after they end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.memory import MemoryMeter
 HOLD = "import time; held = bytearray(b'1') * (300 << 20); print('held', flush=True); time.sleep({})"
 
 
-def test_a_childs_memory_counts_and_the_peak_stays() -> None:
+def test_memory_of_a_child_counts_and_the_peak_stays() -> None:
     with MemoryMeter() as meter:
         with subprocess.Popen([sys.executable, "-c", HOLD.format(3)], stdout=subprocess.PIPE) as child:
             assert child.stdout is not None

@@ -1,4 +1,4 @@
-"""What a build may replace at --out, by what the bundle there states."""
+"""Which bundles a build may replace, by their `bundle.json`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def refusal(out: Path, build: Identity, capsys: pytest.CaptureFixture[str]) -> str:
-    """The error without --force; with it, the same is printed."""
+    """Return the error without --force. With it, the same text is printed."""
     with pytest.raises(UsageError, match="--force") as error:
         check_replacement(out, build, force=False)
     check_replacement(out, build, force=True)

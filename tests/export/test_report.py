@@ -1,30 +1,17 @@
-"""What is written of a proof: the figures' file, the table, the comparison images."""
+"""The report of a build: the parity table, `report.md`, and the images before and after."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from export.ledger import CacheEntry
 from export.parity.compare import figure, unchecked
-from export.report import parity_table, read_figures, rows, unchecked_rows, write_comparison, write_figures
+from export.report import parity_table, report_text, write_comparison
 from tests.export.parity.test_compare import of_psnr
-
-
-def test_figures_survive_the_file(tmp_path: Path) -> None:
-    reference, value = of_psnr(50)
-    figures = [
-        figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
-        figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
-        figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
-        figure("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
-    ]
-    write_figures(figures, tmp_path / "parity.json")
-    assert read_figures(tmp_path / "parity.json") == figures
-    json.dumps(rows(figures[:3]), allow_nan=False)
+from tests.export.test_results import MANIFEST, result
 
 
 def test_the_table_shows_the_worst() -> None:
@@ -35,24 +22,37 @@ def test_the_table_shows_the_worst() -> None:
     assert "exact" in parity_table([exact])
     bad = figure("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
     text = parity_table([good, bad, exact])
-    assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
+    assert "44.0" in text and "FAILED" in text and "50.0" not in text and "3 images" in text
     lost = figure("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
     assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
 
 
 def test_paths_that_no_runtime_ran_are_listed() -> None:
-    reference, value = of_psnr(50)
-    ran = figure("a.png", "auto", "pipeline", "onnx fp32", reference + 0.5, value + 0.5)
-    in_pytorch = figure("a.png", "rain", "pipeline", "merged", reference + 0.5, value + 0.5)
-    alone = figure("a.png", "rain", "unet_merged", "onnx fp32", reference + 0.5, value + 0.5)
-    paths = ("auto", "haze", "rain")
-    assert unchecked([ran, in_pytorch, alone], paths) == ["haze", "rain"]
-    assert unchecked([ran, replace(ran, path="haze"), replace(ran, path="rain")], paths) == []
-    text = parity_table([ran], paths=paths)
+    ran, in_pytorch = result("onnx fp32", 90), result("merged", 90, path="rain")
+    assert unchecked([ran, in_pytorch], ("auto", "haze", "rain")) == ["haze", "rain"]
+    text = parity_table([ran], paths=("auto", "haze", "rain"))
     assert "NOT CHECKED" in text and "haze, rain" in text
     assert "NOT CHECKED" not in parity_table([ran], paths=("auto",))
-    (row,) = unchecked_rows([ran], ("auto", "haze"))
-    assert row["path"] == "haze" and row["passed"] is None and row.keys() == rows([ran])[0].keys()
+
+
+def test_the_report_opens_with_the_verdict() -> None:
+    manifest = {
+        **MANIFEST,
+        "model": {"base_sha256": "b" * 64, "checkpoint_sha256": "c" * 64},
+        "profile": {"size": [64, 128, 256], "batch": [1, 1, 4]},
+    }
+    cost = dict.fromkeys(("operators", "parameters", "multiply_adds", "bytes"), 1)
+    files = {"onnx/fp32/mfm.onnx": CacheEntry({}, 5_000_000, "a" * 64, 12.5), "report/a.png": CacheEntry({}, 1, "", 0)}
+    text = report_text(
+        manifest, files, [result("onnx fp32", 90)], {"a.png": "report/a.png"}, {"mfm": {"before": cost, "after": cost}}
+    )
+    title, _, *verdict = text.splitlines()[:5]
+    assert title == "# Bundle `mini`" and [line.split(":")[0] for line in verdict] == [
+        "- Built",
+        "- Parity",
+        "- Not checked",
+    ]
+    assert "![a.png](report/a.png)" in text and "| onnx/fp32/mfm.onnx | 5.00 |" in text and "report/a.png |" not in text
 
 
 def test_the_comparison_image(tmp_path: Path) -> None:

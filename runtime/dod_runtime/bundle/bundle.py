@@ -18,12 +18,14 @@ from .merge import Allocator, merge, new_arrays
 from .safetensors import read_tensors
 from .schema import FileRecord, Manifest, PrecisionFiles
 
-__all__ = ["MANIFEST", "REPORT", "Bundle", "hash_file"]
+__all__ = ["LEDGER", "MANIFEST", "REPORT", "Bundle", "hash_file"]
 
 MANIFEST = "bundle.json"
 """Name of the manifest in the bundle's folder."""
 REPORT = "report.md"
-"""Name of the report for people. The manifest does not list it."""
+"""Name of the report for people."""
+LEDGER = "build.json"
+"""Name of the build's own ledger. The runtime does not read it."""
 REBUILD = "rebuild with: python export/build_engines.py --out"
 
 

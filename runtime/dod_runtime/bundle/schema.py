@@ -162,12 +162,10 @@ class FileRecord:
     Attributes:
         bytes: size of the file.
         sha256: SHA-256 of the content in hexadecimal.
-        key: fingerprint of the inputs that the file was built from.
     """
 
     bytes: Natural
     sha256: Sha256
-    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ class Manifest:
         merge: conditional layers.
         conditions: safetensors file of each condition.
         targets: builds by backend.
-        files: every file of the bundle except `bundle.json` and `report.md`, by its path.
+        files: files of the bundle by path, without `bundle.json`, `build.json` and the report.
         tools: versions of the libraries that built the bundle.
         model: preset, checkpoint and their hashes.
         parity: rows of the parity checks.

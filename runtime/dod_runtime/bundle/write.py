@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError
 from ..files import apply_umask, current_umask
-from .bundle import MANIFEST, REPORT, Bundle, hash_file
-from .schema import FileRecord, Manifest
+from .bundle import LEDGER, MANIFEST, REPORT, Bundle, hash_file
+from .schema import Manifest
 
 __all__ = ["write_bundle"]
+
+UNLISTED = (REPORT, LEDGER)
+"""Files that the manifest does not list, besides those in the folder `report`. No restorer needs them."""
 
 
 def write_bundle(
@@ -28,8 +30,7 @@ def write_bundle(
     that the umask allows.
 
     Args:
-        manifest: content of `bundle.json`. Sizes and hashes of the files are filled in; only a `key` under `files` is
-            used from there.
+        manifest: content of `bundle.json` without `files`: sizes and hashes of the files in `staging` are filled in.
         staging: folder with the files, on the disk of `destination`. It is moved, so it is gone afterwards.
         destination: folder of the bundle.
         hashes: SHA-256 of files that were hashed when they were written. Others are read and hashed.
@@ -45,17 +46,14 @@ def write_bundle(
     staging, destination = Path(staging), Path(destination)
     if destination.exists() and not _replaceable(destination):
         raise BundleError(f"{destination} exists and is not a bundle: move it away or choose another folder")
-    keys = manifest.get("files", {})
     (staging / MANIFEST).unlink(missing_ok=True)
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if not path.is_dir())
     data: dict[str, Any] = {**manifest, "files": {}}
     for name in names:
         _sync(staging / name)
-        if name != REPORT:
-            key = keys.get(name, {}).get("key", "")
+        if name not in UNLISTED and not name.startswith("report/"):
             sha256 = (hashes or {}).get(name) or hash_file(staging / name)
-            record = FileRecord((staging / name).stat().st_size, sha256, key)
-            data["files"][name] = asdict(record)
+            data["files"][name] = {"bytes": (staging / name).stat().st_size, "sha256": sha256}
     Manifest.parse(data)
     with open(staging / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(data, file, indent=1, ensure_ascii=False)

@@ -43,7 +43,7 @@ from export.parity.reference import (
     sample_pixels,
     subjects,
 )
-from export.steps import simplify as simplify_step
+from export.steps.simplification import COSTS, Simplification, read_results
 from tests.dod.small_model import image, randomise, smaller
 
 Change = Callable[[DOD], torch.Tensor]
@@ -289,10 +289,14 @@ def test_what_the_simplified_model_computed_is_what_the_proof_would(model: DOD, 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rain_1.png")
     simplified = copy.deepcopy(model)
+    photograph, inputs = tmp_path / "rain_1.png", {"of": "this"}
     with BuildCache(tmp_path / "bundle") as cache:
-        figures, values = simplify_step.measured(cache, simplified, tmp_path / "rain_1.png", {"of": "this"}, False)
-        again = simplify_step.measured(cache, copy.deepcopy(model), tmp_path / "rain_1.png", {"of": "this"}, False)
-    assert again == (figures, {}) and [each.component for each in figures] == ["pipeline"]
+        first = Simplification(simplified, photograph, inputs)
+        assert [name for name, _ in cache.make(first.artifacts())] == [COSTS]
+        again = Simplification(copy.deepcopy(model), photograph, inputs)
+        assert list(cache.make(again.artifacts())) == [] and again.values == {}
+        assert [each.component for each in read_results(cache.path(COSTS))] == ["pipeline"]
+    values = first.values
     run = paths_of(bundle(), [load_sample(tmp_path / "rain_1.png", bundle(), ("rain",))])["auto"][0]
     expected = run_pipeline(TorchPipeline(simplified), run, bundle(), Shared(tmp_path))
     assert check._is_of(values, run) and values.keys() == expected.keys()

@@ -24,12 +24,15 @@ def test_a_former_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["bundle"]
 
 
-def test_keys_of_files_are_kept(copy: Path, tmp_path: Path) -> None:
+def test_report_and_ledger_are_not_listed(copy: Path, tmp_path: Path) -> None:
     data = json.loads((copy / "bundle.json").read_text())
-    data["files"] = {"onnx/fp32/mfm.onnx": {"key": "abc"}}
-    bundle = write_bundle(data, copy, tmp_path / "again")
-    assert bundle.manifest.files["onnx/fp32/mfm.onnx"].key == "abc"
-    assert bundle.manifest.files["onnx/fp32/decoder.onnx"].key == ""
+    listed = set(data.pop("files"))
+    (copy / "report").mkdir()
+    for name in ("build.json", "report/plot.png", "more.bin"):
+        (copy / name).touch()
+    bundle = write_bundle(data, copy, tmp_path / "again", {"onnx/fp32/mfm.onnx": "0" * 64})
+    assert set(bundle.manifest.files) == listed | {"more.bin"}
+    assert bundle.manifest.files["onnx/fp32/mfm.onnx"].sha256 == "0" * 64, "a hash that is given is not computed"
     assert not copy.exists()
 
 
