@@ -16,9 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dod_runtime.bundle.bundle import LEDGER, REPORT, Bundle, write_bundle
+from dod_runtime.bundle.bundle import LEDGER, REPORT, Bundle
+from dod_runtime.bundle.write import write_bundle
 from dod_runtime.errors import UsageError
-from dod_runtime.permissions import current_umask, follows_umask
+from dod_runtime.files import current_umask, follows_umask
 from export.ledger import (
     BackgroundHashes,
     CacheEntry,

@@ -22,13 +22,14 @@ import numpy as np
 
 from dod.data.images import centre_crop
 from dod_runtime.backends import open_backend
-from dod_runtime.backends.base import Options
+from dod_runtime.backends.base import BackendOptions
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.safetensors import read_tensors, write_tensors
 from dod_runtime.bundle.schema import GATE, REDUCED, Manifest
+from dod_runtime.condition_path import ConditionPath
 from dod_runtime.image.geometry import crops, pad, padded_size
 from dod_runtime.image.read import read
-from dod_runtime.pipeline import path_of
+from dod_runtime.pipeline import components_of
 from export.errors import ParityError
 from export.memory import give_back
 from export.parity.compare import Figure, figure
@@ -167,11 +168,11 @@ def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
     A condition without a sample of its own takes the first sample as it is: parity holds on any image, and what the
     encoder gives of that sample is there already. The first of a path has its components compared alone too.
     """
-    dynamic = path_of(bundle, "auto")
+    dynamic = components_of(bundle, ConditionPath())
     paths = {"auto": [Run("auto", dynamic, each, dynamic if each is samples[0] else ()) for each in samples]}
     for name in sorted(bundle.manifest.conditions):
         taken = [each for each in samples if each.condition == name] or samples[:1]
-        alone, merged = ("unet_merged",), path_of(bundle, name)
+        alone, merged = ("unet_merged",), components_of(bundle, ConditionPath(name))
         paths[name] = [Run(name, merged, each, alone if each is taken[0] else ()) for each in taken]
     return paths
 
@@ -210,7 +211,7 @@ def _compare_bundle(
 ) -> list[ParityCheck]:
     bundle = Bundle(folder, manifest, verified=manifest.files)  # the build hashed them when it made or took them
     assert subject.backend is not None
-    computer = open_backend(subject.backend, bundle, Options(precision=subject.precision))[0]
+    computer = open_backend(subject.backend, bundle, BackendOptions(precision=subject.precision))
     try:
         return compare(computer, subject, bundle, runs, wanted, shared)
     finally:
@@ -262,7 +263,7 @@ def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
     `gains` [1, F] of nothing where the gate does not run."""
     if not bundle.manifest.gated:
         return {}
-    values = bundle.values(condition)
+    values = bundle.condition_tensors(condition)
     gains = np.zeros((1, bundle.manifest.filters), np.float32)
     return {"condition": values["condition"][None], "share": values["share"][None], "gains": gains}
 
@@ -270,5 +271,5 @@ def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
 def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
     """What a component takes, in the types of the bundle's graphs of a precision."""
     specs = bundle.manifest.components[component].inputs
-    dtypes = {spec.name: spec.dtype(precision) if precision else "float32" for spec in specs}
+    dtypes = {spec.name: spec.dtype_in(precision) if precision else "float32" for spec in specs}
     return {name: np.asarray(values[name]).astype(dtype, copy=False) for name, dtype in dtypes.items()}

@@ -1,29 +1,42 @@
-"""Restores photographs with a bundle made by `export/build_engines.py`. Needs numpy, pillow and one backend.
+"""Restore images with a bundle from `export/build_engines.py`. Needs numpy, Pillow and one backend, but no torch.
 
-    from dod_runtime import Restorer
+Importing this package loads no backend. The logger `dod_runtime` reports the chosen backend.
 
-    with Restorer("build/mini") as restorer:
-        restorer.restore("street.jpg").save("restored.png")
-
-Nothing is loaded before it is used: importing this package loads no backend, and never torch.
+Example:
+    >>> from dod_runtime import Restorer
+    >>> with Restorer("build/mini") as restorer:  # doctest: +SKIP
+    ...     restorer.restore("street.jpg").save("restored.png")
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import BackendError, BundleError, DODRuntimeError, ImageError, ImageWarning, UsageError
+from .errors import (
+    BackendError,
+    BundleError,
+    BundleNotFoundError,
+    DODRuntimeError,
+    ImageError,
+    ImageWarning,
+    UsageError,
+)
 
 if TYPE_CHECKING:
+    from .backends.base import BackendInfo
     from .bundle.bundle import Bundle
-    from .restorer import Restoration, Restorer
+    from .restoration import Restoration
+    from .restorer import Restorer
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendError",
+    "BackendInfo",
     "Bundle",
     "BundleError",
+    "BundleNotFoundError",
     "DODRuntimeError",
     "ImageError",
     "ImageWarning",
@@ -32,7 +45,14 @@ __all__ = [
     "UsageError",
 ]
 
-_LAZY = {"Bundle": ".bundle.bundle", "Restoration": ".restorer", "Restorer": ".restorer"}
+_LAZY = {
+    "BackendInfo": ".backends.base",
+    "Bundle": ".bundle.bundle",
+    "Restoration": ".restoration",
+    "Restorer": ".restorer",
+}
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library prints nothing by itself
 
 
 def __getattr__(name: str) -> Any:

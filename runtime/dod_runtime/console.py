@@ -1,4 +1,4 @@
-"""Shared parts of the commands: common options, subcommands, exit codes, one-line errors, tables, progress."""
+"""Framework of all commands: common options, subcommands, exit codes, one-line errors, log lines, progress."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ from tqdm import tqdm
 
 from . import __version__
 from .errors import DODRuntimeError, UsageError, unknown
+from .tables import facts_list, table
 
-__all__ = ["Command", "Parser", "progress", "run_command", "run_group", "table"]
+__all__ = [
+    "Command",
+    "Parser",
+    "facts_list",
+    "print_line",
+    "progress",
+    "run_command",
+    "run_group",
+    "set_log_level",
+    "table",
+]
 
 Item = TypeVar("Item")
 LOGGERS = "dod_runtime", "dod", "export", "benchmarks"
-"""Names of the loggers whose level `--verbose` and `--quiet` set."""
+"""Names of the loggers whose level `--verbose` and `--quiet` set; the level of the first one is that of the process."""
 
 FORMER: Mapping[str, tuple[str, ...]] = {
     "--threads": ("--num-threads",),
     "--tile": ("--tile-size",),
-    "--fp32-islands": ("--fp32-modules",),
-    "--picture": ("--image",),
-    "--pictures": ("--images",),
+    "--fp32-islands": ("--fp32-modules",),  # words: ok
+    "--picture": ("--image",),  # words: ok
+    "--pictures": ("--images",),  # words: ok
     "--samples": ("--images", "--num-samples"),
     "--min": ("--min-size",),
     "--opt": ("--opt-size",),
@@ -45,16 +56,14 @@ FORMER: Mapping[str, tuple[str, ...]] = {
     "--gate-start": ("--w-start",),
     "--decoder-rate": ("--decoder-lr-multiplier",),
 }
-"""Former spellings of options and the options that took their place: the first that a command has."""
+"""Former spellings of options, each with the options that replaced it; the first one that a command has is used."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `UsageError` and has the options that all commands share.
+    """An `ArgumentParser` with the options that all commands share; it raises `UsageError`.
 
-    These are `--verbose`, `--quiet`, `--debug` and `--version`. Abbreviated options are refused, because an option that
-    is added later would change what they mean.
-
-    Former spellings of options (`FORMER`) still work; help does not show them.
+    These options are `--verbose`, `--quiet`, `--debug` and `--version`. Options cannot be abbreviated, because a later
+    option could make an abbreviation ambiguous. Former spellings (`FORMER`) still work and are not shown in the help.
 
     Args:
         **kwargs: arguments of `ArgumentParser`.
@@ -63,21 +72,23 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
-        common = self.add_argument_group("common options")
-        common.add_argument("--verbose", action="store_true", help="print more: what is chosen, and results per image")
-        common.add_argument("--quiet", action="store_true", help="print results and errors only")
-        common.add_argument("--debug", action="store_true", help="print the traceback of an error")
-        common.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        self._common = common = self.add_argument_group("common options")
+        common.add_argument(
+            "--verbose", action="store_true", help="also print the choices that are made, and one line per image"
+        )
+        common.add_argument("--quiet", action="store_true", help="print only results and errors, no progress")
+        common.add_argument("--debug", action="store_true", help="print the traceback of an error before its message")
+        common.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Parse arguments, former spellings included, and set the level of the project's loggers.
 
         Args:
-            args: arguments, by default those of the process.
-            namespace: object that takes the values, by default a new one.
+            args: arguments (default: those of the process).
+            namespace: object that receives the values (default: a new one).
 
         Returns:
-            The namespace, and the arguments that no option takes.
+            The namespace, and the arguments that were not recognized.
         """
         given = [self._spelled(argument) for argument in (sys.argv[1:] if args is None else args)]
         found, rest = super().parse_known_args(given, namespace)
@@ -85,12 +96,18 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        """Raise `UsageError` with the message and the place of the help.
+        """Raise `UsageError`.
 
         Args:
-            message: what is wrong with the arguments.
+            message: description of the wrong argument; a pointer to `--help` is added.
         """
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def format_help(self) -> str:
+        """Return the help, with the common options at its end."""
+        self._action_groups.remove(self._common)
+        self._action_groups.append(self._common)
+        return super().format_help()
 
     def _spelled(self, argument: str) -> str:
         option, equals, value = argument.partition("=")
@@ -101,9 +118,13 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand of a group: `name` runs `main([*arguments, ...])` of `module`, which is imported only then.
+    """A subcommand of a group.
 
-    summary: one line for the group's help.
+    Attributes:
+        name: name of the subcommand.
+        module: module whose `main(argv) -> int` runs it; it is imported only then.
+        summary: one line for the help of the group.
+        arguments: arguments that come before those of the user.
     """
 
     name: str
@@ -112,21 +133,24 @@ class Command:
     arguments: tuple[str, ...] = ()
 
 
-def set_log_level(verbose: bool, quiet: bool) -> None:
-    """Set what the loggers of the project print: INFO with `verbose`, ERROR with `quiet`, else WARNING.
+class _Handler(logging.StreamHandler[Any]):
+    """Writes log records to the present `sys.stderr` as `warning: ...`, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr)
+
+
+def set_log_level(verbose: bool = False, quiet: bool = False) -> None:
+    """Set the level of the project's loggers: INFO with `verbose`, ERROR with `quiet`, else WARNING.
 
     Args:
-        verbose: print what is chosen, too.
-        quiet: print errors only; it wins over `verbose`.
+        verbose: print choices, too.
+        quiet: print errors only; it overrides `verbose`.
     """
-    global _quiet
-    _quiet = quiet
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if not logging.root.handlers:
+        logging.root.addHandler(_Handler())
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
-
-
-_quiet = False
 
 
 def run_group(
@@ -139,11 +163,11 @@ def run_group(
     """Run the subcommand that the first argument names.
 
     Args:
-        prog: name of the group's console script, such as `dod-train`.
+        prog: name of the console script, such as `dod-train`.
         description: one sentence for its help.
         commands: the subcommands.
-        argv: arguments, by default those of the process.
-        also: exceptions beside `DODRuntimeError` and `OSError` that become one line on stderr.
+        argv: arguments (default: those of the process).
+        also: exceptions in addition to `DODRuntimeError` and `OSError` that become one line on stderr.
 
     Returns:
         The exit code; see `run_command`.
@@ -178,12 +202,12 @@ def run_command(
     """Run a command and return the exit code of the process.
 
     Expected errors become one line on stderr and exit code 2, Ctrl-C becomes `interrupted` and 130. With `--debug` the
-    traceback comes first. Any other exception is a bug and passes through.
+    traceback comes first. Any other exception is a bug and is not caught.
 
     Args:
         main: the command; takes arguments and returns an exit code.
-        argv: arguments, by default those of the process.
-        also: exceptions beside `DODRuntimeError` and `OSError` that are expected.
+        argv: arguments (default: those of the process).
+        also: expected exceptions in addition to `DODRuntimeError` and `OSError`.
 
     Returns:
         The exit code.
@@ -207,7 +231,7 @@ def run_command(
 
 
 def _one_line(error: BaseException) -> str:
-    """The text of an error on one line; an `OSError` without its number, with the file it is about."""
+    """Return the message of an error on one line; for an `OSError` without its number and with its file names."""
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         text = ": ".join([error.strerror, " -> ".join(names)] if names else [error.strerror])
@@ -216,75 +240,25 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], align: str | None = None, markdown: bool = False
-) -> str:
-    """Format a table in plain text or Markdown. Floats have four significant digits; None is `-`.
-
-    Args:
-        headers: the names of the columns.
-        rows: cells, as many in each row as there are headers.
-        align: one letter for each column, `l` or `r`; by default columns of numbers are right-aligned.
-        markdown: format as Markdown.
-
-    Returns:
-        The table, without a newline at its end.
-
-    Raises:
-        ValueError: a row has another number of cells.
-
-    >>> print(table(["image", "ms"], [["a.png", 1.25], ["b.png", None]]))
-    image    ms
-    -------  ----
-    a.png    1.25
-    b.png       -
-    >>> print(table(["image", "ms"], [["a.png", 1.25]], markdown=True))
-    | image |   ms |
-    | :------ | ---: |
-    | a.png   | 1.25 |
-    """
-    data = [list(row) for row in rows]
-    if any(len(row) != len(headers) for row in data):
-        raise ValueError(f"every row must have {len(headers)} cells, one for each of {list(headers)}")
-    if align is None:
-        align = "".join("r" if data and all(_numeric(row[i]) for row in data) else "l" for i in range(len(headers)))
-    lines = [[str(name) for name in headers], *([_cell(value) for value in row] for row in data)]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(headers))]
-
-    def join(line: Sequence[str]) -> str:
-        cells = [text.rjust(w) if a == "r" else text.ljust(w) for text, w, a in zip(line, widths, align, strict=True)]
-        return f"| {' | '.join(cells)} |" if markdown else "  ".join(cells).rstrip()
-
-    if markdown:
-        rule = ["-" * (w - 1) + ":" if a == "r" else ":" + "-" * (w - 1) for w, a in zip(widths, align, strict=True)]
-    else:
-        rule = ["-" * w for w in widths]
-    return "\n".join(join(line) for line in [lines[0], rule, *lines[1:]])
-
-
-def _numeric(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
-
-
 def progress(iterable: Iterable[Item], total: int | None = None, label: str = "") -> Iterator[Item]:
-    """Yield items and show a tqdm bar on stderr, or with `--quiet` nothing.
+    """Yield items and show a progress bar on stderr, except with `--quiet`.
 
     Args:
         iterable: the items.
-        total: their number, by default `len(iterable)` where it has one.
-        label: what is being done.
+        total: number of items (default: `len(iterable)` where it has one).
+        label: description of the work.
 
     Yields:
         The items.
     """
-    yield from tqdm(iterable, label or None, total, disable=_quiet, dynamic_ncols=True, mininterval=0.5)
+    hidden = logging.getLogger(LOGGERS[0]).getEffectiveLevel() > logging.WARNING
+    yield from tqdm(iterable, label or None, total, disable=hidden, dynamic_ncols=True, mininterval=0.5)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stdout, above a progress bar that is shown.
+
+    Args:
+        text: the line, without a newline.
+    """
+    tqdm.write(text)

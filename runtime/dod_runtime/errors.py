@@ -1,15 +1,27 @@
-"""The errors of the runtime: one family, so that an application catches one class."""
+"""Exceptions of the runtime. All derive from `DODRuntimeError`, so that an application catches one class."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["BackendError", "BundleError", "DODRuntimeError", "ImageError", "ImageWarning", "UsageError", "unknown"]
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "BundleNotFoundError",
+    "DODRuntimeError",
+    "ImageError",
+    "ImageWarning",
+    "UsageError",
+    "unknown",
+]
 
 
 class DODRuntimeError(Exception):
-    """Base of the family. Its text is one line: what failed, with what value, and what to do."""
+    """Base class of all errors of the runtime.
+
+    The message is one line. It says what failed, with which value, and what to do about it.
+    """
 
 
 class ImageError(DODRuntimeError):
@@ -17,23 +29,43 @@ class ImageError(DODRuntimeError):
 
 
 class BundleError(DODRuntimeError):
-    """A bundle that is absent, incomplete, altered or of another schema."""
+    """A bundle that is missing, incomplete, damaged or of another schema."""
+
+
+class BundleNotFoundError(BundleError, FileNotFoundError):
+    """A bundle folder that does not exist, or a folder without `bundle.json`.
+
+    `errno`, `strerror` and `filename` are None: the message says everything.
+    """
 
 
 class BackendError(DODRuntimeError):
-    """A backend that cannot run here, or that failed while running."""
+    """A backend that is unavailable on this machine, or that failed while it ran."""
 
 
-class UsageError(DODRuntimeError):
-    """A request that makes no sense: an unknown condition, precision or target, a wrong argument."""
+class UsageError(DODRuntimeError, ValueError):
+    """An invalid request: an unknown condition, precision or backend, or an argument out of range."""
 
 
 class ImageWarning(UserWarning):
-    """Something of an image is lost although it can be restored."""
+    """A part of an image, such as its 16-bit depth, that restoration does not keep."""
 
 
 def unknown(kind: str, value: object, valid: Iterable[str]) -> UsageError:
-    """The `UsageError` for a name that is not one of `valid`, with the nearest valid name where there is one."""
+    """Return the error for a name that is not one of the valid ones. It suggests the nearest valid name.
+
+    Args:
+        kind: what the name stands for, such as `condition`.
+        value: the name that was given.
+        valid: names to choose from.
+
+    Returns:
+        The error, to be raised by the caller.
+
+    Example:
+        >>> print(unknown("condition", "hase", ["auto", "haze", "rain"]))
+        unknown condition 'hase' (did you mean 'haze'?): choose one of auto, haze, rain
+    """
     names = list(valid)
     near = get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

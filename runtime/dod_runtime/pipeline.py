@@ -1,4 +1,4 @@
-"""The pipeline of components behind every restored image: which run for a condition, in which order, on what."""
+"""The pipeline behind every restored image: the components that run on a condition path, in order."""
 
 from __future__ import annotations
 
@@ -10,109 +10,143 @@ import numpy as np
 from .backends.base import Backend
 from .bundle.bundle import Bundle
 from .bundle.schema import GATE
+from .condition_path import ConditionPath
 from .errors import UsageError
 
-__all__ = ["DYNAMIC", "MERGED", "Decisions", "Observer", "Pipeline", "path_of"]
+__all__ = ["DYNAMIC", "MERGED", "Decisions", "Observer", "Pipeline", "components_of"]
 
 Observer: TypeAlias = Callable[[str, float], None]
+"""Function that receives the name of a component and the seconds that it took on the device."""
 Decisions: TypeAlias = Mapping[str, Any]
-"""What is decided once per image and shared by its tiles: `modulation` on the path `auto`, and where the model has a
-gate `share` and `gains`; arrays with the batch first, or what the backend keeps in their place."""
+"""Values that are decided once per image and shared by its tiles: `modulation` `[B, N, 2, r]` on `auto`, and for models
+with a gate `share` `[B, 1]` and `gains` `[B, F]`. They are arrays, or values on the device."""
 
 DYNAMIC = ("mfm", "encoder", "unet_dynamic", "decoder")
-"""The components of the path `auto`, in order, without the gate."""
+"""Components of `auto` in order, without the gate."""
 MERGED = ("encoder", "unet_merged", "decoder")
-"""The components of a condition's path, in order, without the gate."""
+"""Components of the path of a named condition in order, without the gate."""
 
 
-def path_of(bundle: Bundle, condition: str, bypass: bool = True) -> tuple[str, ...]:
-    """The components that run for a condition, in order. bypass: whether a share of the images may pass the model.
+def components_of(bundle: Bundle, path: ConditionPath, bypass: bool = True) -> tuple[str, ...]:
+    """Return the components that run on a condition path, in order.
 
-    On `auto` the gate decides that share. A named condition fixes it, and the gate runs only for the kernel that images
-    which pass are sharpened with.
+    On `auto` the gate decides which share of an image bypasses the model. A named condition fixes the share, and the
+    gate runs only for the kernel that sharpens images that bypass the model.
+
+    Args:
+        bundle: the bundle to run.
+        path: the condition path.
+        bypass: let images bypass the model. Without it the gate never runs.
     """
-    dynamic = condition == "auto"
-    path = DYNAMIC if dynamic else MERGED
-    if not bundle.manifest.gated or not bypass or not (dynamic or bundle.values(condition)["share"][0]):
-        return path
-    at = path.index("encoder")
-    return (*path[:at], GATE, *path[at:])
+    components = DYNAMIC if path.dynamic else MERGED
+    if not bundle.manifest.gated or not bypass:
+        return components
+    if path.merged and not bundle.condition_tensors(path.merged)["share"][0]:
+        return components
+    at = components.index("encoder")
+    return (*components[:at], GATE, *components[at:])
 
 
 class Pipeline:
     """The components of a bundle on one backend. Threads may share it.
 
-    bypass: whether a share of the images may pass the model, as the gate or a named condition decides.
+    Args:
+        bundle: the bundle to run.
+        backend: the open backend.
+        bypass: let images bypass the model, as the gate or a named condition decides.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, bypass: bool = True) -> None:
         self.bundle, self.backend, self.bypass = bundle, backend, bypass
-        self._paths: dict[str, tuple[str, ...]] = {}
+        self._components: dict[ConditionPath, tuple[str, ...]] = {}
 
-    def path(self, condition: str) -> tuple[str, ...]:
-        """The components that run for a condition, in order."""
-        if condition not in self._paths:
-            self._paths[condition] = path_of(self.bundle, condition, self.bypass)
-        return self._paths[condition]
+    def components(self, path: ConditionPath) -> tuple[str, ...]:
+        """Return the components that run on a condition path, in order.
 
-    def sees_crops(self, condition: str) -> bool:
-        """Whether a component of a condition's path takes an image's native crops."""
-        return not {"mfm", GATE}.isdisjoint(self.path(condition))
-
-    def decide(self, batch: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
-        """Decide what belongs to each of `batch` images as a whole, from its crops: see `Decisions`.
-
-        crops: float32 [B, K, 3, R, R] in [-1, 1], needed where the path has the MFM or the gate. Raises UsageError.
+        Args:
+            path: the condition path.
         """
-        with self.backend.chain((batch, *(crops.shape[1:] if crops is not None else ()))):
-            decisions = self._decide(batch, crops, condition)
+        if path not in self._components:
+            self._components[path] = components_of(self.bundle, path, self.bypass)
+        return self._components[path]
+
+    def needs_crops(self, path: ConditionPath) -> bool:
+        """Return True where a component of a condition path takes the native-resolution crops of an image.
+
+        Args:
+            path: the condition path.
+        """
+        return not {"mfm", GATE}.isdisjoint(self.components(path))
+
+    def decide(self, batch_size: int, crops: np.ndarray | None, path: ConditionPath) -> dict[str, np.ndarray]:
+        """Return the values that are decided once for each image of a batch; see `Decisions`.
+
+        Args:
+            batch_size: number of images B.
+            crops: float32 `[B, K, 3, R, R]` in [-1, 1], needed where the path has the MFM or the gate.
+            path: the condition path.
+
+        Raises:
+            UsageError: the path needs crops and there are none.
+        """
+        with self.backend.batch((batch_size, *(crops.shape[1:] if crops is not None else ()))):
+            decisions = self._decide(batch_size, crops, path)
             return {name: self.backend.to_numpy(value) for name, value in decisions.items()}
 
     def _decide(
-        self, batch: int, crops: np.ndarray | None, condition: str, observe: Observer | None = None
+        self, batch_size: int, crops: np.ndarray | None, path: ConditionPath, observe: Observer | None = None
     ) -> dict[str, Any]:
-        """As `decide`, inside a chain; what the backend computes stays where it is."""
-        path, manifest = self.path(condition), self.bundle.manifest
-        if crops is None and self.sees_crops(condition):
-            raise UsageError(f"the condition {condition} needs crops")
+        """Return the decisions, inside a `batch` of the backend; results of components stay on the device."""
+        components, manifest = self.components(path), self.bundle.manifest
+        if crops is None and self.needs_crops(path):
+            raise UsageError(f"the condition {path.name} needs crops")
         values: dict[str, Any] = {"crops": crops}
-        if "mfm" in path:
+        if "mfm" in components:
             values |= self._observed("mfm", values, None, observe)
         if not manifest.gated:
             return {name: values[name] for name in ("modulation",) if name in values}
-        values["share"], values["gains"] = np.zeros((batch, 1), np.float32), None
-        if condition != "auto":
-            fixed = self.bundle.values(condition)
-            values["condition"] = np.repeat(fixed["condition"][None], batch, axis=0)
+        values["share"], values["gains"] = np.zeros((batch_size, 1), np.float32), None
+        if path.merged:
+            fixed = self.bundle.condition_tensors(path.merged)
+            values["condition"] = np.repeat(fixed["condition"][None], batch_size, axis=0)
             values["share"] += fixed["share"] if self.bypass else 0
-        if GATE in path:
+        if GATE in components:
             decided = self._observed(GATE, values, None, observe)
-            values |= {"gains": decided["gains"]} if condition != "auto" else decided
+            values |= decided if path.dynamic else {"gains": decided["gains"]}
         else:
-            values["gains"] = np.zeros((batch, manifest.filters), np.float32)
+            values["gains"] = np.zeros((batch_size, manifest.filters), np.float32)
         return {name: values[name] for name in ("modulation", "share", "gains") if name in values}
 
     def run(
         self,
         images: np.ndarray,
-        crops: np.ndarray | None = None,
-        condition: str = "auto",
+        crops: np.ndarray | None,
+        path: ConditionPath,
         observe: Observer | None = None,
         *,
         decisions: Decisions | None = None,
     ) -> np.ndarray:
-        """The pipeline of components on padded images; the step below `restore`, for benchmarks and tests.
+        """Run all components of a condition path on padded images.
 
-        images: float32 [B, 3, H, W] in [-1, 1]. crops: float32 [B, K, 3, R, R], which the MFM and the gate see, or in
-        their place decisions: what `decide` made of them. Returns float32 [B, 3, H, W]. `observe` is called with each
-        component and its seconds on the device; without it nothing waits between the components.
+        Args:
+            images: float32 `[B, 3, H, W]` in [-1, 1].
+            crops: float32 `[B, K, 3, R, R]` in [-1, 1] for the MFM and the gate; unused where `decisions` are given.
+            path: the condition path.
+            observe: receives the seconds of each component. Only then the components wait for each other.
+            decisions: result of `decide`, by default decided here.
+
+        Returns:
+            The restored images, float32 `[B, 3, H, W]`.
+
+        Raises:
+            UsageError: the path needs crops and there are neither crops nor decisions.
         """
-        with self.backend.chain(images.shape):
+        with self.backend.batch(images.shape):
             values: dict[str, Any] = {"image": images, "degraded": images}
-            values |= self._decide(len(images), crops, condition, observe) if decisions is None else decisions
-            for component in MERGED if condition != "auto" else DYNAMIC:
+            values |= self._decide(len(images), crops, path, observe) if decisions is None else decisions
+            for component in DYNAMIC if path.dynamic else MERGED:
                 if component != "mfm":
-                    values |= self._observed(component, values, condition, observe)
+                    values |= self._observed(component, values, path.merged, observe)
             return self.backend.to_numpy(values["image"]).astype(np.float32, copy=False)
 
     def _observed(
@@ -120,7 +154,7 @@ class Pipeline:
     ) -> dict[str, Any]:
         inputs = {spec.name: values[spec.name] for spec in self.bundle.manifest.components[component].inputs}
         elapsed = self.backend.stopwatch() if observe else None
-        outputs = self.backend.run(component, inputs, None if condition == "auto" else condition)
+        outputs = self.backend.run(component, inputs, condition)
         if observe and elapsed:
             observe(component, elapsed())
         return outputs

@@ -9,7 +9,7 @@ import pytest
 
 from dod_runtime import Restorer
 from dod_runtime.backends.openvino import branches, winograd
-from dod_runtime.bundle.merge import Places
+from dod_runtime.bundle.merge import Allocator
 from export.parity.compare import psnr_db, snr_db
 
 
@@ -35,7 +35,7 @@ def test_winograd_restores_the_same(
 ) -> None:
     rewritten: dict[str, tuple[str, ...]] = {}
 
-    def rewrite(model: Any, places: Places | None, smallest: dict[str, tuple[int, ...]]) -> None:
+    def rewrite(model: Any, places: Allocator | None, smallest: dict[str, tuple[int, ...]]) -> None:
         if "latent" in smallest:  # the latent of the image below
             smallest = {**smallest, "latent": (1, 4, 16, 12)}
         rewritten[" ".join(smallest)] = winograd_rewrite(model, places, smallest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dod_runtime.permissions import current_umask
+from dod_runtime.files import current_umask
 from tests.conftest import build_engines
 
 

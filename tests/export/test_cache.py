@@ -16,7 +16,7 @@ import pytest
 
 from dod_runtime.bundle.bundle import LEDGER
 from dod_runtime.errors import UsageError
-from dod_runtime.permissions import current_umask
+from dod_runtime.files import current_umask
 from export import ledger
 from export.cache import Artifact, BuildCache, writes
 from export.ledger import BackgroundHashes, CacheEntry, read_ledger, write_ledger

@@ -1,4 +1,4 @@
-"""The distribution that applications install: built, installed in a fresh environment, and used there."""
+"""The distribution dod-runtime: built, installed in a fresh environment, and used there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ assert "torch" not in sys.modules
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that the checkout stays clean."""
+    """Build the wheel from a copy of the sources, so that the checkout stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "runtime"
     shutil.copytree(RUNTIME, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_holds_dod_runtime_alone(wheel: Path) -> None:
+def test_the_wheel_contains_dod_runtime_alone(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()

@@ -1,14 +1,18 @@
-"""A bundle of toy graphs that follows the format to the letter, built with onnx and safetensors in a moment.
+"""A bundle of toy graphs in the real format, built with onnx and safetensors in a moment.
 
-encoder: an 8x8 pixel-unshuffle as a strided convolution, so that the latent holds the whole image. unet: two
-conditional layers, a convolution and a linear one (stored [out, in], transposed in the graph), on a residual. decoder:
-the encoder's inverse, and a little of each skip. With `effect=0` the whole chain is the identity.
+- The encoder is an 8x8 pixel-unshuffle as a strided convolution, so that the latent holds the whole image.
+- The UNet has two conditional layers, a transposed convolution and a linear layer (stored `[out, in]`, transposed in
+  the graph), in a residual branch.
+- The decoder is the inverse of the encoder, and adds a little of each skip connection.
+
+With `effect=0` the pipeline is the identity.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,8 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
-from dod_runtime.bundle.bundle import write_bundle
 from dod_runtime.bundle.schema import SCHEMA
+from dod_runtime.bundle.write import write_bundle
 from tests.runtime.toy_graphs import LAYERS, RANK, SCALE, toy_graph
 
 HIDDEN = 8
@@ -28,7 +32,7 @@ SIZE_MULTIPLE = 16
 PROFILE = {"batch": [1, 1, 3], "size": [32, 32, 128]}
 CONDITIONS = ("haze", "noise")
 OPENVINO: Mapping[str, Mapping[str, Any]] = {"openvino": {"precisions": ["fp32"]}}
-"""The target to be added for that backend."""
+"""Entry of `targets` for a bundle that OpenVINO runs."""
 COMPONENT_WEIGHTS = {
     "mfm": "mfm",
     "encoder": "encoder",
@@ -37,13 +41,17 @@ COMPONENT_WEIGHTS = {
     "decoder": "decoder",
 }
 FILTERS = 2
-"""Gains that the toy's gate gives."""
+"""Number of gains that the toy's gate returns."""
 
 Tensors = dict[str, np.ndarray]
 
 
 def toy_weights(effect: float) -> dict[str, Tensors]:
-    """The tensors of each weights file, float32, the same at every call."""
+    """Return the float32 tensors of each weights file. They are the same at every call.
+
+    Args:
+        effect: strength with which conditions and skip connections change the image; 0 for the identity.
+    """
     random = np.random.default_rng(0)
 
     def normal(*shape: int, scale: float) -> np.ndarray:
@@ -76,18 +84,18 @@ def toy_weights(effect: float) -> dict[str, Tensors]:
 
 
 def toy_modulation(condition: np.ndarray, mfm: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The toy's M: condition [..., 3] -> modulation [..., N, 2, r]; what the mfm graph computes."""
+    """Return the modulation `[..., N, 2, r]` of conditions `[..., 3]`, as the mfm graph computes it."""
     flat = condition @ mfm["map.weight"] + mfm["map.bias"]
     return flat.reshape(*condition.shape[:-1], LAYERS, 2, RANK).astype(np.float32)
 
 
 def toy_prototype(condition: str) -> np.ndarray:
-    """A made-up prototype c for any name: float32 [3]."""
+    """Return a prototype for a condition of any name: float32 `[3]`."""
     return np.random.default_rng(list(condition.encode())).uniform(-1, 1, 3).astype(np.float32)
 
 
 def toy_components(gated: bool = False) -> dict[str, Any]:
-    """The `components` of the manifest. gated: with post-processing."""
+    """Return the `components` of the manifest; with `gated`, those of a model with post-processing."""
 
     def spec(name: str, *shape: int | str, dtype: Any = "float32") -> dict[str, Any]:
         return {"name": name, "dtype": dtype, "shape": ["batch", *shape]}
@@ -122,9 +130,16 @@ def write_toy_bundle(
     engines: Mapping[str, bytes] | None = None,
     shares: Mapping[str, float] | None = None,
 ) -> Path:
-    """Writes the toy as a bundle and returns its folder. shares: of the conditions, for a model with a gate.
+    """Write the toy as a bundle and return its folder.
 
-    targets: further entries of the manifest's `targets`. engines: their files by path, whatever bytes they hold.
+    Args:
+        destination: folder of the bundle.
+        effect: strength with which conditions and skip connections change the image; 0 for the identity.
+        precisions: precisions of the graphs.
+        conditions: names of the conditions.
+        targets: entries to add to `targets`.
+        engines: content of engine files by path.
+        shares: bypass share of each condition, for a model with a gate; others have 0.
     """
     staging = destination.with_name(f".{destination.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -187,3 +202,11 @@ def write_toy_bundle(
     (staging / "report.md").write_text("# toy\n", "utf-8")
     write_bundle(manifest, staging, destination)
     return destination
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the JSON of a bundle's manifest in place and return the folder."""
+    data = json.loads((folder / "bundle.json").read_text())
+    change(data)
+    (folder / "bundle.json").write_text(json.dumps(data))
+    return folder

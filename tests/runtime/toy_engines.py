@@ -1,4 +1,4 @@
-"""The toy's engines, built by the project's own builder, for the GPU that is here or for a capability named."""
+"""Engines of the toy, built by the export's own builder for a compute capability."""
 
 from __future__ import annotations
 
@@ -16,25 +16,30 @@ from tests.runtime.toy_bundle import PROFILE, write_toy_bundle
 
 
 def with_engines(plain: Bundle, destination: Path, library: str, capability: str, refit: bool = False) -> Path:
-    """The toy with fp16 engines of `library` for one compute capability, as a bundle in `destination`.
+    """Write the toy with fp16 engines of a library and return the folder of the bundle.
 
-    refit: one merged UNet for all conditions, its weights to be exchanged.
+    Args:
+        plain: the toy without engines.
+        destination: folder of the new bundle.
+        library: `tensorrt` or `tensorrt_rtx`.
+        capability: compute capability that the engines are for.
+        refit: build one refittable engine of the merged UNet for all conditions.
     """
     built, version, gpu = {}, "", ""
     work = destination.with_name(f"{destination.name}.engines")
     work.mkdir()
     for name, graph in _graphs(plain, work, refit).items():
         component = "unet_merged" if name.startswith("unet_") and name != "unet_dynamic" else name
-        exchanged = tuple(each for entry in plain.manifest.merge for each in entry.changes) if name == REFITTED else ()
+        refitted = tuple(each for entry in plain.manifest.merge for each in entry.changes) if name == REFITTED else ()
         path = work / f"{name}.engine"
         capabilities = (capability,) if library == "tensorrt_rtx" else ()
-        job = EngineJob(graph, path, TARGETS[library], _profile(plain, component), capabilities, exchanged)
+        job = EngineJob(graph, path, TARGETS[library], _profile(plain, component), capabilities, refitted)
         ((_, record),) = build_engines([job])
         version, gpu = record.version, record.gpu or ""
         built[name] = path.read_bytes()
     paths = {name: f"engines/{library}/{name}.engine" for name in built}
     target = {
-        "precision": "fp16",
+        "precisions": ["fp16"],
         "version": version,
         "gpu": gpu,
         "compute_capabilities": [capability],
@@ -56,7 +61,7 @@ def _graphs(bundle: Bundle, work: Path, refit: bool) -> dict[str, Path]:
 
 
 def _merged_graph(bundle: Bundle, condition: str, path: Path) -> Path:
-    """The merged graph with the values of a condition written into it."""
+    """Write the merged graph with the values of a condition in it, and return its path."""
     files = bundle.manifest.precisions["fp16"]
     model = onnx.load(bundle.path(files.onnx["unet_merged"]))
     tensors = bundle.tensors(files.weights["unet_merged"])
@@ -70,7 +75,7 @@ def _merged_graph(bundle: Bundle, condition: str, path: Path) -> Path:
 
 
 def _profile(bundle: Bundle, component: str) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Least, best and largest shape of each input."""
+    """Return the smallest, usual and largest shape of each input."""
     sizes = list(zip(PROFILE["batch"], PROFILE["size"], strict=True))
     return {
         spec.name: tuple(spec.sized(batch, side, side) for batch, side in sizes)

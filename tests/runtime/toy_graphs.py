@@ -1,4 +1,4 @@
-"""The toy's graphs as nodes, with their weights pointing into safetensors files as external data."""
+"""ONNX graphs of the toy bundle. Their weights are external data in safetensors files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _mfm_nodes() -> list[onnx.NodeProto]:
 
 
 def _branch(layer: str, source: str, index: int, shape: str, convolution: bool) -> list[onnx.NodeProto]:
-    """Eq. (3)-(4): scale B (gamma * A x + beta), as the dynamic graph computes it."""
+    """Return the nodes of a conditional layer's branch, Eq. (3)-(4): scale B (gamma * A x + beta)."""
 
     def times(tensor: str, weight: str, output: str, **attributes: Any) -> list[onnx.NodeProto]:
         if convolution:
@@ -101,7 +101,7 @@ def _gate_nodes() -> list[onnx.NodeProto]:
 
 
 def _gated_decoder_nodes() -> list[onnx.NodeProto]:
-    """The decoder's result y, blended: y + share (degraded + sum of gains - y)."""
+    """Return the nodes of a decoder whose result y is blended: y + share (degraded + sum of gains - y)."""
     return [
         *_decoder_nodes(),
         _node("ReduceSum", ["g", "gain_axes"], "gain", keepdims=0),
@@ -123,7 +123,6 @@ NODES = {
     "unet_merged": _unet_nodes(False),
     "decoder": _decoder_nodes(),
 }
-# The names inside the graphs of what goes in and out, so that a cast can stand between.
 INNER = {
     "gate": {"crops": "x", "condition": "c", "share": "s", "gains": "g"},
     "gated_decoder": {"latent_restored": "z", "degraded": "d", "share": "s", "gains": "g", "image": "blended"},
@@ -133,6 +132,7 @@ INNER = {
     "unet_merged": {"latent": "z", "latent_restored": "y"},
     "decoder": {"latent_restored": "z", "image": "y"},
 }
+"""Names of inputs and outputs inside each graph. They differ from the outer names so that a cast fits between."""
 CONSTANTS = {
     "mean_axes": np.array([1, 3, 4], np.int64),
     "all_axes": np.array([1, 2, 3, 4], np.int64),
@@ -149,7 +149,7 @@ CONSTANTS = {
 
 
 def _external(path: Path) -> dict[str, TensorProto]:
-    """An initializer for each tensor of a safetensors file, pointing into it."""
+    """Return an initializer for each tensor of a safetensors file, with its data left in the file."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     found = {}
@@ -164,7 +164,14 @@ def _external(path: Path) -> dict[str, TensorProto]:
 
 
 def toy_graph(component: str, precision: str, weights: Path, spec: Mapping[str, Any]) -> onnx.ModelProto:
-    """The graph of a component; fp16 ones cast where float32 goes in or out. spec: its entry of `components`."""
+    """Return the graph of a component. fp16 graphs cast inputs and outputs that are float32.
+
+    Args:
+        component: name of the component.
+        precision: fp32 or fp16.
+        weights: safetensors file beside the graph.
+        spec: entry of the component in `components` of the manifest.
+    """
     gated = any(entry["name"] == "share" for entry in spec["inputs"])
     kind_of = f"gated_{component}" if gated else component
     nodes, inner = list(NODES[kind_of]), INNER[kind_of]

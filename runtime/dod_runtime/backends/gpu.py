@@ -1,4 +1,4 @@
-"""Finds an NVIDIA GPU through the driver alone, so that it can be asked before any library is loaded."""
+"""Detection of NVIDIA GPUs through the driver alone, before any library is loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from ..errors import BackendError
 
 __all__ = ["Gpu", "find_gpu"]
 
-NO_DEVICE = 100
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU: its name, its compute capability such as "8.9", and the newest CUDA that the driver supports."""
+    """An NVIDIA GPU.
+
+    Attributes:
+        name: name that the driver gives, such as `NVIDIA L4`.
+        compute_capability: compute capability, such as `8.9`.
+        driver_cuda: newest CUDA version that the driver supports, such as `13.0`.
+    """
 
     name: str
     compute_capability: str
@@ -26,13 +32,20 @@ class Gpu:
 
     @property
     def slug(self) -> str:
-        """Its name in letters, digits and hyphens, for file names."""
+        """Name in lower-case letters, digits and hyphens, for file names."""
         return re.sub(r"[^A-Za-z0-9]+", "-", self.name).strip("-").lower()
 
 
 @lru_cache(maxsize=16)
 def find_gpu(device: int) -> Gpu:
-    """The GPU of index `device`. Raises BackendError: no driver, no GPU, or none of this index."""
+    """Return a GPU of this machine.
+
+    Args:
+        device: index of the GPU, counted from 0.
+
+    Raises:
+        BackendError: there is no driver, no GPU, or no GPU of this index.
+    """
     name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)

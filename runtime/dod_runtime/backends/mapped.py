@@ -1,8 +1,9 @@
-"""Weights of gigabytes: they lie in files, mapped into memory, and what was read of them goes back to the system.
+"""Weights of gigabytes in memory-mapped files, whose pages go back to the system after use.
 
-OpenVINO packs weights for its kernels and keeps the originals, mapped, though it hardly reads them again; ONNX Runtime
-reads a UNet's once in each run. Under pressure the system takes clean pages of a map away by itself; until then they
-count as memory of the process, and are the half of it. Linux alone, and from 5.4 on for what others have mapped.
+OpenVINO packs weights for its kernels and keeps the originals mapped, although it hardly reads them again. ONNX Runtime
+reads the weights of a UNet once per run. Under memory pressure the system drops clean pages by itself; until then they
+count as memory of the process, about half of it. Pages are released on Linux only, and maps that were made by other
+libraries from Linux 5.4 on.
 """
 
 from __future__ import annotations
@@ -20,32 +21,38 @@ from pathlib import Path
 
 import numpy as np
 
-from ..bundle.merge import Kinds
+from ..bundle.merge import ArraySpecs
 from ..bundle.safetensors import ALIGNMENT
 from ..errors import BackendError
 
-__all__ = ["allocate", "own_map", "release_pages", "releases_pages"]
+__all__ = ["allocate", "map_file", "release_pages", "releasing_pages"]
 
-SPILLED = "dod-merged-"
-INTERVAL = 0.25  # seconds
+PREFIX = "dod-merged-"
+"""Prefix of the names of temporary files with merged weights."""
+INTERVAL = 0.25
+"""Seconds between two releases of pages."""
 _MAPS = Path("/proc/self/maps")
 _MADV_PAGEOUT = 21
-_own: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()  # and where they begin
+_own: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+"""Maps of this module, each with the address that it begins at."""
 _lock = threading.Lock()
 
 
 def release_pages(folder: Path | None) -> None:
-    """Gives back the pages of our own maps and of all maps of files in `folder`; whoever reads them maps them again.
+    """Release the pages of the maps of this module, and of all read-only maps of files in a folder.
 
-    Libraries make and end maps of their own while this goes over them, and what then lies at an address may be memory
-    that somebody just wrote. So these pages are reclaimed, which loses nothing whatever they hold, and only where the
-    system lets this user do so: files that are the user's or that the user may write. Maps of our own are held
-    meanwhile.
+    The next access maps them again. Other libraries create and end maps of their own meanwhile, so that an address may
+    already belong to memory that was just written. Their pages are therefore reclaimed (`MADV_PAGEOUT`), which loses no
+    data whatever they hold, and only of files that this user owns or may write, as the system demands. References to
+    the maps of this module are held meanwhile.
+
+    Args:
+        folder: folder whose maps are released, None for the maps of this module alone.
     """
     with _lock:
         own = dict(_own)
     for each in own:
-        each.madvise(mmap.MADV_DONTNEED)  # shared: what was written is the file's, and stays in the system's cache
+        each.madvise(mmap.MADV_DONTNEED)  # shared maps: written data belong to the file and stay in the system's cache
     if folder is None:
         return
     try:
@@ -64,15 +71,20 @@ def release_pages(folder: Path | None) -> None:
 
 
 @contextmanager
-def releases_pages(folder: Path | None, meanwhile: bool = True) -> Iterator[None]:
-    """Calls `shed(folder)` at the end and, meanwhile, every quarter of a second."""
+def releasing_pages(folder: Path | None, repeatedly: bool = True) -> Iterator[None]:
+    """Release pages at the end of the context, and by default every quarter of a second inside it.
+
+    Args:
+        folder: see `release_pages`.
+        repeatedly: release pages inside the context, too.
+    """
     done = threading.Event()
 
     def repeat() -> None:
-        while not done.wait(INTERVAL if meanwhile else None):
+        while not done.wait(INTERVAL if repeatedly else None):
             release_pages(folder)
 
-    thread = threading.Thread(target=repeat, name="dod-shedding", daemon=True)
+    thread = threading.Thread(target=repeat, name="dod-release-pages", daemon=True)
     thread.start()
     try:
         yield
@@ -82,9 +94,19 @@ def releases_pages(folder: Path | None, meanwhile: bool = True) -> Iterator[None
         release_pages(folder)
 
 
-def own_map(path: Path) -> np.ndarray:
-    """The bytes of a file, uint8 [size], read-only, whose pages `shed` gives back at no more cost than a `allocate`
-    array's. Raises OSError, and ValueError for an empty file."""
+def map_file(path: Path) -> np.ndarray:
+    """Map a file read-only. `release_pages` releases its pages, which stay in the system's cache.
+
+    Args:
+        path: the file.
+
+    Returns:
+        uint8 `[size]`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is empty.
+    """
     with path.open("rb") as file:
         return _owned(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
@@ -97,15 +119,23 @@ def _owned(made: mmap.mmap) -> np.ndarray:
     return array
 
 
-def allocate(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
-    """Arrays to be written, each at an address of ALIGNMENT.
+def allocate(kinds: ArraySpecs, on_disk: bool) -> dict[str, np.ndarray]:
+    """Allocate uninitialized arrays, each at a multiple of `ALIGNMENT`.
 
-    on_disk: in one temporary file without a name, mapped, that ends with the last of them, so that `shed` can give
-    their memory back. Raises BackendError where the disk has no room for it.
+    Args:
+        kinds: dtype and shape of each array by name.
+        on_disk: place them in one mapped temporary file without a name, whose pages `release_pages` can release. The
+            file is freed with the last of the arrays.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        BackendError: the disk has too little space for the file.
     """
     sizes = [prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
-    room = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
-    whole = _mapped(room) if on_disk and room else np.empty(room + ALIGNMENT, np.uint8)
+    total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    whole = _mapped(total) if on_disk and total else np.empty(total + ALIGNMENT, np.uint8)
     begin, arrays = -whole.ctypes.data % ALIGNMENT, {}
     for (name, (dtype, shape)), size in zip(kinds.items(), sizes, strict=True):
         arrays[name] = whole[begin : begin + size].view(dtype).reshape(shape)
@@ -113,15 +143,15 @@ def allocate(kinds: Kinds, on_disk: bool) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _mapped(room: int) -> np.ndarray:
-    """uint8 [room] in a temporary file of its own."""
+def _mapped(size: int) -> np.ndarray:
+    """Return uint8 `[size]` in a temporary file of its own."""
     try:
-        with tempfile.NamedTemporaryFile(prefix=SPILLED) as file:
-            os.posix_fallocate(file.fileno(), 0, room)  # a full disk is an error here, and later a crash
-            made = mmap.mmap(file.fileno(), room)
+        with tempfile.NamedTemporaryFile(prefix=PREFIX) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here; later it would be a crash
+            made = mmap.mmap(file.fileno(), size)
     except OSError as error:
         raise BackendError(
-            f"cannot lay {room / 1e9:.1f} GB of merged weights into {tempfile.gettempdir()}: "
-            f"{error.strerror or error}; set TMPDIR to a folder with room for them"
+            f"cannot write {size / 1e9:.1f} GB of merged weights to {tempfile.gettempdir()}: "
+            f"{error.strerror or error}; set TMPDIR to a folder with enough space"
         ) from error
     return _owned(made)

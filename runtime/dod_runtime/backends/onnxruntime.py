@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU or on CUDA. A condition replaces values of the one merged graph, never the graph."""
+"""ONNX Runtime on the CPU or on CUDA. A condition replaces values of the merged graph, never the graph itself."""
 
 from __future__ import annotations
 
@@ -14,26 +14,42 @@ import numpy as np
 from ..bundle.bundle import Bundle
 from ..bundle.safetensors import read_tensors
 from ..errors import BackendError, BundleError, DODRuntimeError
-from .base import Options, Shapes, choose_precision
+from .base import BackendInfo, BackendOptions, Shapes, choose_precision, cpu_place
 from .gpu import find_gpu
-from .mapped import own_map
+from .mapped import map_file
 from .sessions import Sessions
 
-__all__ = ["OnnxRuntime", "open_backend", "unavailable_reason"]
+__all__ = ["OnnxRuntime", "is_installed", "machine_reason", "open_backend", "unavailable_reason"]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 COPYING = ["ConstantFolding"]
-"""Optimizers that copy weights, which no model of gigabytes has the room for; its UNets run without any."""
+"""Optimizers that copy weights: too expensive for a model of gigabytes, whose UNets run without any optimizer."""
 
 
-def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
-    """Why ONNX Runtime on CUDA or on the CPU cannot run `bundle` here; None where it can."""
+def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> str | None:
+    """Return the reason why ONNX Runtime cannot run a bundle here, None where it can.
+
+    Args:
+        name: `onnxruntime_cuda` or `onnxruntime_cpu`.
+        bundle: the bundle to run.
+        options: options of the caller.
+    """
     if "onnxruntime" not in bundle.manifest.targets:
         return "this bundle was built without the target onnxruntime"
     if _precision(name, bundle, options) is None:
         offered = bundle.manifest.targets["onnxruntime"].precisions
         return f"this bundle has {' and '.join(offered)} for it, not {options.precision}"
+    return machine_reason(name, options)
+
+
+def machine_reason(name: str, options: BackendOptions) -> str | None:
+    """Return the reason why ONNX Runtime can run no bundle here, None where nothing speaks against it.
+
+    Args:
+        name: `onnxruntime_cuda` or `onnxruntime_cpu`.
+        options: options of the caller.
+    """
     on_cuda = name == "onnxruntime_cuda"
     extra = "onnxruntime-gpu" if on_cuda else "onnxruntime"
     try:
@@ -51,56 +67,94 @@ def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | Non
     return None
 
 
-def _precision(name: str, bundle: Bundle, options: Options) -> str | None:
-    """float32 on the CPU, which computes fp16 graphs in float32 anyway; fp16 on CUDA."""
+def is_installed(name: str) -> bool:
+    """Return True where ONNX Runtime is installed, for `onnxruntime_cuda` with its CUDA provider.
+
+    Args:
+        name: `onnxruntime_cuda` or `onnxruntime_cpu`.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    return name != "onnxruntime_cuda" or CUDA in onnxruntime.get_available_providers()
+
+
+def _precision(name: str, bundle: Bundle, options: BackendOptions) -> str | None:
+    """Return the precision: by default fp16 on CUDA, and fp32 on the CPU, which computes fp16 graphs in fp32 anyway."""
     offered = bundle.manifest.targets["onnxruntime"].precisions
     return choose_precision(options.precision, offered, "fp16" if name == "onnxruntime_cuda" else "fp32")
 
 
-def open_backend(name: str, bundle: Bundle, options: Options) -> OnnxRuntime:
-    """Opens the backend. Raises BackendError where a session of the graphs cannot be made on the device."""
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> OnnxRuntime:
+    """Open the backend.
+
+    Args:
+        name: `onnxruntime_cuda` or `onnxruntime_cpu`.
+        bundle: the bundle to run.
+        options: options of the caller.
+
+    Raises:
+        BackendError: a session cannot be created on the device.
+    """
     return OnnxRuntime(name, bundle, options)
 
 
 class OnnxRuntime(Sessions):
-    """A session for each component and condition, made when it is first needed. Sessions may be shared by threads.
+    """One session for each component and condition, created at its first use. Threads may share sessions.
 
-    On the CPU all sessions of the process take their memory from one arena, no more than they ask for: arenas of their
-    own, which grow by doubling and plan a block for all of a graph besides, hold up to two and a half times as much and
-    are no faster. It goes back to the system when the backend is closed, after an image of another size than the last,
-    whose blocks would fit no other, and where the UNet is large after each: of a small one's time that takes a
-    twentieth.
+    On the CPU all sessions of the process share one memory arena, which grows by exactly what is requested. Arenas of
+    their own grow by doubling and plan a block for the whole graph: they hold up to 2.5 times as much memory and are no
+    faster. The arena returns to the system when the backend is closed and after an image whose size differs from the
+    last one, because its blocks fit no other size. Where the UNet is large it returns after each image; for a small
+    UNet that would cost 5 % of the time.
+
+    Args:
+        name: `onnxruntime_cuda` or `onnxruntime_cpu`.
+        bundle: the bundle to run.
+        options: options of the caller.
+
+    Raises:
+        BackendError: a session cannot be created on the device.
     """
 
-    def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
+    def __init__(self, name: str, bundle: Bundle, options: BackendOptions) -> None:
         import onnxruntime
 
         precision = _precision(name, bundle, options)
         if precision is None:
             raise BackendError(unavailable_reason(name, bundle, options) or "no precision to run")
         super().__init__(bundle, bundle.manifest.precisions[precision])
-        self.name, self.precision = name, precision
         self._ort, self._options = onnxruntime, options
         self._device = options.device if name == "onnxruntime_cuda" else None
         self._returning = onnxruntime.RunOptions()
         self._shape: tuple[int, ...] = ()
-        self._lent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # what sessions use and do not hold
+        self._lent: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()  # arrays that sessions borrow
         if self._device is None:
             try:
                 _make_arena()
             except Exception as error:  # as in `run`
-                raise BackendError(f"ONNX Runtime cannot make its arena: {_first_line(error)}") from error
+                raise BackendError(f"ONNX Runtime cannot create its arena: {_first_line(error)}") from error
             self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-            place = "the CPU" if options.num_threads is None else f"the CPU, {options.num_threads} threads"
+            place = cpu_place(options.num_threads)
         else:
             place = f"GPU {self._device}, {find_gpu(self._device).name}"
             self._session("encoder", None)
-        self.description = f"ONNX Runtime {onnxruntime.__version__} on {place}, {precision}"
+        self.info = BackendInfo(name, onnxruntime.__version__, place, precision)
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
-        """See `Backend.run`. On CUDA the results are `OrtValue`s on the GPU, else arrays."""
+        """Run one component; see `Backend.run`.
+
+        Args:
+            component: name of the component.
+            inputs: arrays or `OrtValue`s by name.
+            condition: condition that is merged into the UNet; only `unet_merged` needs it.
+
+        Returns:
+            The outputs by name: `OrtValue`s on CUDA, arrays on the CPU.
+        """
         session = self._session(component, condition)
-        with self._sparing(self._bundle.folder):
+        with self._saving_memory(self._bundle.folder):
             names = [output.name for output in session.get_outputs()]
             try:
                 if self._device is not None:
@@ -108,7 +162,7 @@ class OnnxRuntime(Sessions):
                 if component == "decoder":
                     return self._run_last(session, inputs)
                 return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-            except Exception as error:  # ONNX Runtime's exceptions have no common base but this one
+            except Exception as error:  # the only common base of ONNX Runtime's exceptions
                 raise BackendError(f"ONNX Runtime failed in {component}: {_first_line(error)}") from error
 
     def _run_bound(self, session: Any, names: list[str], inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,11 +178,12 @@ class OnnxRuntime(Sessions):
         return dict(zip(names, binding.get_outputs(), strict=True))
 
     def _run_last(self, session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        # The image gets memory of its own: in the arena it would keep whatever block it came to lie in.
+        # The image gets memory outside the arena: inside it would keep its whole block in use.
         decoder = self._bundle.manifest.components["decoder"]
         arrays = {key: np.ascontiguousarray(value) for key, value in inputs.items()}
         sizes = next(spec.sizes(arrays[spec.name].shape) for spec in decoder.inputs)
-        results = {spec.name: np.empty(spec.sized(**sizes), spec.dtype(self.precision)) for spec in decoder.outputs}
+        precision = self.info.precision
+        results = {spec.name: np.empty(spec.sized(**sizes), spec.dtype_in(precision)) for spec in decoder.outputs}
         binding = session.io_binding()
         for key, value in arrays.items():
             binding.bind_cpu_input(key, value)
@@ -138,21 +193,28 @@ class OnnxRuntime(Sessions):
         return results
 
     def to_numpy(self, value: Any) -> np.ndarray:
-        """See `Backend.to_numpy`."""
+        """Return a value of `run` as an array; see `Backend.to_numpy`.
+
+        Args:
+            value: output of `run`.
+        """
         return value if isinstance(value, np.ndarray) else value.numpy()
 
     def close(self) -> None:
-        """See `Backend.close`. An arena is given back at the end of a run alone: hence a last one, of the least."""
+        """Drop all sessions; see `Backend.close`.
+
+        An arena returns to the system only at the end of a run: a last run on the smallest image releases it.
+        """
         with self._locks["encoder"]:
             encoder = next(iter(self._sessions["encoder"].values()), None)
         super().close()
         if self._device is None and encoder is not None:
             side = self._bundle.manifest.size_multiple
-            with suppress(Exception):  # as in `run`; what is closed needs no answer
+            with suppress(Exception):  # as in `run`; a closed backend has nothing to report
                 encoder.run(None, {"image": np.zeros((1, 3, side, side), np.float32)}, self._returning)
 
     def _ending(self, inputs: Mapping[str, Any]) -> Any:
-        """The options of the run that ends an image: whether the arena goes back."""
+        """Return the options of the last run of an image: they release the arena where it should be released."""
         before, self._shape = self._shape, np.shape(inputs["latent_restored"])
         return self._returning if self._large or before not in ((), self._shape) else None
 
@@ -171,9 +233,9 @@ class OnnxRuntime(Sessions):
             if values:
                 arrays = [self._ort.OrtValue.ortvalue_from_numpy(value) for value in values.values()]
                 options.add_external_initializers(list(values), arrays)
-            left_out = COPYING if self._large and self._device is None else []
+            disabled = COPYING if self._large and self._device is None else []
             session = self._ort.InferenceSession(
-                str(path), options, providers=self._providers(), disabled_optimizers=left_out
+                str(path), options, providers=self._providers(), disabled_optimizers=disabled
             )
         except DODRuntimeError:
             raise
@@ -185,17 +247,16 @@ class OnnxRuntime(Sessions):
         return session
 
     def _lend(self, component: str, path: Path, options: Any, values: dict[str, np.ndarray]) -> Any:
-        """A session that computes with `values`, and the stored weights, where they lie: it copies and packs none, and
-        opens at once.
+        """Return a session that uses `values` and the stored weights in place: it copies and packs nothing.
 
-        Without optimizers, for some compute with the values of the graph's own initializers. A run of a merged UNet of
-        gigabytes is a fifth slower for all of it. ONNX Runtime passes over names that the graph has not: hence a look.
+        It opens at once and runs about 20 % slower. Optimizers are off, because some compute with the values of the
+        graph's own initializers. ONNX Runtime ignores names that the graph does not have, so they are checked here.
         """
         graph = path.read_bytes()
         for name in values:
             if _field_of_name(name) not in graph:
                 raise BundleError(f"cannot merge: the graph {component} holds no initializer {name!r}")
-        stored = read_tensors(self._bundle.path(self._files.weights[component]), own_map)
+        stored = read_tensors(self._bundle.path(self._files.weights[component]), map_file)
         lent = {name: self._ort.OrtValue.ortvalue_from_numpy(value) for name, value in (stored | values).items()}
         for name, value in lent.items():
             options.add_initializer(name, value)
@@ -210,7 +271,7 @@ class OnnxRuntime(Sessions):
 
 
 def _field_of_name(name: str) -> bytes:
-    """What the file of a graph has where it names an initializer: the field `name` of ONNX's TensorProto, number 8."""
+    """Return the bytes by which a graph's file names an initializer: field 8, `name`, of ONNX's TensorProto."""
     text = name.encode()
     size = len(text)
     return b"\x42" + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + text
@@ -218,7 +279,7 @@ def _field_of_name(name: str) -> bytes:
 
 @cache
 def _make_arena() -> None:
-    """The process's one arena, which sessions use that ask for it, extended by what is requested."""
+    """Create the arena of this process, which sessions use on request. It grows by exactly what is requested."""
     import onnxruntime as ort
 
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)

@@ -1,4 +1,4 @@
-"""What ONNX Runtime and OpenVINO have in common: sessions that are opened when needed, and how many are kept."""
+"""Sessions of ONNX Runtime and OpenVINO: opened when they are needed, and kept as long as memory allows."""
 
 from __future__ import annotations
 
@@ -15,27 +15,33 @@ from typing import Any
 import numpy as np
 
 from ..bundle.bundle import Bundle
-from ..bundle.merge import side_by_side
-from ..bundle.schema import Precision
+from ..bundle.schema import PrecisionFiles
+from ..condition_path import AUTO
 from ..errors import unknown
+from ..threads import for_each
 from .base import Shapes, kept_sessions
-from .mapped import allocate, releases_pages
+from .mapped import allocate, releasing_pages
 
-__all__ = ["Sessions"]
+__all__ = ["LARGE", "Sessions"]
 
 LARGE = 1 << 30
-"""Bytes of a UNet's weights from which memory is dearer than the hundredth of the time that giving it back takes."""
+"""UNet size in bytes from which mapped pages are released after use: less memory for about 1 % of the speed."""
 
 
 class Sessions(ABC):
-    """Base of a backend whose sessions threads may share. A condition replaces values of the one merged graph.
+    """Base class of backends with sessions that threads may share. A condition replaces values of the merged graph.
 
-    Of each component the last used are kept, as many as `kept_sessions` allows: of the merged UNet for the conditions,
-    of others for the shapes that they were opened for, but one alone where the UNet's weights are `LARGE`.
+    The last used sessions of each component are kept, as many as `kept_sessions` allows: those of the merged UNet by
+    condition, those of other components by the shapes that they were opened for. Where the weights of the UNet are
+    `LARGE`, one session of each other component is kept.
+
+    Args:
+        bundle: the bundle to run.
+        files: the files of one of its precisions.
     """
 
-    def __init__(self, bundle: Bundle, files: Precision) -> None:
-        self.conditions = ("auto", *bundle.manifest.conditions)
+    def __init__(self, bundle: Bundle, files: PrecisionFiles) -> None:
+        self.conditions = (AUTO, *bundle.manifest.conditions)
         self._bundle, self._files = bundle, files
         self._sizes = {component: bundle.manifest.files[file].bytes for component, file in files.weights.items()}
         self._large = self._sizes["unet_merged"] >= LARGE
@@ -47,33 +53,46 @@ class Sessions(ABC):
 
     @abstractmethod
     def _open(self, component: str, values: dict[str, np.ndarray], shapes: Shapes) -> Any:
-        """A session of a component's graph with `values`, as `allocate` gives them, in place of its initializers of the
-        same names. shapes: of the inputs, in their order, where the session is to serve no other; else none.
+        """Return a session of a component.
+
+        `values`, arrays of `allocate`, replace the initializers of the same names. `shapes` are those of the inputs, in
+        order, where the session serves no others; else it is empty.
         """
 
     def open(self, path: Mapping[str, Shapes], condition: str | None = None) -> None:
-        """See `Backend.open`. Side by side, the largest first: the libraries compile on one core each."""
+        """Open the sessions of a path; see `Backend.open`.
 
-        def one(component: str) -> None:
+        They are opened in parallel, the largest first, because the libraries compile each graph on one core.
+
+        Args:
+            path: components of the path, each with the shapes of its inputs.
+            condition: condition that is merged into the UNet, None for the dynamic path.
+        """
+
+        def open_one(component: str) -> None:
             self._session(component, condition, self._fixed(component, path[component]))
 
-        side_by_side(one, sorted(path, key=lambda component: -self._sizes[component]))
+        for_each(open_one, sorted(path, key=lambda component: -self._sizes[component]))
 
     def _fixed(self, component: str, shapes: Shapes) -> Shapes:
-        """Those of the inputs' shapes that a session is made for: of most components none, and it serves all."""
+        """Return the input shapes that a session of a component is limited to; most serve all shapes: `()`."""
         return ()
 
-    def chain(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
-        """See `Backend.chain`. Nothing is shared between runs here, so that threads need not wait."""
+    def batch(self, shape: tuple[int, ...]) -> AbstractContextManager[None]:
+        """Return an empty context; see `Backend.batch`. Runs share nothing here, so threads need not wait.
+
+        Args:
+            shape: shape of the batch.
+        """
         return nullcontext()
 
     def stopwatch(self) -> Callable[[], float]:
-        """See `Backend.stopwatch`. `run` returns when all is done, so that the clock of the CPU will do."""
+        """Start a clock; see `Backend.stopwatch`. `run` returns when its work is done, so the CPU's clock is exact."""
         start = time.perf_counter()
         return lambda: time.perf_counter() - start
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """Drop all sessions; see `Backend.close`."""
         with ExitStack() as locked:
             for lock in self._locks.values():
                 locked.enter_context(lock)
@@ -90,19 +109,19 @@ class Sessions(ABC):
                 while len(opened) >= self._kept[component]:  # before the next is opened: two may be too large
                     opened.popitem(last=False)
                 if component.startswith("unet"):
-                    self._bundle.hash_ahead(self._files.onnx["decoder"])  # which follows
+                    self._bundle.hash_ahead(self._files.onnx["decoder"])  # the next component of the path
                 values = self._merged(key[0]) if key[0] else {}
-                # What is smaller is read several times meanwhile, and was read from the disk anew each time.
-                with self._sparing(self._bundle.folder, meanwhile=self._sizes[component] >= LARGE):
+                # Smaller files are read several times while a session opens; released pages would be read from disk.
+                with self._saving_memory(self._bundle.folder, repeatedly=self._sizes[component] >= LARGE):
                     opened[key] = self._open(component, values, shapes)
             opened.move_to_end(key)
             return opened[key]
 
     def _merged(self, condition: str) -> dict[str, np.ndarray]:
-        # The bundle's own pages stay meanwhile: two threads read them, and what is taken away comes from the disk anew.
-        with self._sparing(None):
+        # Pages of the bundle stay mapped meanwhile: two threads read them, and released pages come from the disk again.
+        with self._saving_memory(None):
             return self._bundle.merged(self._files, condition, partial(allocate, on_disk=self._large))
 
-    def _sparing(self, folder: Path | None, meanwhile: bool = True) -> AbstractContextManager[None]:
-        """Surrounds merging, opening and running: keeps no pages of mapped weights of gigabytes, see `shed`."""
-        return releases_pages(folder, meanwhile) if self._large else nullcontext()
+    def _saving_memory(self, folder: Path | None, repeatedly: bool = True) -> AbstractContextManager[None]:
+        """Return the context for merging, opening and running: it releases mapped pages where the UNet is `LARGE`."""
+        return releasing_pages(folder, repeatedly) if self._large else nullcontext()

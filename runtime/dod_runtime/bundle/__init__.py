@@ -1,1 +1,1 @@
-"""The bundle on the disk: its schema, its files, its tensors, and the merging of a condition into weights."""
+"""Bundles on disk: the schema of `bundle.json`, file verification, safetensors files and merging of conditions."""

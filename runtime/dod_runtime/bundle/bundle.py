@@ -1,41 +1,47 @@
-"""The bundle: a folder that holds everything a model needs to run. This module owns its format, both ways."""
+"""Opening and verification of a bundle: the folder that holds everything a model needs to run."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import BundleError, unknown
-from ..permissions import apply_umask, current_umask
-from .merge import Places, merge, new_arrays
+from ..errors import BundleError, BundleNotFoundError, unknown
+from .merge import Allocator, merge, new_arrays
 from .safetensors import read_tensors
-from .schema import FileRecord, Manifest, Precision
+from .schema import FileRecord, Manifest, PrecisionFiles
 
-__all__ = ["LEDGER", "MANIFEST", "REPORT", "Bundle", "hash_file", "write_bundle"]
+__all__ = ["LEDGER", "MANIFEST", "REPORT", "Bundle", "hash_file"]
 
 MANIFEST = "bundle.json"
+"""Name of the manifest in the bundle's folder."""
 REPORT = "report.md"
+"""Name of the report for people."""
 LEDGER = "build.json"
-"""The build's own ledger. The runtime does not read it."""
-UNLISTED = (REPORT, LEDGER)
-"""Files that the manifest does not list, beside those in the folder `report`: no restorer needs them."""
+"""Name of the build's own ledger. The runtime does not read it."""
 REBUILD = "rebuild with: python export/build_engines.py --out"
 
 
 class Bundle:
-    """An open bundle: its manifest, and its files, each verified when it is first used. Safe to share by threads.
+    """An open bundle. Files are verified when they are first used. Threads may share it.
 
-    verified: the names of files that the caller has just hashed himself.
+    Use `Bundle.open` to open a folder.
+
+    Args:
+        folder: folder of the bundle.
+        manifest: content of its `bundle.json`.
+        verified: files that need no verification because the caller has just hashed them.
+
+    Attributes:
+        folder: folder of the bundle.
+        manifest: content of its `bundle.json`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, verified: Iterable[str] = ()) -> None:
@@ -49,16 +55,25 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
-        """Opens the bundle in the folder `path`.
+        """Open the bundle in a folder.
 
-        Reads the manifest and sees that every file is there in its size; contents are hashed at first use.
-        Raises BundleError for a folder that is no bundle, a newer schema, a malformed manifest or a missing file.
+        Reads the manifest and checks the size of every file. Contents are hashed at first use.
+
+        Args:
+            path: folder of the bundle.
+
+        Returns:
+            The open bundle.
+
+        Raises:
+            BundleNotFoundError: the folder does not exist or has no `bundle.json`.
+            BundleError: the manifest is not valid or of another schema, or a file is missing or has another size.
         """
         folder = Path(path)
         try:
             text = (folder / MANIFEST).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(_not_a_bundle(folder, error)) from error
+            raise _unreadable(folder, error) from error
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -69,9 +84,16 @@ class Bundle:
         return bundle
 
     def path(self, name: str) -> Path:
-        """The file `name` of the bundle, its size and SHA-256 verified; for a graph, its weights too.
+        """Verify a file, and for a graph also the file of its weights, and return its path.
 
-        Raises BundleError where the file is missing or was changed, or where the bundle never had it.
+        Args:
+            name: file as the manifest lists it, such as `onnx/fp32/mfm.onnx`.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            BundleError: the file is missing or damaged, or is no file of the bundle.
         """
         if name not in self.manifest.files:
             raise BundleError(f"{self.folder} has no file {name}; it has {', '.join(sorted(self.manifest.files))}")
@@ -80,7 +102,11 @@ class Bundle:
         return self.folder / name
 
     def hash_ahead(self, name: str) -> None:
-        """Begins to verify a file as `path` does, in a thread; who asks for its path waits for that, and is told."""
+        """Start to verify a file in a thread. A later `path` waits for the result, and raises its error.
+
+        Args:
+            name: file as the manifest lists it.
+        """
         threading.Thread(target=self._path_or_none, args=(name,), name="dod-hashing", daemon=True).start()
 
     def _path_or_none(self, name: str) -> None:
@@ -88,24 +114,57 @@ class Bundle:
             self.path(name)
 
     def verify(self) -> None:
-        """Hashes every file now. Raises BundleError at the first that is missing or changed."""
+        """Hash every file now.
+
+        Raises:
+            BundleError: a file is missing or damaged.
+        """
         for name in self.manifest.files:
             self._verify(name)
 
     def tensors(self, name: str) -> dict[str, np.ndarray]:
-        """The tensors of a safetensors file of the bundle, verified, as read-only memory maps."""
+        """Verify and read a safetensors file of the bundle.
+
+        Args:
+            name: file as the manifest lists it.
+
+        Returns:
+            Tensors by name, as read-only memory maps.
+
+        Raises:
+            BundleError: the file is missing or damaged, or is not a valid safetensors file.
+        """
         return read_tensors(self.path(name))
 
     def modulation(self, condition: str) -> np.ndarray:
-        """gamma and beta at the prototype of a condition: float32 [N, 2, r]. Raises UsageError for an unknown one."""
-        return self.values(condition)["modulation"]
+        """Return the modulation at the prototype of a condition.
 
-    def values(self, condition: str) -> dict[str, np.ndarray]:
-        """The values of a named condition, float32, by name.
+        Args:
+            condition: a condition of the bundle, such as `haze`.
 
-        `modulation` [N, 2, r], gamma and beta at its prototype. Where the model has a gate also `condition` [C], the
-        prototype itself, and `share` [1] in 0 to 1: the share of every image that passes the model on this path. Raises
-        UsageError for an unknown condition, BundleError where its file does not hold them.
+        Returns:
+            float32 `[N, 2, r]`: gamma and beta of each of the N conditional layers.
+
+        Raises:
+            UsageError: the condition is unknown.
+            BundleError: its file is damaged or does not fit the model.
+        """
+        return self.condition_tensors(condition)["modulation"]
+
+    def condition_tensors(self, condition: str) -> dict[str, np.ndarray]:
+        """Return the tensors of a condition.
+
+        Args:
+            condition: a condition of the bundle, such as `haze`.
+
+        Returns:
+            float32 arrays by name. `modulation` `[N, 2, r]`: gamma and beta at the condition's prototype. If the model
+            has a gate, also `condition` `[C]`: the prototype, and `share` `[1]`: the share in [0, 1] of every image
+            that bypasses the model on the path of this condition.
+
+        Raises:
+            UsageError: the condition is unknown.
+            BundleError: its file is damaged or does not fit the model.
         """
         if condition not in self.manifest.conditions:
             raise unknown("condition", condition, self.manifest.conditions)
@@ -125,25 +184,35 @@ class Bundle:
             raise BundleError(f"{self.folder / name}: the share {tensors['share'][0]} is not between 0 and 1")
         return {key: tensors[key] for key in shapes}
 
-    def merged(self, files: Precision, condition: str, places: Places = new_arrays) -> dict[str, np.ndarray]:
-        """What a condition changes in the merged UNet of a precision, by name, computed from the stored weights.
+    def merged(self, files: PrecisionFiles, condition: str, allocate: Allocator = new_arrays) -> dict[str, np.ndarray]:
+        """Merge a condition into the stored weights of the UNet.
 
-        These are hashed meanwhile, and their memory map ends with this call. places: gives the arrays that are
-        returned. Raises BundleError where they were changed or do not fit, UsageError for an unknown condition, and
-        what `places` raises.
+        The stored weights are verified meanwhile. Their memory map ends with this call.
+
+        Args:
+            files: files of the precision to merge.
+            condition: a condition of the bundle, such as `haze`.
+            allocate: provides the arrays of the result.
+
+        Returns:
+            The tensors of the merged UNet that the condition changes, by name.
+
+        Raises:
+            UsageError: the condition is unknown.
+            BundleError: the weights are damaged or do not fit the manifest.
         """
         modulation, name = self.modulation(condition), files.weights["unet_merged"]
         self.hash_ahead(name)
         try:
-            merged = merge(read_tensors(self.folder / name), self.manifest.merge, modulation, places)
+            merged = merge(read_tensors(self.folder / name), self.manifest.merge, modulation, allocate)
         except BundleError:
-            self._verify(name)  # a file that was changed says so, whatever came of merging it
+            self._verify(name)  # a damaged file is the cause of the error, not a consequence
             raise
         self._verify(name)
         return merged
 
     def _weights_of(self, graph: str) -> list[str]:
-        """The safetensors files that hold the external data of a graph."""
+        """Return the safetensors files that hold the external data of a graph."""
         return [
             precision.weights[component]
             for precision in self.manifest.precisions.values()
@@ -180,86 +249,29 @@ class Bundle:
             self._verified.add(name)
 
 
-def _not_a_bundle(folder: Path, error: Exception) -> str:
+def _unreadable(folder: Path, error: Exception) -> BundleError:
+    """Return the error for a folder whose manifest cannot be read."""
     if not folder.exists():
-        return f"no such bundle: {folder}; build it with: python export/build_engines.py --out {folder}"
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return f"{folder} is not a bundle: it has no {MANIFEST}"
-    return f"cannot read {folder / MANIFEST}: {getattr(error, 'strerror', None) or error}"
+        build = f"build it with: python export/build_engines.py --out {folder}"
+        return BundleNotFoundError(f"no such bundle: {folder}; {build}")
+    if isinstance(error, FileNotFoundError):
+        return BundleNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST}")
+    if isinstance(error, NotADirectoryError):
+        return BundleError(f"{folder} is not a bundle but a file: name the folder that holds {MANIFEST}")
+    return BundleError(f"cannot read {folder / MANIFEST}: {getattr(error, 'strerror', None) or error}")
 
 
 def hash_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: file to read.
+
+    Returns:
+        The hash in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_bundle(
-    manifest: Mapping[str, Any], staging: Path, destination: Path, hashes: Mapping[str, str] | None = None
-) -> Bundle:
-    """Turns the folder `staging` into the bundle `destination` and opens it.
-
-    `manifest` is the content of `bundle.json` without `files`: sizes and hashes of the files in `staging` are computed
-    here, apart from those of `UNLISTED`. hashes: the SHA-256 of files that were hashed when they were written.
-    `staging` must be on the disk of `destination` (a folder beside it is best) and is gone afterwards. A bundle of
-    before is replaced whole: there is never a bundle that is half of each. Every file and folder gets the permissions
-    that the umask allows.
-    Raises BundleError where the manifest does not pass, or where `destination` is something other than a bundle.
-    """
-    staging, destination = Path(staging), Path(destination)
-    if destination.exists() and not _replaceable(destination):
-        raise BundleError(f"{destination} exists and is not a bundle: move it away or choose another folder")
-    (staging / MANIFEST).unlink(missing_ok=True)
-    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if not path.is_dir())
-    data = {**manifest, "files": {}}
-    for name in names:
-        _sync(staging / name)
-        if name not in UNLISTED and not name.startswith("report/"):
-            sha256 = (hashes or {}).get(name) or hash_file(staging / name)
-            data["files"][name] = {"bytes": (staging / name).stat().st_size, "sha256": sha256}
-    Manifest.parse(data)
-    with open(staging / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-    umask = current_umask()
-    for path in [*staging.rglob("*"), staging]:
-        apply_umask(path, umask)
-    for path in [staging / MANIFEST, *(path for path in staging.rglob("*") if path.is_dir()), staging]:
-        _sync(path)
-    _swap(staging, destination)
-    return Bundle.open(destination)
-
-
-def _replaceable(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and ((folder / MANIFEST).is_file() or not any(folder.iterdir()))
-
-
-def _swap(staging: Path, destination: Path) -> None:
-    """Renames the old bundle away and the new one into its place; puts the old one back where that fails."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    old = destination.with_name(f".{destination.name}.old-{os.getpid()}")
-    had_one = destination.exists()
-    if had_one:
-        os.rename(destination, old)
-    try:
-        os.rename(staging, destination)
-    except BaseException as error:
-        if had_one:
-            os.rename(old, destination)
-        if isinstance(error, OSError) and error.errno == errno.EXDEV:
-            raise BundleError(f"{staging} and {destination} must be on the same disk") from error
-        raise
-    _sync(destination.parent)
-    if had_one:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or the entries of a folder are on the disk; Windows cannot do it for folders."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

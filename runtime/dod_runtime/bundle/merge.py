@@ -1,30 +1,25 @@
-"""Merges one condition into the plain UNet's weights: equations (3) to (5) for a fixed degradation."""
+"""Merging of one condition into the weights of the plain UNet: equations (3) to (5) at a fixed modulation."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 
 from ..errors import BundleError
+from ..threads import for_each
 from .schema import MergeEntry
 
-__all__ = ["Kinds", "Places", "merge", "merge_layer", "new_arrays", "side_by_side"]
+__all__ = ["Allocator", "ArraySpecs", "merge", "merge_layer", "new_arrays"]
 
-Item = TypeVar("Item")
-Kinds: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
-"""dtype and shape of arrays by name."""
-Places: TypeAlias = Callable[[Kinds], dict[str, np.ndarray]]
-"""Gives arrays that are to be written."""
+ArraySpecs: TypeAlias = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""Dtype and shape of arrays by name."""
+Allocator: TypeAlias = Callable[[ArraySpecs], dict[str, np.ndarray]]
+"""Function that returns writable arrays of the requested dtypes and shapes, with any values."""
 
 BLOCK = 1 << 18
-"""Multiply-adds that are done at a time: what they give stays in the cache, and a BLAS starts no threads over it."""
-THREADS = 4
-"""At most: what is merged comes from memory, and goes there."""
+"""Multiply-adds per block of a layer. A block's result fits the CPU's cache, and BLAS starts no threads for so few."""
 
 
 def merge_layer(
@@ -38,17 +33,35 @@ def merge_layer(
     into: np.ndarray | None = None,
     transposed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. (3)-(5) at a fixed modulation: W' = W + s B diag(gamma) A and b' = b + s B beta, computed in float32.
+    """Merge the low-rank branch of one layer: Eq. (3)-(5), W' = W + s B diag(gamma) A and b' = b + s B beta.
 
-    weight W: [out, in] or [out, in/groups, kh, kw]; bias b: [out]; down A: [r, in] or [r, in/groups, kh, kw];
-    up B: [out, r] or [out, r, 1, 1]; gamma, beta: [r]; into: where W' is written, contiguous and like W, by default a
-    new array; transposed: a transposed convolution's W [in, out, kh, kw] and A [in, r, kh, kw]. Returns W' and b' in
-    the shapes and dtypes of W and b. Raises ValueError where the shapes do not fit.
+    This is exact for convolutions too, borders included: A carries the kernel and B is 1x1, so the branch is one
+    convolution with the kernel B diag(gamma) A and the constant B beta. Computed in float32.
 
-    Exact for a convolution too, borders included: A carries the kernel and B is 1x1, so the branch is one
-    convolution with the kernel B diag(gamma) A and the constant B beta.
+    Args:
+        weight: W, `[out, in]` or `[out, in/groups, kh, kw]`.
+        bias: b, `[out]`.
+        down: A, `[r, in]` or `[r, in/groups, kh, kw]`.
+        up: B, `[out, r]` or `[out, r, 1, 1]`.
+        gamma: scale of the modulation, `[r]`.
+        beta: shift of the modulation, `[r]`.
+        scale: factor s of the branch.
+        into: contiguous array of W's shape and dtype that W' is written to; by default a new one.
+        transposed: the layer is a transposed convolution, with W `[in, out, kh, kw]` and A `[in, r, kh, kw]`.
+
+    Returns:
+        W' and b' in the shapes and dtypes of W and b.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Example:
+        >>> weight, bias, down, up = np.zeros((2, 2)), np.zeros(2), np.array([[1, 2]]), np.array([[3], [4]])
+        >>> merged, shifted = merge_layer(weight, bias, down, up, gamma=np.ones(1), beta=np.ones(1), scale=0.5)
+        >>> merged.tolist(), shifted.tolist()
+        ([[1.5, 3.0], [2.0, 4.0]], [1.5, 2.0])
     """
-    kept = 2 if transposed else 1  # the axes of W that are not its kernel's, or its inputs'
+    kept = 2 if transposed else 1  # leading axes of W that its flattened form keeps
     rank = down.shape[kept - 1]
     a = np.asarray(down, np.float32).reshape(*down.shape[:kept], -1)
     b = np.asarray(up, np.float32).reshape(up.shape[0], rank) * np.float32(scale)
@@ -68,32 +81,50 @@ def merge_layer(
     return merged, shifted.astype(bias.dtype, copy=False)
 
 
-def new_arrays(kinds: Kinds) -> dict[str, np.ndarray]:
-    """Arrays in memory, with whatever values."""
-    return {name: np.empty(shape, dtype) for name, (dtype, shape) in kinds.items()}
+def new_arrays(specs: ArraySpecs) -> dict[str, np.ndarray]:
+    """Allocate arrays in memory.
+
+    Args:
+        specs: dtypes and shapes by name.
+
+    Returns:
+        Uninitialized arrays by name.
+    """
+    return {name: np.empty(shape, dtype) for name, (dtype, shape) in specs.items()}
 
 
 def merge(
     tensors: Mapping[str, np.ndarray],
     entries: Iterable[MergeEntry],
     modulation: np.ndarray,
-    places: Places = new_arrays,
+    allocate: Allocator = new_arrays,
 ) -> dict[str, np.ndarray]:
-    """The tensors that one condition changes, by name, from the stored ones; `tensors` is left as it is.
+    """Merge one condition into the stored weights, one layer per thread at a time.
 
-    modulation: float32 [N, 2, r], gamma = modulation[i, 0] and beta = modulation[i, 1] for the layer of index i.
-    places: gives the arrays that are returned. Several threads merge a layer each.
-    Always computed from the stored weights, never from merged ones: switching A, B, A gives A bit for bit.
-    Raises BundleError where a tensor is missing or does not fit.
+    Switching conditions always starts from the stored weights, never from merged ones: after A, B, A the weights of A
+    are bit-identical to the first ones.
+
+    Args:
+        tensors: stored weights by name. They are not changed.
+        entries: conditional layers.
+        modulation: float32 `[N, 2, r]`; gamma is `modulation[i, 0]` and beta `modulation[i, 1]` for the layer of
+            index i.
+        allocate: provides the arrays of the result.
+
+    Returns:
+        The tensors that the condition changes, by name.
+
+    Raises:
+        BundleError: a tensor is missing or its shape does not fit.
     """
     layers = {entry.layer: entry for entry in entries}
-    merged = places({name: _kind(tensors, each, name) for each in layers.values() for name in each.changes})
+    merged = allocate({name: _spec(tensors, each, name) for each in layers.values() for name in each.changes})
     shifts: dict[str, np.ndarray] = {}
 
     def one(entry: MergeEntry) -> None:
         shifts[entry.layer] = _merge_entry(tensors, modulation, merged, entry)
 
-    side_by_side(one, layers.values())
+    for_each(one, layers.values())
     for entry in layers.values():
         if entry.bias is None and entry.bias_into in layers:
             into = layers[entry.bias_into]
@@ -103,36 +134,7 @@ def merge(
     return merged
 
 
-def side_by_side(work: Callable[[Item], None], items: Iterable[Item]) -> None:
-    """Calls `work` with each item, in this thread and others. Raises the first error, when all have stopped.
-
-    An executor would refuse: it takes no work once the main thread has ended, and others may go on restoring.
-    """
-    left, lock = deque(items), threading.Lock()
-    failed: list[BaseException] = []
-
-    def take() -> None:
-        while not failed:
-            with lock:
-                if not left:
-                    return
-                item = left.popleft()
-            try:
-                work(item)
-            except BaseException as error:
-                failed.append(error)
-
-    others = [threading.Thread(target=take, name="dod-opening") for _ in range(min(THREADS, os.cpu_count() or 1) - 1)]
-    for thread in others:
-        thread.start()
-    take()
-    for thread in others:
-        thread.join()
-    if failed:
-        raise failed[0]
-
-
-def _kind(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tuple[np.dtype, tuple[int, ...]]:
+def _spec(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     if name not in tensors:
         raise _missing(entry, name)
     return tensors[name].dtype, tensors[name].shape
@@ -141,7 +143,7 @@ def _kind(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tu
 def _merge_entry(
     tensors: Mapping[str, np.ndarray], modulation: np.ndarray, merged: Mapping[str, np.ndarray], entry: MergeEntry
 ) -> np.ndarray:
-    """Writes what one layer changes into `merged`, but for what others pass on to it; returns its b'."""
+    """Write the tensors that one layer changes to `merged`, without the shifts of other layers. Return its b'."""
     try:
         weight = tensors[entry.weight]
         bias = np.zeros(tensors[entry.B].shape[0], np.float32) if entry.bias is None else tensors[entry.bias]

@@ -1,14 +1,17 @@
-"""What `bundle.json` says, as frozen dataclasses, and the checks it must pass."""
+"""The schema of `bundle.json` as frozen dataclasses, and the checks that a manifest must pass."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from ..errors import BundleError
-from .checked import Node, wrong
+from .tensor_spec import TensorSpec, dimension
+from .validation import convert, invalid, is_inside
 
 __all__ = [
     "COMPONENTS",
@@ -16,90 +19,79 @@ __all__ = [
     "REDUCED",
     "REFITTED",
     "SCHEMA",
-    "Component",
+    "ComponentSpec",
     "Crops",
     "FileRecord",
     "Manifest",
     "MergeEntry",
-    "Precision",
-    "Profile",
-    "Target",
+    "PrecisionFiles",
+    "ShapeProfile",
+    "TargetEntry",
     "TensorSpec",
     "dimension",
 ]
 
 SCHEMA = 5
+"""Schema version of the manifests that this runtime reads and the export writes."""
 COMPONENTS = ("mfm", "encoder", "unet_dynamic", "unet_merged", "decoder")
+"""Components that every bundle has."""
 GATE = "gate"
-"""The component of models with post-processing: it decides once per image how much of it passes the model."""
+"""Component of models with post-processing. It decides once per image how much of the image bypasses the model."""
 REFITTED = "unet_merged"
-"""The engine of a merged UNet whose conditional weights are exchanged when another condition is asked for."""
+"""Engine of a merged UNet that serves all conditions: it is refitted when another condition is requested."""
 REDUCED = {"bf16": "fp32"}
-"""Precisions that a backend can compute in without graphs of their own, and whose graphs they take."""
+"""Precisions without graphs of their own, and the precision whose graphs a backend converts for them."""
+RESERVED = {"auto", "dynamic", "merged", "routed"}
+"""Names that no condition may have."""
+
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 @dataclass(frozen=True)
-class TensorSpec:
-    """One input or output. A dimension is a number or an expression in batch, height and width."""
-
-    name: str
-    dtypes: Mapping[str, str] | str
-    shape: tuple[int | str, ...]
-
-    def dtype(self, precision: str) -> str:
-        """numpy's name of the dtype of this tensor in the graphs of `precision`."""
-        return self.dtypes if isinstance(self.dtypes, str) else self.dtypes[precision]
-
-    def sized(self, batch: int, height: int, width: int) -> tuple[int, ...]:
-        """Its shape for so many images of this size in pixels."""
-        known = {"batch": batch, "height": height, "width": width}
-        return tuple(dimension(size, known) for size in self.shape)
-
-    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """What a shape of this tensor says of batch, height and width: `sized` the other way round."""
-        parts = [str(size).partition("/") for size in self.shape]
-        return {
-            name: length * int(divisor or 1)
-            for (name, _, divisor), length in zip(parts, shape, strict=True)
-            if not name.isdecimal()
-        }
-
-
-def dimension(size: int | str, known: Mapping[str, int]) -> int:
-    """A dimension as a number: 4, "batch", "height", "height/8"."""
-    if isinstance(size, int):
-        return size
-    name, _, divisor = size.partition("/")
-    return known[name] // int(divisor or 1)
-
-
-@dataclass(frozen=True)
-class Component:
-    """The inputs and outputs of one graph, in order."""
+class ComponentSpec:
+    """Inputs and outputs of one graph, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Least, best and largest batch, and height or width in pixels, that the engines take."""
+class ShapeProfile:
+    """Smallest, usual and largest shape that the engines take.
 
-    batch: tuple[int, int, int]
-    size: tuple[int, int, int]
+    Attributes:
+        batch: minimum (always 1), optimum and maximum number of images.
+        size: minimum, optimum and maximum height or width in pixels.
+    """
+
+    batch: tuple[Positive, Positive, Positive]
+    size: tuple[Positive, Positive, Positive]
 
 
 @dataclass(frozen=True)
 class Crops:
-    """The MFM sees `count` (a square number) crops of `size` x `size` pixels."""
+    """Crops of an image at its native resolution, which the MFM and the gate see.
 
-    count: int
-    size: int
+    Attributes:
+        count: number of crops, a square number.
+        size: height and width of a crop in pixels.
+    """
+
+    count: Positive
+    size: Positive
 
 
 @dataclass(frozen=True)
-class Precision:
-    """The graphs of one precision by component, the weights that each points into, and what stayed in float32."""
+class PrecisionFiles:
+    """Files of one precision.
+
+    Attributes:
+        onnx: graph of each component.
+        weights: safetensors file with the external data of each component's graph.
+        fp32_modules: modules of the model that are kept in fp32.
+    """
 
     onnx: Mapping[str, str]
     weights: Mapping[str, str]
@@ -108,16 +100,25 @@ class Precision:
 
 @dataclass(frozen=True)
 class MergeEntry:
-    """One conditional layer: its place in the modulation, its scale, and its tensors in the UNet's weights.
+    """One conditional layer of the UNet, and the tensors of the stored weights that merging it reads and changes.
 
-    bias: None where the merged graph has none. bias_into: the layer whose bias takes what this one's is after that
-    layer's weight (a value's, which attention does not change). input, output: where the layer is always called with
-    the same tensor `input` [1, T, in], the graph holds the result `output` [1, T, out] and no weight. transposed: the
-    layer is a transposed convolution, weight [in, out, kh, kw] and A [in, r, kh, kw].
+    Attributes:
+        layer: name of the layer.
+        index: index of the layer in the modulation.
+        scale: factor s of the low-rank branch.
+        weight: tensor W.
+        bias: tensor b; None if the merged graph has none.
+        A: tensor of the branch's down-projection.
+        B: tensor of the branch's up-projection.
+        bias_into: layer whose bias absorbs this layer's shift, after multiplication by that layer's weight. Attention
+            leaves the constant shift of a value projection as it is, so the output projection can absorb it.
+        input: constant tensor `[1, T, in]` that the layer is always applied to, such as the prompt.
+        output: tensor `[1, T, out]` that the merged graph holds in place of the weight, if `input` is given.
+        transposed: True for a transposed convolution, with W `[in, out, kh, kw]` and A `[in, r, kh, kw]`.
     """
 
     layer: str
-    index: int
+    index: Natural
     scale: float
     weight: str
     bias: str | None
@@ -130,130 +131,162 @@ class MergeEntry:
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """The tensors of the merged graph that hold this layer."""
+        """Tensors of the merged graph that hold this layer."""
         return tuple(name for name in (self.output or self.weight, self.bias) if name is not None)
 
 
 @dataclass(frozen=True)
-class Target:
-    """What was built for one backend. `engines` go by component, a merged UNet by `unet_<condition>`, or by `REFITTED`
-    one for all of them.
+class TargetEntry:
+    """Build for one backend.
 
-    precisions: those of its graphs or engines, and those of `REDUCED` that passed the gate of the export.
+    Attributes:
+        precisions: precisions of the graphs or engines, and those of `REDUCED` that passed the parity check.
+        version: version of the backend's library at build time.
+        gpu: name of the GPU that the engines were built on; empty if they were built without one.
+        compute_capabilities: compute capabilities that the engines run on, such as `8.9`.
+        engines: engine file of each component. Merged UNets have the key `unet_<condition>`, or `REFITTED` for one that
+            serves all conditions.
     """
 
     precisions: tuple[str, ...]
     version: str = ""
     gpu: str = ""
     compute_capabilities: tuple[str, ...] = ()
-    engines: Mapping[str, str] = field(default_factory=dict)
+    engines: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and SHA-256 of one file, and the key of the inputs that it was built from."""
+    """Size and hash of one file.
 
-    bytes: int
-    sha256: str
-    key: str = ""
+    Attributes:
+        bytes: size of the file.
+        sha256: SHA-256 of the content in hexadecimal.
+    """
+
+    bytes: Natural
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of `bundle.json`."""
+    """Content of `bundle.json`.
+
+    Attributes:
+        name: name of the model.
+        size_multiple: number that height and width of the graphs' images are multiples of, in pixels.
+        profile: shapes that the engines take.
+        crops: crops that the MFM and the gate see.
+        components: graphs by name.
+        precisions: files by precision.
+        merge: conditional layers.
+        conditions: safetensors file of each condition.
+        targets: builds by backend.
+        files: files of the bundle by path, without `bundle.json`, `build.json` and the report.
+        tools: versions of the libraries that built the bundle.
+        model: preset, checkpoint and their hashes.
+        parity: rows of the parity checks.
+    """
 
     name: str
-    size_multiple: int
-    profile: Profile
+    size_multiple: Positive
+    profile: ShapeProfile
     crops: Crops
-    components: Mapping[str, Component]
-    precisions: Mapping[str, Precision]
+    components: Mapping[str, ComponentSpec]
+    precisions: Mapping[str, PrecisionFiles]
     merge: tuple[MergeEntry, ...]
     conditions: Mapping[str, str]
-    targets: Mapping[str, Target]
+    targets: Mapping[str, TargetEntry]
     files: Mapping[str, FileRecord]
-    tools: Mapping[str, str] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict[str, str])
+    model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     parity: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def parse(cls, data: Any) -> Manifest:
-        """Checks the JSON of a manifest. Raises BundleError that names the first entry that is wrong.
+        """Convert the JSON of a manifest and check it. Unknown keys are ignored.
 
-        Keys that this version does not know are passed over.
+        Args:
+            data: what `json.loads` returns.
+
+        Returns:
+            The manifest.
+
+        Raises:
+            BundleError: the schema is another one, or an entry is not valid. The message names the first such entry.
         """
-        root = Node(data, "")
-        schema = root["schema"].integer()
+        schema = convert(data, _SchemaVersion).schema
         if schema != SCHEMA:
-            what = "newer than" if schema > SCHEMA else "older than"
-            mend = "update dod-runtime" if schema > SCHEMA else "rebuild with: python export/build_engines.py"
-            raise BundleError(f"the bundle has schema {schema}, {what} schema {SCHEMA} that this runtime reads: {mend}")
-        manifest = cls(
-            name=root["name"].text(),
-            size_multiple=root["size_multiple"].integer(1),
-            profile=Profile(root["profile"]["batch"].range(), root["profile"]["size"].range()),
-            crops=Crops(root["crops"]["count"].integer(1), root["crops"]["size"].integer(1)),
-            components={name: _component(node) for name, node in root["components"].items()},
-            precisions={name: _precision(node) for name, node in root["precisions"].items()},
-            merge=tuple(_merge_entry(node) for node in root["merge"].list()),
-            conditions={name: node.file() for name, node in root["conditions"].items()},
-            targets={name: _target(node) for name, node in root["targets"].items()},
-            files={Node(name, f"files.{name}").file(): _record(node) for name, node in root["files"].items()},
-            tools={name: node.text() for name, node in root["tools"].items()} if "tools" in root else {},
-            model=dict(root["model"].items(plain=True)) if "model" in root else {},
-            parity=tuple(dict(node.items(plain=True)) for node in root["parity"].list()) if "parity" in root else (),
-        )
-        manifest._check()
+            relation = "newer than" if schema > SCHEMA else "older than"
+            remedy = "update dod-runtime" if schema > SCHEMA else "rebuild with: python export/build_engines.py"
+            raise BundleError(
+                f"the bundle has schema {schema}, {relation} schema {SCHEMA} that this runtime reads: {remedy}"
+            )
+        manifest = convert(data, cls)
+        manifest._check_ranges()
+        manifest._check_components()
+        manifest._check_files()
         return manifest
 
     @property
     def gated(self) -> bool:
-        """Whether the model has post-processing, which a gate controls."""
+        """True if the model has post-processing, which the gate controls."""
         return GATE in self.components
 
     @property
     def filters(self) -> int:
-        """The number of filters that the sharpening kernel is mixed from; 0 without post-processing."""
+        """Number of filters that the sharpening kernel is mixed from; 0 without post-processing."""
         return int(self.components[GATE].outputs[1].shape[1]) if self.gated else 0
 
-    def _check_gate(self) -> None:
-        """Raises BundleError where the gate's outputs are not what the decoder takes."""
-        if not self.gated:
-            return
-        taken = [spec.name for spec in self.components["decoder"].inputs]
-        given = [(spec.name, len(spec.shape)) for spec in self.components[GATE].outputs]
-        if given != [("share", 2), ("gains", 2)] or not {"degraded", "share", "gains"} <= set(taken):
-            raise wrong(f"components.{GATE}", f"gives {given} and the decoder takes {taken}: they do not match")
-        if not isinstance(self.components[GATE].outputs[1].shape[1], int):
-            raise wrong(f"components.{GATE}.outputs[1].shape[1]", "is not a number")
-
-    def _check(self) -> None:
-        """What no single entry can show: that the entries agree with each other."""
+    def _check_ranges(self) -> None:
+        for name, numbers in (("batch", self.profile.batch), ("size", self.profile.size)):
+            if sorted(numbers) != list(numbers):
+                raise invalid(f"profile.{name}", f"is {list(numbers)}, not three ascending numbers")
         if self.profile.batch[0] != 1:
-            raise wrong("profile.batch", "must begin with 1")
+            raise invalid("profile.batch", "must begin with 1")
         if isqrt(self.crops.count) ** 2 != self.crops.count:
-            raise wrong("crops.count", f"is {self.crops.count}, not a square number")
-        for reserved in {"auto", "dynamic", "merged", "routed"} & self.conditions.keys():
-            raise wrong(f"conditions.{reserved}", "is a reserved name")
+            raise invalid("crops.count", f"is {self.crops.count}, not a square number")
+
+    def _check_components(self) -> None:
         for name in COMPONENTS:
             if name not in self.components:
-                raise wrong(f"components.{name}", "is missing")
-        self._check_gate()
+                raise invalid(f"components.{name}", "is missing")
+        if self.gated:
+            self._check_gate()
         for name, precision in self.precisions.items():
             for part, files in (("onnx", precision.onnx), ("weights", precision.weights)):
                 for component in (*COMPONENTS, *([GATE] if self.gated else ())):
                     if component not in files:
-                        raise wrong(f"precisions.{name}.{part}.{component}", "is missing")
-        for where, path in self._mentioned():
-            if path not in self.files:
-                raise wrong(where, f"names {path}, which is not among the bundle's files")
-        for target in self.targets.values():
+                        raise invalid(f"precisions.{name}.{part}.{component}", "is missing")
+        for name, target in self.targets.items():
             for precision in target.precisions:
                 if REDUCED.get(precision, precision) not in self.precisions:
-                    raise wrong("targets", f"name the precision {precision}, which the bundle does not have")
+                    where = f"targets.{name}.precisions"
+                    raise invalid(where, f"has {precision}, which is not among the bundle's precisions")
 
-    def _mentioned(self) -> list[tuple[str, str]]:
-        """Every file that an entry names, with the entry."""
+    def _check_gate(self) -> None:
+        """Raise BundleError if the outputs of the gate are not the inputs that the decoder takes."""
+        taken = [spec.name for spec in self.components["decoder"].inputs]
+        given = [(spec.name, len(spec.shape)) for spec in self.components[GATE].outputs]
+        if given != [("share", 2), ("gains", 2)] or not {"degraded", "share", "gains"} <= set(taken):
+            raise invalid(f"components.{GATE}", f"has outputs {given}, which do not match the decoder's inputs {taken}")
+        if not isinstance(self.components[GATE].outputs[1].shape[1], int):
+            raise invalid(f"components.{GATE}.outputs[1].shape[1]", "is not a number")
+
+    def _check_files(self) -> None:
+        for reserved in RESERVED & self.conditions.keys():
+            raise invalid(f"conditions.{reserved}", "is a reserved name")
+        for name in self.files:
+            if not is_inside(name):
+                raise invalid("files", f"has {name!r}, which is not a path inside the bundle")
+        for where, name in self._references():
+            if not is_inside(name):
+                raise invalid(where, f"is {name!r}, not a path inside the bundle")
+            if name not in self.files:
+                raise invalid(where, f"names {name}, which is not among the bundle's files")
+
+    def _references(self) -> list[tuple[str, str]]:
+        """Return (entry, file) for every entry that names a file."""
         found = [(f"conditions.{name}", path) for name, path in self.conditions.items()]
         for name, precision in self.precisions.items():
             for part, files in (("onnx", precision.onnx), ("weights", precision.weights)):
@@ -263,50 +296,8 @@ class Manifest:
         return found
 
 
-def _component(node: Node) -> Component:
-    def spec(entry: Node) -> TensorSpec:
-        dtype = entry["dtype"]
-        dtypes = dtype.value if isinstance(dtype.value, str) else {key: item.text() for key, item in dtype.items()}
-        shape = tuple(size.integer(1) if isinstance(size.value, int) else size.text() for size in entry["shape"].list())
-        return TensorSpec(entry["name"].text(), dtypes, shape)
+@dataclass(frozen=True)
+class _SchemaVersion:
+    """The part of a manifest that is read first: other entries differ from schema to schema."""
 
-    inputs, outputs = (tuple(spec(entry) for entry in node[part].list()) for part in ("inputs", "outputs"))
-    return Component(inputs, outputs)
-
-
-def _precision(node: Node) -> Precision:
-    fp32_modules = tuple(name.text() for name in node["fp32_modules"].list()) if "fp32_modules" in node else ()
-    onnx, weights = ({key: item.file() for key, item in node[part].items()} for part in ("onnx", "weights"))
-    return Precision(onnx, weights, fp32_modules)
-
-
-def _merge_entry(node: Node) -> MergeEntry:
-    names = {key: node[key].text() for key in ("layer", "weight", "A", "B")}
-    optional = {key: node[key].text() for key in ("bias_into", "input", "output") if key in node}
-    bias = None if node["bias"].value is None else node["bias"].text()
-    transposed = "transposed" in node and node["transposed"].boolean()
-    index, scale = node["index"].integer(0), node["scale"].number()
-    return MergeEntry(index=index, scale=scale, bias=bias, transposed=transposed, **names, **optional)
-
-
-def _target(node: Node) -> Target:
-    def optional(key: str) -> str:
-        return node[key].text() if key in node else ""
-
-    several = "precisions" in node
-    return Target(
-        precisions=tuple(item.text() for item in node["precisions"].list()) if several else (node["precision"].text(),),
-        version=optional("version"),
-        gpu=optional("gpu"),
-        compute_capabilities=tuple(item.text() for item in node["compute_capabilities"].list())
-        if "compute_capabilities" in node
-        else (),
-        engines={key: item.file() for key, item in node["engines"].items()} if "engines" in node else {},
-    )
-
-
-def _record(node: Node) -> FileRecord:
-    digest = node["sha256"].text()
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise wrong(f"{node.where}.sha256", f"is {digest!r}, not 64 hexadecimal digits")
-    return FileRecord(node["bytes"].integer(0), digest, node["key"].text() if "key" in node else "")
+    schema: int

@@ -1,1 +1,1 @@
-"""Images in and out, and what happens to their sizes in between."""
+"""Images: reading, writing, margins and crops, and tiling of large ones."""

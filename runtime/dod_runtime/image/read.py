@@ -1,4 +1,4 @@
-"""Images in and out: files, Pillow images and arrays become float RGB, and what is restored goes back as it came."""
+"""Decoding of files, Pillow images and arrays to float RGB, and encoding of results in the form of the source."""
 
 from __future__ import annotations
 
@@ -17,18 +17,27 @@ from ..errors import ImageError, ImageWarning
 __all__ = ["DecodedImage", "Source", "read"]
 
 Source: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
+"""Path of a file, Pillow image, or array `[H, W]` or `[H, W, C]`."""
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # what Pillow makes grey with (ITU-R BT.601)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow's modes of grey with more than 8 bits in integers."""
 KEPT_INFO = ("icc_profile", "exif", "dpi")
+"""Metadata that a result inherits from its source."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """One image as the model sees it, with what is needed to give the result back in the form it came in.
+    """An image as the model sees it, and what it takes to encode the result in the form of the source.
 
-    pixels: float32 [H, W, 3] in [-1, 1]. alpha: [H, W] in the dtype that came, or None. dtype: of the result.
-    layout: the shape of an array that came, or None for a file or a Pillow image. info: metadata of an image.
+    Attributes:
+        pixels: float32 `[H, W, 3]` in [-1, 1].
+        grey: True if the source, and so the result, is grey.
+        dtype: dtype of the source and of the result.
+        alpha: opacity of the source, `[H, W]` in `dtype`; None if it has none.
+        layout: shape of the source if it is an array, otherwise None.
+        info: metadata of the source if it is a file or a Pillow image.
     """
 
     pixels: np.ndarray
@@ -36,10 +45,17 @@ class DecodedImage:
     dtype: np.dtype
     alpha: np.ndarray | None = None
     layout: tuple[int, ...] | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def finish(self, restored: np.ndarray) -> Image.Image | np.ndarray:
-        """The result in the form of the image: restored float [H, W, 3] in [-1, 1] -> Pillow image or array."""
+        """Encode a restored image in the form of the source, with its opacity and metadata.
+
+        Args:
+            restored: float `[H, W, 3]`; values outside [-1, 1] are clipped.
+
+        Returns:
+            An array of the source's dtype and shape if the source is an array, otherwise a Pillow image.
+        """
         values = (restored @ LUMA)[..., None] if self.grey else restored
         channels = _from_signed(values, self.dtype)
         if self.alpha is not None:
@@ -52,19 +68,34 @@ class DecodedImage:
 
 
 def read(source: Source) -> DecodedImage:
-    """Reads a file, a Pillow image, or an array of uint8, uint16 or float in 0..1 laid out as HW or HWC.
+    """Decode an image. EXIF orientation is applied.
 
-    One channel is grey, two are grey and alpha, three RGB, four RGB and alpha. EXIF orientation is applied. Grey of
-    16 bits keeps them, and so does every array; other images are read at 8 bits, with a ImageWarning where they
-    have more. Only the first of several frames is read, with a warning too.
-    Raises ImageError.
+    16-bit grey images and all arrays keep their depth. Other images are read at 8 bits per channel, and only the first
+    of several frames is read; `ImageWarning` says so.
+
+    Args:
+        source: path of a file, Pillow image, or array `[H, W]` or `[H, W, C]` of uint8, uint16 or float in [0, 1]. One
+            channel is grey, two are grey and alpha, three are RGB, four are RGB and alpha.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        ImageError: the source cannot be read, is no image, or has no pixels or values out of range.
+
+    Example:
+        >>> image = read(np.array([[0, 255]], np.uint8))
+        >>> image.pixels[..., 0].tolist()
+        [[-1.0, 1.0]]
+        >>> image.finish(-image.pixels)
+        array([[255,   0]], dtype=uint8)
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _from_image(source, "the image")
-    if not isinstance(source, str | os.PathLike):
-        raise ImageError(f"an image is a path, a Pillow image or a numpy array, not {type(source).__name__}")
+    if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ImageError(f"an image must be a path, a Pillow image or a NumPy array, not {type(source).__name__}")
     path = Path(source)
     if not path.exists():
         raise ImageError(f"no such file: {path}")
@@ -74,7 +105,7 @@ def read(source: Source) -> DecodedImage:
         image = Image.open(path)
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image: {path}") from error
-    except Exception as error:  # Pillow's decoders answer hostile bytes with exceptions of many kinds
+    except Exception as error:  # Pillow's decoders raise many types of exceptions for malformed files
         raise ImageError(f"cannot read {path}: {error}") from error
     with image:
         return _from_image(image, str(path))
@@ -92,7 +123,7 @@ def _from_image(image: Image.Image, name: str) -> DecodedImage:
         warnings.warn(f"{name} {loss}", ImageWarning, stacklevel=3)
     try:
         image = ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block is no reason to refuse a sound image
+    except Exception:  # malformed EXIF in an image that is otherwise readable
         image = image.copy()
     info = {key: image.info[key] for key in KEPT_INFO if image.info.get(key)}
     if image.mode in DEEP_GREY or image.mode == "F":
@@ -100,15 +131,15 @@ def _from_image(image: Image.Image, name: str) -> DecodedImage:
     grey = image.mode in ("1", "L", "LA", "La")
     alpha = image.has_transparency_data
     if not grey and image.mode not in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA"):
-        info.pop("icc_profile", None)  # it describes the colours that are left behind here
+        info.pop("icc_profile", None)  # it describes the color space before the conversion to RGB
     converted = image.convert(("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB"))
     values = np.asarray(converted).reshape(image.height, image.width, -1)
     return _assemble(values, grey, alpha, info=info)
 
 
 def _losses(image: Image.Image) -> list[str]:
-    """What of an image file that was not decoded yet will not come back."""
-    losses = []
+    """Return what decoding an opened file is going to lose, in words. It must not be decoded yet."""
+    losses: list[str] = []
     if image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):
         losses.append("has 16 bits per channel: restored at 8 bits")
     frames = getattr(image, "n_frames", 1)
@@ -118,7 +149,7 @@ def _losses(image: Image.Image) -> list[str]:
 
 
 def _deep_grey(image: Image.Image, name: str, info: Mapping[str, Any]) -> DecodedImage:
-    """Grey of more than 8 bits: I;16 and its kin, I with 16-bit values, F in 0..1. All come back as I;16."""
+    """Decode grey of more than 8 bits: the modes I;16*, I with 16-bit values, and F in [0, 1]. The result is I;16."""
     values = np.asarray(image)
     largest = 1 if image.mode == "F" else 65_535
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
@@ -143,22 +174,22 @@ def _from_array(array: np.ndarray) -> DecodedImage:
 
 
 def _assemble(values: np.ndarray, grey: bool, alpha: bool, **rest: Any) -> DecodedImage:
-    """values: [H, W, C], the last channel alpha where there is one."""
+    """Return the decoded image of values `[H, W, C]`; with `alpha`, the last channel is the opacity."""
     opacity = values[..., -1].copy() if alpha else None
-    colour = _to_signed(values[..., :-1] if alpha else values)
-    pixels = np.repeat(colour, 3, axis=2) if grey else colour
+    color = _to_signed(values[..., :-1] if alpha else values)
+    pixels = np.repeat(color, 3, axis=2) if grey else color
     return DecodedImage(pixels, grey, values.dtype, opacity, **rest)
 
 
 def _to_signed(values: np.ndarray) -> np.ndarray:
-    """uint8, uint16 or float 0..1 -> float32 in [-1, 1]."""
+    """Map uint8, uint16, or float in [0, 1] to float32 in [-1, 1]."""
     if values.dtype.kind == "f":
         return np.clip(values.astype(np.float32) * 2 - 1, -1, 1)
     return values.astype(np.float32) / np.float32(np.iinfo(values.dtype).max / 2) - 1
 
 
 def _from_signed(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """float in [-1, 1] -> `dtype`: rounded for whole numbers, 0..1 for floats."""
+    """Map float in [-1, 1] to the full range of an integer dtype, rounded, or to a float dtype in [0, 1]."""
     values = values.astype(np.float32)
     if dtype.kind == "f":
         return np.clip((values + 1) / 2, 0, 1).astype(dtype)

@@ -17,7 +17,7 @@ from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.safetensors import tensor_spans
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError
-from dod_runtime.permissions import current_umask
+from dod_runtime.files import current_umask
 from export.graphs.conditions import (
     chosen_conditions,
     engine_conditions,

@@ -20,7 +20,7 @@ from PIL import Image
 
 from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
-from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
+from dod_runtime.bundle.schema import ComponentSpec, Crops, Manifest, PrecisionFiles, ShapeProfile, TensorSpec
 from export.cache import BuildCache
 from export.errors import ParityError
 from export.graphs.fp16 import default_fp32_modules, fp16_copy
@@ -64,10 +64,10 @@ def bundle(precisions: tuple[str, ...] = ("fp32",)) -> Bundle:
     manifest = Manifest(
         name="smaller",
         size_multiple=4,
-        profile=Profile((1, 1, 1), (16, 32, 64)),
+        profile=ShapeProfile((1, 1, 1), (16, 32, 64)),
         crops=Crops(4, 32),
-        components={name: Component(specs, ()) for name, specs in inputs.items()},
-        precisions={name: Precision({}, {}) for name in precisions},
+        components={name: ComponentSpec(specs, ()) for name, specs in inputs.items()},
+        precisions={name: PrecisionFiles({}, {}) for name in precisions},
         merge=(),
         conditions={"rain": "conditions/rain.safetensors"},
         targets={},
@@ -158,10 +158,10 @@ def test_one_wrong_weight_fails_the_chain_and_shows_where(
 def gated(checked: Bundle) -> Bundle:
     """The same with a gate, and a condition on which every image passes the model."""
     float32 = {name: TensorSpec(name, "float32", ("batch", 2)) for name in ("crops", "condition", "share", "gains")}
-    gate = Component((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
+    gate = ComponentSpec((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
     decisions = (TensorSpec("degraded", "float32", ()), float32["share"], float32["gains"])
     components = dict(checked.manifest.components)
-    components["decoder"] = Component((*components["decoder"].inputs, *decisions), ())
+    components["decoder"] = ComponentSpec((*components["decoder"].inputs, *decisions), ())
     return PassingBundle(checked.folder, replace(checked.manifest, components={**components, "gate": gate}))
 
 

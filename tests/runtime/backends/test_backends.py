@@ -1,93 +1,119 @@
-"""Which backend is taken, why, and what a backend that cannot run says."""
+"""The choice of a backend, its reasons, and the log."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from dod_runtime.backends import BACKENDS, available_backends, open_backend
-from dod_runtime.backends.base import Options, choose_precision
-from dod_runtime.backends.gpu import Gpu, find_gpu
+from dod_runtime import backends
+from dod_runtime.backends import (
+    BACKENDS,
+    ON_CPU,
+    BackendOptions,
+    available_backends,
+    check_precision,
+    machine_reason,
+    open_backend,
+)
 from dod_runtime.bundle.bundle import Bundle
+from dod_runtime.bundle.schema import TargetEntry
 from dod_runtime.errors import BackendError, UsageError
+from tests.runtime.backends.marks import without_gpu
 from tests.runtime.toy_bundle import write_toy_bundle
 
-
-def gpu_here() -> bool:
-    try:
-        find_gpu(0)
-    except BackendError:
-        return False
-    return True
+OPTIONS = BackendOptions()
 
 
-without_gpu = pytest.mark.skipif(gpu_here(), reason="says what a machine without a GPU says")
+@pytest.fixture
+def records() -> Iterator[list[logging.LogRecord]]:
+    """The records of the logger `dod_runtime`, from DEBUG on."""
+    found: list[logging.LogRecord] = []
+    handler, log = logging.Handler(), logging.getLogger("dod_runtime")
+    handler.emit = found.append
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    yield found
+    log.removeHandler(handler)
 
 
-def test_survey_answers_for_every_backend(toy: Bundle) -> None:
+def test_every_backend_has_a_reason_or_none(toy: Bundle) -> None:
     reasons = available_backends(toy)
     assert tuple(reasons) == BACKENDS
     assert reasons["onnxruntime_cpu"] is None
-    assert reasons["tensorrt"] == "this bundle was built without the target tensorrt"
+    for name in ("tensorrt", "openvino"):
+        assert name in str(reasons[name])
+
+
+def test_reasons_of_the_machine_need_no_bundle() -> None:
+    assert machine_reason("onnxruntime_cpu") is None and machine_reason("openvino") is None
+    for name in set(BACKENDS) - set(ON_CPU):
+        reason = machine_reason(name, BackendOptions(device=99))
+        assert reason and "\n" not in reason
 
 
 @without_gpu
-def test_auto_takes_the_first_that_can_and_says_why(toy: Bundle) -> None:
-    backend, reason = open_backend("auto", toy, Options())
-    assert backend.name == "onnxruntime_cpu"
-    assert reason.startswith("the first that can run here (tensorrt: this bundle was built without")
-    assert "onnxruntime_cuda: " in reason
+def test_auto_takes_the_first_available_backend_and_knows_why(toy: Bundle) -> None:
+    info = open_backend("auto", toy, OPTIONS).info
+    assert info.name == "onnxruntime_cpu" and "auto" in info.reason
+    assert list(info.skipped) == ["tensorrt", "tensorrt_rtx", "onnxruntime_cuda", "openvino"]
+    assert all(info.skipped.values())
 
 
 @without_gpu
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime_cpu"])
-def test_named(name: str, toy: Bundle) -> None:
-    backend, reason = open_backend(name, toy, Options())
-    assert backend.name == "onnxruntime_cpu"
-    assert (reason == "asked for") is (name == "onnxruntime_cpu")
+def test_a_named_backend(name: str, toy: Bundle) -> None:
+    info = open_backend(name, toy, OPTIONS).info
+    assert info.name == "onnxruntime_cpu"
+    assert (info.reason == "requested") is (name == "onnxruntime_cpu")
+    assert list(info.skipped) == (["onnxruntime_cuda"] if name == "onnxruntime" else [])
 
 
 def test_unknown_names(toy: Bundle) -> None:
-    with pytest.raises(UsageError, match=r"unknown backend 'tensorrt-rtx' .did you mean 'tensorrt_rtx'"):
-        open_backend("tensorrt-rtx", toy, Options())
-    with pytest.raises(UsageError, match=r"unknown precision 'fp8'.* auto, fp32, fp16, bf16"):
-        open_backend("auto", toy, Options(precision="fp8"))
+    with pytest.raises(UsageError, match="'tensorrt-rtx'.*'tensorrt_rtx'"):
+        open_backend("tensorrt-rtx", toy, OPTIONS)
+    with pytest.raises(UsageError, match="'fp8'.* auto, fp32, fp16, bf16"):
+        open_backend("auto", toy, BackendOptions(precision="fp8"))
+    check_precision("bf16", toy)
 
 
-def test_a_named_backend_that_cannot_run_says_why_and_what_can(toy: Bundle) -> None:
-    with pytest.raises(BackendError) as caught:
-        open_backend("tensorrt", toy, Options())
-    text = str(caught.value)
-    assert text.startswith("backend tensorrt cannot run here: this bundle was built without the target tensorrt")
-    assert "What can run here: " in text and "onnxruntime_cpu" in text
+def test_a_named_backend_that_cannot_run_says_why_and_which_can(toy: Bundle) -> None:
+    with pytest.raises(BackendError, match="tensorrt.*built without.*onnxruntime_cpu"):
+        open_backend("tensorrt", toy, OPTIONS)
 
 
-def test_nothing_can_run(tmp_path: Path) -> None:
+def test_no_backend_can_run(tmp_path: Path) -> None:
     folder = write_toy_bundle(tmp_path / "b", targets={"onnxruntime": {"precisions": ["fp16"]}})
-    with pytest.raises(BackendError, match=r"no backend can run this bundle here: tensorrt: .*has fp16 for it"):
-        open_backend("auto", Bundle.open(folder), Options(precision="fp32"))
+    with pytest.raises(BackendError, match="no backend.*tensorrt: .*onnxruntime_cpu: .*fp16.*fp32"):
+        open_backend("auto", Bundle.open(folder), BackendOptions(precision="fp32"))
 
 
-def test_choose_precision() -> None:
-    assert choose_precision("auto", ("fp16", "fp32"), "fp32") == "fp32"
-    assert choose_precision("auto", ("fp16",), "fp32") == "fp16"
-    assert choose_precision("fp32", ("fp16",), "fp16") is None
+def test_the_choice_is_logged(toy: Bundle, records: list[logging.LogRecord]) -> None:
+    info = open_backend("onnxruntime_cpu", toy, OPTIONS).info
+    (record,) = records
+    assert record.levelno == logging.INFO and str(info) in record.getMessage()
 
 
 @without_gpu
-def test_find_gpu_says_why_there_is_none() -> None:
-    with pytest.raises(BackendError, match="NVIDIA"):
-        find_gpu(0)
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_skipped_gpu_backend_is_a_warning_where_it_is_installed(
+    installed: bool, toy: Bundle, records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the bundle was built for it: here for tensorrt_rtx and onnxruntime, and not for tensorrt."""
+    module = backends._module
 
+    def pretended(name: str) -> object:
+        found = module(name)
+        monkeypatch.setattr(found, "is_installed", lambda name: installed)
+        return found
 
-def test_gpu_slug() -> None:
-    assert Gpu("NVIDIA GeForce RTX 4090 (Laptop)", "8.9", "13.0").slug == "nvidia-geforce-rtx-4090-laptop"
-
-
-@pytest.mark.gpu
-def test_find_gpu() -> None:
-    gpu = find_gpu(0)
-    assert gpu.name and "." in gpu.compute_capability
-    with pytest.raises(BackendError, match="no GPU 99"):
-        find_gpu(99)
+    monkeypatch.setattr(backends, "_module", pretended)
+    targets = {**toy.manifest.targets, "tensorrt_rtx": TargetEntry(("fp16",))}
+    open_backend("auto", Bundle(toy.folder, replace(toy.manifest, targets=targets)), OPTIONS)
+    warnings = [record.getMessage() for record in records if record.levelno == logging.WARNING]
+    assert len(warnings) == (2 if installed else 0)
+    for name, warning in zip(("tensorrt_rtx", "onnxruntime_cuda"), warnings, strict=False):
+        assert name in warning

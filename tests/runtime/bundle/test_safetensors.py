@@ -1,4 +1,4 @@
-"""The safetensors reader against the safetensors library, and against files that mean harm."""
+"""Reader and writer compared with the safetensors library, and malformed files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[
     return {"a": {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
 
 
-def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+def test_the_library_reads_written_files(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tensors = {str(dtype): random.integers(0, 2, (3, 5)).astype(dtype) for dtype in DTYPES.values()}
     tensors |= {"scalar": np.array(3, np.float32), "turned": random.random((4, 3)).T, "empty": np.zeros((0, 4))}
@@ -48,12 +48,13 @@ def test_the_first_tensor_is_aligned(tmp_path: Path, name: str) -> None:
     assert [span.begin % ALIGNMENT for span in tensor_spans(tmp_path / "t").values()] == [0, 0]
 
 
-def test_a_tensor_that_is_not_as_announced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a was to be float32 \(2,\), is float64 \(2,\)"):
+def test_a_tensor_of_another_dtype_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a .*float32 \(2,\).*float64 \(2,\)"):
         write_tensors(tmp_path / "t.safetensors", {"a": (np.dtype(np.float32), (2,))}, [np.zeros(2)])
+    assert not list(tmp_path.iterdir())
 
 
-def test_reads_what_the_library_writes(tmp_path: Path) -> None:
+def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     tensors = {
         **{str(dtype): random.integers(0, 2, (3, 5)).astype(dtype) for dtype in DTYPES.values()},
@@ -69,11 +70,11 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
         assert not ours[name].flags.writeable or ours[name].size == 0
 
 
-def test_reads_a_file_without_tensors(tmp_path: Path) -> None:
+def test_a_file_without_tensors(tmp_path: Path) -> None:
     assert read_tensors(written(tmp_path / "t", {"__metadata__": {"a": "b"}})) == {}
 
 
-HOSTILE = {
+MALFORMED = {
     "header longer than the file": (entry(), bytes(8), 1 << 40),
     "header of 2**64-1 bytes": (entry(), bytes(8), (1 << 64) - 1),
     "not JSON": (b"{", b"", None),
@@ -84,7 +85,7 @@ HOSTILE = {
     "entry not an object": ({"a": 3}, b"", None),
     "entry incomplete": ({"a": {"dtype": "F32"}}, b"", None),
     "unknown dtype": (entry("BF16", (2,), (0, 4)), bytes(4), None),
-    "dtype not a text": (entry(["F32"]), bytes(8), None),
+    "dtype not a string": (entry(["F32"]), bytes(8), None),
     "beyond the end": (entry(offsets=(0, 16), shape=(4,)), bytes(8), None),
     "end before begin": (entry(offsets=(8, 0)), bytes(8), None),
     "negative offset": (entry(offsets=(-8, 0)), bytes(8), None),
@@ -101,10 +102,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("case", HOSTILE)
-def test_hostile_files(case: str, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a valid safetensors file"):
-        read_tensors(written(tmp_path / "t.safetensors", *HOSTILE[case]))
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_files(case: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"t\.safetensors is not a valid safetensors file"):
+        read_tensors(written(tmp_path / "t.safetensors", *MALFORMED[case]))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x01", b"\x02\0\0\0\0\0\0\0"])
@@ -115,12 +116,12 @@ def test_short_files(content: bytes, tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"cannot read .*none: No such file"):
+    with pytest.raises(BundleError, match="none: No such file"):
         read_tensors(tmp_path / "none")
 
 
 @given(position=st.integers(0, 300), value=st.integers(0, 255))
-def test_any_changed_byte_is_read_or_refused(
+def test_a_file_with_any_changed_byte_is_read_or_refused(
     position: int, value: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "changed.safetensors"

@@ -1,4 +1,4 @@
-"""Sizes, padding and crops, for every size from 1x1."""
+"""Padding, margins and crops for every size from 1x1."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ lengths = st.integers(1, 200)
 
 
 @given(length=lengths, extended=lengths)
-def test_reflection_is_numpys(length: int, extended: int) -> None:
+def test_reflection_is_that_of_numpy(length: int, extended: int) -> None:
     found = reflect_indices(length, extended)
     expected = np.pad(np.arange(length), (0, max(0, extended - length)), "reflect" if length > 1 else "edge")
     np.testing.assert_array_equal(found, expected[:extended])
 
 
 @given(length=st.integers(2, 60), before=st.integers(0, 40), after=st.integers(0, 40))
-def test_reflection_on_both_sides_is_numpys(length: int, before: int, after: int) -> None:
+def test_reflection_on_both_sides_is_that_of_numpy(length: int, before: int, after: int) -> None:
     expected = np.pad(np.arange(length), (before, after), "reflect")
     np.testing.assert_array_equal(reflect_indices(length, before + length + after, before), expected)
 
 
-@given(length=st.integers(1, 1100), multiple=st.sampled_from([8, 16, 64]), least=st.integers(1, 300))
-def test_margins_are_as_wide_as_there_is_room(length: int, multiple: int, least: int) -> None:
-    padded = with_margins(length, multiple, least, 1024)
+@given(length=st.integers(1, 1100), multiple=st.sampled_from([8, 16, 64]), min_size=st.integers(1, 300))
+def test_margins_use_the_room_of_a_tile(length: int, multiple: int, min_size: int) -> None:
+    padded = with_margins(length, multiple, min_size, 1024)
     assert (padded - length) // 2 >= (MARGIN if length > 1024 else min(MARGIN, (1024 - length) // 2))
     assert padded == length + 2 * MARGIN if length > 1024 else padded % multiple == 0 and padded <= 1024
 
 
-@given(length=st.integers(1, 1024), multiple=st.sampled_from([8, 16, 64]), least=st.integers(1, 300))
-def test_padded_size_is_the_least_that_serves(length: int, multiple: int, least: int) -> None:
-    padded = padded_size(length, multiple, least, 1024)
-    assert padded % multiple == 0 and padded >= max(length, least)
-    assert padded - multiple < max(length, least)
+@given(length=st.integers(1, 1024), multiple=st.sampled_from([8, 16, 64]), min_size=st.integers(1, 300))
+def test_padded_size_is_the_smallest_valid_one(length: int, multiple: int, min_size: int) -> None:
+    padded = padded_size(length, multiple, min_size, 1024)
+    assert padded % multiple == 0 and padded >= max(length, min_size)
+    assert padded - multiple < max(length, min_size)
 
 
-def test_too_large_says_what_to_do() -> None:
-    with pytest.raises(ImageError, match=r"1025 pixels is too large: .* at most 1024; .*--max 1088"):
+def test_images_that_are_too_large() -> None:
+    with pytest.raises(ImageError, match=r"1025 px .*at most 1024 px.*--max-size 1088"):
         padded_size(1025, 64, 256, 1024)
     with pytest.raises(ImageError, match="at most 960"):
         padded_size(970, 64, 256, 1000)
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), more=st.tuples(st.integers(0, 50), st.integers(0, 50)))
-def test_pad_keeps_the_image_in_its_corner(height: int, width: int, more: tuple[int, int]) -> None:
+def test_pad_keeps_the_image(height: int, width: int, more: tuple[int, int]) -> None:
     image = np.arange(height * width * 3).reshape(height, width, 3)
     padded = pad(image, height + more[0], width + more[1])
     assert padded.shape == (height + more[0], width + more[1], 3)
@@ -57,7 +57,7 @@ def test_pad_keeps_the_image_in_its_corner(height: int, width: int, more: tuple[
 
 
 @given(length=lengths, size=st.integers(1, 64), grid=st.integers(1, 4))
-def test_crops_lie_evenly_and_inside(length: int, size: int, grid: int) -> None:
+def test_crops_are_evenly_spread(length: int, size: int, grid: int) -> None:
     indices = crop_indices(length, grid, size)
     assert indices.shape == (grid, size) and indices.min() >= 0 and indices.max() < length
     if length < size:

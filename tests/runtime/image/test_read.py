@@ -1,4 +1,4 @@
-"""Every kind of image comes back in the form it came in, and what is no image is refused in one line."""
+"""Results have the form of their source, for every kind of image; invalid sources are refused in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_arrays_keep_dtype_layout_and_values(data: st.DataObject, shape: tuple[i
     np.testing.assert_allclose(result.astype(float), array.astype(float), atol=2e-7 if dtype.kind == "f" else 0)
 
 
-def test_the_rule_of_uint8() -> None:
+def test_mapping_of_uint8() -> None:
     levels = np.arange(256, dtype=np.uint8)[None]
     np.testing.assert_allclose(read(levels).pixels[0, :, 0], levels[0] / 127.5 - 1, atol=1e-6)
 
@@ -52,14 +52,14 @@ def test_results_are_clipped_and_rounded() -> None:
     np.testing.assert_array_equal(image.finish(values)[0, :, 0], [0, 128, 255])
 
 
-def test_grey_comes_back_grey_by_luma() -> None:
+def test_grey_results_are_the_luma_of_rgb() -> None:
     image = read(np.zeros((1, 1), np.uint8))
     restored = np.array([[[1.0, -1.0, -1.0]]], np.float32)
     assert image.finish(restored)[0, 0] == round(0.299 * 255)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16"])
-def test_modes_that_stay(mode: str) -> None:
+def test_modes_that_are_kept(mode: str) -> None:
     random = np.random.default_rng(0)
     channels = {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,), "I;16": ()}[mode]
     dtype = np.uint16 if mode == "I;16" else np.uint8
@@ -72,21 +72,21 @@ def test_modes_that_stay(mode: str) -> None:
 
 
 def converted(mode: str) -> Image.Image:
-    colours = Image.new("RGB", (4, 4), (200, 100, 50))
+    colors = Image.new("RGB", (4, 4), (200, 100, 50))
     if mode == "P with transparency":
-        palette = colours.convert("P")
+        palette = colors.convert("P")
         palette.info["transparency"] = 0
         return palette
-    if mode == "RGB with a transparent colour":
-        colours.info["transparency"] = (200, 100, 50)
-        return colours
+    if mode == "RGB with a transparent color":
+        colors.info["transparency"] = (200, 100, 50)
+        return colors
     if mode == "I":
         return Image.fromarray(np.full((4, 4), 40_000, np.int32))
     if mode == "F":
         return Image.fromarray(np.full((4, 4), 0.5, np.float32))
     if mode == "I;16B":
         return Image.frombytes("I;16B", (4, 4), np.full((4, 4), 40_000, ">u2").tobytes())
-    return colours.convert(mode)
+    return colors.convert(mode)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def converted(mode: str) -> Image.Image:
         ("1", "L"),
         ("P", "RGB"),
         ("P with transparency", "RGBA"),
-        ("RGB with a transparent colour", "RGBA"),
+        ("RGB with a transparent color", "RGBA"),
         ("CMYK", "RGB"),
         ("YCbCr", "RGB"),
         ("HSV", "RGB"),
@@ -107,7 +107,7 @@ def converted(mode: str) -> Image.Image:
         ("I;16B", "I;16"),
     ],
 )
-def test_modes_that_become_another(mode: str, result: str) -> None:
+def test_modes_that_are_converted(mode: str, result: str) -> None:
     image = converted(mode)
     found = round_trip(image)
     assert found.mode == result and found.size == (4, 4)
@@ -145,7 +145,7 @@ def test_orientation_is_applied_once(orientation: int, tmp_path: Path, photo: np
         assert again.getexif().get(ORIENTATION, 1) == 1 and again.getexif()[0x010F] == "maker"
 
 
-def test_broken_exif_is_no_reason_to_refuse() -> None:
+def test_malformed_exif_is_ignored() -> None:
     file = io.BytesIO()
     Image.new("RGB", (4, 4)).save(file, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
     with warnings.catch_warnings():
@@ -153,7 +153,7 @@ def test_broken_exif_is_no_reason_to_refuse() -> None:
         assert round_trip(Image.open(io.BytesIO(file.getvalue()))).size == (4, 4)
 
 
-def test_colour_profile_goes_along_but_not_with_cmyk() -> None:
+def test_color_profile_is_kept_except_for_cmyk() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for mode, kept in (("RGB", True), ("L", True), ("CMYK", False)):
         image = Image.new(mode, (2, 2))
@@ -168,14 +168,14 @@ def test_sixteen_bit_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(round_trip(tmp_path / name)), values)
 
 
-def png16(path: Path, colour_type: int, channels: int) -> Path:
-    """A PNG of 16 bits per channel, which Pillow reads at 8 and cannot write."""
+def png16(path: Path, color_type: int, channels: int) -> Path:
+    """Write a PNG of 16 bits per channel, which Pillow reads at 8 bits and cannot write."""
     import struct
     import zlib
 
     values = np.full((3, 4, channels), 0x80FF, ">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 3, 16, colour_type, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 4, 3, 16, color_type, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in [*chunks, (b"IEND", b"")]
@@ -184,17 +184,17 @@ def png16(path: Path, colour_type: int, channels: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("colour_type", "channels", "mode"), [(2, 3, "RGB"), (6, 4, "RGBA"), (4, 2, "RGBA")])
-def test_sixteen_bit_colour_is_read_at_eight_with_a_warning(colour_type, channels, mode, tmp_path) -> None:
-    with pytest.warns(ImageWarning, match=r"deep.png has 16 bits per channel: restored at 8 bits"):
-        result = round_trip(png16(tmp_path / "deep.png", colour_type, channels))
+@pytest.mark.parametrize(("color_type", "channels", "mode"), [(2, 3, "RGB"), (6, 4, "RGBA"), (4, 2, "RGBA")])
+def test_sixteen_bit_color_is_read_at_eight_with_a_warning(color_type, channels, mode, tmp_path) -> None:
+    with pytest.warns(ImageWarning, match=r"deep\.png.*16 bits.*8 bits"):
+        result = round_trip(png16(tmp_path / "deep.png", color_type, channels))
     assert result.mode == mode and np.asarray(result)[0, 0, 0] == 0x80
 
 
-def test_only_the_first_frame_with_a_warning(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+def test_only_the_first_frame_is_read_with_a_warning(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "two.tif", save_all=True, append_images=frames[1:])
-    with pytest.warns(ImageWarning, match="has 2 frames: only the first"):
+    with pytest.warns(ImageWarning, match=r"two\.tif.*2 frames"):
         assert round_trip(tmp_path / "two.tif").getpixel((0, 0)) == (255, 0, 0)
 
 
@@ -206,20 +206,20 @@ def test_ordinary_images_give_no_warning(tmp_path: Path, photo: np.ndarray) -> N
 
 
 BAD_ARRAYS = [
-    (np.zeros((0, 4, 3), np.uint8), "has no pixels"),
-    (np.zeros((4, 0), np.uint8), "has no pixels"),
+    (np.zeros((0, 4, 3), np.uint8), r"no pixels.*\[0, 4, 3\]"),
+    (np.zeros((4, 0), np.uint8), r"no pixels.*\[4, 0\]"),
     (np.zeros(4, np.uint8), r"not \[4\]"),
-    (np.zeros((4, 4, 5), np.uint8), r"1 to 4 channels, not \[4, 4, 5\]"),
-    (np.zeros((4, 4, 3), np.int32), "not int32"),
-    (np.zeros((4, 4), bool), "not bool"),
-    (np.full((4, 4), 255.0), "must lie in 0..1: this one has 255 to 255"),
-    (np.full((4, 4), np.nan), "must lie in 0..1"),
-    (np.full((4, 4), -0.5, np.float32), "must lie in 0..1"),
-    (3, "not int"),
-    (None, "not NoneType"),
-    (Image.new("RGB", (0, 4)), "has no pixels: it is 0x4"),
-    (Image.fromarray(np.full((2, 2), 70_000, np.int32)), "outside 0..65535"),
-    (Image.fromarray(np.full((2, 2), 7, np.float32)), "outside 0..1"),
+    (np.zeros((4, 4, 5), np.uint8), r"1 to 4 channels.*\[4, 4, 5\]"),
+    (np.zeros((4, 4, 3), np.int32), "int32"),
+    (np.zeros((4, 4), bool), "bool"),
+    (np.full((4, 4), 255.0), r"0\.\.1.*255 to 255"),
+    (np.full((4, 4), np.nan), r"0\.\.1.*nan"),
+    (np.full((4, 4), -0.5, np.float32), r"0\.\.1.*-0\.5"),
+    (3, "int"),
+    (None, "NoneType"),
+    (Image.new("RGB", (0, 4)), "no pixels.*0x4"),
+    (Image.fromarray(np.full((2, 2), 70_000, np.int32)), r"0\.\.65535"),
+    (Image.fromarray(np.full((2, 2), 7, np.float32)), r"0\.\.1$"),
 ]
 
 
@@ -239,10 +239,10 @@ def test_bad_files(tmp_path: Path, photo: np.ndarray) -> None:
         with pytest.raises(ImageError, match=rf"cut\.{suffix}"):
             read(tmp_path / f"cut.{suffix}")
     for name, message in [
-        ("none.png", "no such file: .*none.png"),
-        (".", "not a file: "),
-        ("text.png", "not an image: .*text.png"),
-        ("empty.png", "not an image: .*empty.png"),
+        ("none.png", r"no such file.*none\.png"),
+        (".", "not a file"),
+        ("text.png", r"not an image.*text\.png"),
+        ("empty.png", r"not an image.*empty\.png"),
     ]:
         with pytest.raises(ImageError, match=message):
             read(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Saved files: the format by the name, what goes along, and never half of one."""
+"""Written files: the format of the extension, metadata, and formats that cannot hold an image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageCms
 
 from dod_runtime.errors import ImageError
 from dod_runtime.image.read import read
-from dod_runtime.image.write import check_writable, save
+from dod_runtime.image.write import check_writable, format_of, save
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -47,7 +47,7 @@ def test_the_extension_chooses_the_format(suffix: str, tmp_path: Path, photo: np
         assert again.size == (90, 60)
 
 
-def test_jpeg_is_of_quality_95_and_keeps_profile_exif_and_resolution(tmp_path: Path, photo: np.ndarray) -> None:
+def test_jpeg_has_quality_95_and_keeps_profile_exif_and_resolution(tmp_path: Path, photo: np.ndarray) -> None:
     image = Image.fromarray(photo)
     image.info.update(icc_profile=SRGB, exif=exif_of("maker").tobytes(), dpi=(300, 300))
     save(image, tmp_path / "a.jpg")
@@ -61,23 +61,23 @@ def test_jpeg_is_of_quality_95_and_keeps_profile_exif_and_resolution(tmp_path: P
 @pytest.mark.parametrize(
     ("mode", "name", "message"),
     [
-        ("RGBA", "a.jpg", "JPEG holds no transparency; use .png"),
-        ("LA", "a.ppm", "PPM holds no transparency"),
-        ("I;16", "a.jpg", "JPEG holds no 16-bit grey"),
-        ("I;16", "a.webp", "WEBP holds no 16-bit grey"),
-        ("RGB", "a.xyz", "unknown extension .xyz; use .png"),
-        ("RGB", "a", r"unknown extension \(none\)"),
-        ("RGB", "a.pdf", "unknown extension .pdf"),
+        ("RGBA", "a.jpg", r"a\.jpg.*JPEG.*transparency.*\.png"),
+        ("LA", "a.ppm", r"a\.ppm.*PPM.*transparency"),
+        ("I;16", "a.jpg", r"a\.jpg.*JPEG.*16-bit.*\.png"),
+        ("I;16", "a.webp", r"a\.webp.*WEBP.*16-bit"),
+        ("RGB", "a.xyz", r"a\.xyz.*\.png"),
+        ("RGB", "a", r"\(none\)"),
+        ("RGB", "a.pdf", r"a\.pdf.*extension"),
     ],
 )
-def test_what_a_format_cannot_hold(mode: str, name: str, message: str, tmp_path: Path) -> None:
+def test_images_that_a_format_cannot_hold(mode: str, name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=message):
         save(Image.new(mode, (3, 3)), tmp_path / name)
     assert os.listdir(tmp_path) == []
 
 
 def test_too_large_for_the_format(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"cannot write .*a.webp as WEBP"):
+    with pytest.raises(ImageError, match=r"a\.webp.*WEBP"):
         save(Image.new("L", (20_000, 1)), tmp_path / "a.webp")
     assert os.listdir(tmp_path) == []
 
@@ -88,7 +88,7 @@ def test_grey_with_alpha_to_bmp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_what_was_there(error: BaseException, tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_write_leaves_the_former_file(error: BaseException, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.png").write_text("before")
 
     def failing(*_: object) -> None:
@@ -100,10 +100,13 @@ def test_a_write_that_fails_leaves_what_was_there(error: BaseException, tmp_path
     assert os.listdir(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_text() == "before"
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none/a\.png"):
         save(Image.new("L", (3, 3)), tmp_path / "none" / "a.png")
 
 
 def test_check_writable() -> None:
     assert check_writable("a.JPG") == "JPEG"
+    assert format_of("a.JPG") == "JPEG" and format_of("a.pdf") is None
+    with pytest.raises(ImageError, match=r"a\.pdf"):
+        check_writable("a.pdf")

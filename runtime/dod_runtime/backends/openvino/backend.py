@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, from the bundle's fp32 graphs. A condition replaces constants of the one merged graph."""
+"""OpenVINO on the CPU, with the fp32 graphs of the bundle. A condition replaces constants of the merged graph."""
 
 from __future__ import annotations
 
@@ -13,41 +13,70 @@ import numpy as np
 from ...bundle.bundle import Bundle
 from ...bundle.schema import REDUCED
 from ...errors import BackendError, BundleError, DODRuntimeError
-from ..base import Options, Shapes, choose_precision
+from ..base import BackendInfo, BackendOptions, Shapes, choose_precision, cpu_place
 from ..mapped import allocate
 from ..sessions import Sessions
 
-__all__ = ["OpenVINO", "open_backend", "reduced_precisions", "unavailable_reason"]
+__all__ = ["OpenVINO", "is_installed", "machine_reason", "open_backend", "reduced_precisions", "unavailable_reason"]
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""OpenVINO's names of the precisions."""
 CAPABILITIES = {"bf16": "BF16"}
+"""CPU capabilities that OpenVINO reports for reduced precisions."""
 SIZED = ("mfm", "encoder", "decoder")
+"""Components that are compiled for each image size."""
 SIZES = 2
-"""Of so many sizes what is `SIZED` stays compiled: each holds the activations of its size, of an image's upright and
-its lying format two."""
+"""Number of image sizes for which the `SIZED` components stay compiled, such as portrait and landscape. Each compiled
+model holds the activations of its size."""
 
 
-def unavailable_reason(name: str, bundle: Bundle, options: Options) -> str | None:
-    """Why OpenVINO cannot run `bundle` here; None where it can. A reduced precision needs the gate of the export."""
+def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> str | None:
+    """Return the reason why OpenVINO cannot run a bundle here, None where it can.
+
+    Args:
+        name: `openvino`.
+        bundle: the bundle to run. A reduced precision must have passed its parity check.
+        options: options of the caller.
+    """
     target = bundle.manifest.targets.get(name)
     if target is None:
         return f"this bundle was built without the target {name}"
     precision = choose_precision(options.precision, target.precisions, "fp32")
     if precision is None:
-        return _gate(bundle, options.precision) or (
+        return _failed_parity(bundle, options.precision) or (
             f"this bundle has {' and '.join(target.precisions)} for it, not {options.precision}"
         )
+    reason = machine_reason(name, options)
+    if reason is None and precision in REDUCED and precision not in reduced_precisions():
+        reason = f"this CPU does not compute in {precision}"
+    return reason
+
+
+def machine_reason(name: str, options: BackendOptions) -> str | None:
+    """Return the reason why OpenVINO can run no bundle here, None where nothing speaks against it.
+
+    Args:
+        name: `openvino`.
+        options: options of the caller.
+    """
     try:
         import openvino  # noqa: F401
     except (ImportError, OSError) as error:
         return f"the library openvino cannot be imported ({error}); install it with: pip install openvino"
-    if precision in REDUCED and precision not in reduced_precisions():
-        return f"this CPU does not compute in {precision}"
     return None
 
 
-def _gate(bundle: Bundle, precision: str) -> str | None:
-    """What the export measured of a reduced precision that it then left out; None where it measured nothing."""
+def is_installed(name: str) -> bool:
+    """Return True where OpenVINO is installed and can be imported.
+
+    Args:
+        name: `openvino`.
+    """
+    return machine_reason(name, BackendOptions()) is None
+
+
+def _failed_parity(bundle: Bundle, precision: str) -> str | None:
+    """Return the parity result for which the export left a reduced precision out, None where it measured none."""
     step = f"openvino {precision}"
     rows = [row for row in bundle.manifest.parity if row.get("step") == step and row.get("component") == "pipeline"]
     missed = [row for row in rows if not row.get("passed")]
@@ -56,32 +85,53 @@ def _gate(bundle: Bundle, precision: str) -> str | None:
     worst = min(missed, key=lambda row: row["psnr_db"])
     where = f"{worst['image']} ({worst['path']})"
     return (
-        f"{precision} did not pass the parity gate of this bundle: PSNR {worst['psnr_db']:.1f} dB on {where}, "
-        f"and it needs {worst['threshold']}"
+        f"{precision} did not pass the parity check of this bundle: PSNR {worst['psnr_db']:.1f} dB on {where}, "
+        f"below its threshold {worst['threshold']}"
     )
 
 
 def reduced_precisions() -> tuple[str, ...]:
-    """Those of `REDUCED` that OpenVINO computes in natively on this CPU. Raises ImportError without the library."""
+    """Return the precisions of `REDUCED` that OpenVINO computes in natively on this CPU.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
     import openvino
 
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(precision for precision in REDUCED if CAPABILITIES.get(precision) in able)
 
 
-def open_backend(name: str, bundle: Bundle, options: Options) -> OpenVINO:
-    """Opens the backend. Raises BackendError where it cannot run here."""
+def open_backend(name: str, bundle: Bundle, options: BackendOptions) -> OpenVINO:
+    """Open the backend.
+
+    Args:
+        name: `openvino`.
+        bundle: the bundle to run.
+        options: options of the caller.
+
+    Raises:
+        BackendError: it cannot run here.
+    """
     return OpenVINO(name, bundle, options)
 
 
 class OpenVINO(Sessions):
-    """A compiled model for each component and condition, made when it is first needed. Threads may share all of it.
+    """One compiled model for each component and condition, created at its first use. Threads may share all of them.
 
-    Those of `SIZED` are compiled for each size of image anew: OpenVINO then plans their memory, half of what it takes
-    otherwise, and runs them a tenth faster. What a UNet gains by it is less than what its compilation takes.
+    `SIZED` components are compiled for each image size: OpenVINO then plans their memory, takes half as much and runs
+    them 10 % faster. A UNet would gain less than its compilation costs.
+
+    Args:
+        name: `openvino`.
+        bundle: the bundle to run.
+        options: options of the caller.
+
+    Raises:
+        BackendError: it cannot run here.
     """
 
-    def __init__(self, name: str, bundle: Bundle, options: Options) -> None:
+    def __init__(self, name: str, bundle: Bundle, options: BackendOptions) -> None:
         reason = unavailable_reason(name, bundle, options)
         if reason:
             raise BackendError(reason)
@@ -90,42 +140,56 @@ class OpenVINO(Sessions):
         from . import branches, winograd
 
         target = bundle.manifest.targets[name]
-        self.name, self.precision = name, choose_precision(options.precision, target.precisions, "fp32") or ""
-        super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(self.precision, self.precision)])
+        precision = choose_precision(options.precision, target.precisions, "fp32") or ""
+        super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(precision, precision)])
         self._kept |= {component: min(self._kept[component], SIZES) for component in SIZED}
         self._ov, self._core = openvino, openvino.Core()
         self._branches, self._winograd = branches, winograd
         self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
-            # The cores belong to the application that this is embedded in, and to its other threads.
+            # The cores also belong to other threads of the application.
             "ENABLE_CPU_PINNING": False,
         }
         if options.num_threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = options.num_threads
-        place = "the CPU" if options.num_threads is None else f"the CPU, {options.num_threads} threads"
-        self.description = f"OpenVINO {openvino.__version__.partition('-')[0]} on {place}, {self.precision}"
+        self._version = openvino.__version__.partition("-")[0]
+        self.info = BackendInfo(name, self._version, cpu_place(options.num_threads), precision)
 
     def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, np.ndarray]:
-        """See `Backend.run`. Each call has an inference request of its own, so that threads share compiled models."""
+        """Run one component; see `Backend.run`. Each call has its own inference request, so threads share the models.
+
+        Args:
+            component: name of the component.
+            inputs: arrays by name.
+            condition: condition that is merged into the UNet; only `unet_merged` needs it.
+
+        Returns:
+            The outputs by name, as arrays.
+        """
         io = self._bundle.manifest.components[component]
         given = tuple(np.shape(inputs[spec.name]) for spec in io.inputs if spec.name in inputs)
         model = self._session(component, condition, self._fixed(component, given))
-        with self._sparing(self._bundle.folder):
+        with self._saving_memory(self._bundle.folder):
             try:
                 given = {**inputs, **self._winograd.extra_inputs(model)}
                 found = model.create_infer_request().infer(given, share_inputs=True)
-                # By name: a port that OpenVINO has merged with another bears several, in no order.
+                # By name: a port that OpenVINO merged with another one has several names, in no order.
                 outputs = {spec.name: found[spec.name] for spec in io.outputs}
-                if self._large and component != "decoder":  # its own, the most, costs a tenth of its time to get anew
-                    with suppress(RuntimeError):  # another thread runs it just now, and releases it after that
+                # The decoder has the most memory, and would spend 10 % of its time on allocating it again.
+                if self._large and component != "decoder":
+                    with suppress(RuntimeError):  # another thread is running the model, and releases it afterwards
                         model.release_memory()
-            except Exception as error:  # OpenVINO's exceptions have no common base but this one
+            except Exception as error:  # the only common base of OpenVINO's exceptions
                 raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
         return outputs
 
     def to_numpy(self, value: Any) -> np.ndarray:
-        """See `Backend.to_numpy`."""
+        """Return the value itself, which is an array; see `Backend.to_numpy`.
+
+        Args:
+            value: output of `run`.
+        """
         return value
 
     def _fixed(self, component: str, shapes: Shapes) -> Shapes:
@@ -142,8 +206,7 @@ class OpenVINO(Sessions):
         except DODRuntimeError:
             raise
         except Exception as error:  # as in `run`
-            version = self._ov.__version__.partition("-")[0]
-            raise BundleError(f"OpenVINO {version} cannot load {path}: {_one_line(error)}") from error
+            raise BundleError(f"OpenVINO {self._version} cannot load {path}: {_one_line(error)}") from error
 
     def _fix(self, model: Any, component: str, shapes: Shapes) -> None:
         names = [spec.name for spec in self._bundle.manifest.components[component].inputs]
@@ -154,28 +217,28 @@ class OpenVINO(Sessions):
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
 
     def _rewrite(self, model: Any, component: str, sized: bool) -> None:
-        """For speed: branches joined with their layers and, in float32 alone, convolutions with fewer products, where
-        what they round is of no account."""
+        """Join low-rank branches with their layers and, in fp32 only, rewrite convolutions with fewer products.
+
+        In fp32 the rounding errors of the rewritten convolutions are negligible.
+        """
         places = partial(allocate, on_disk=self._large)
         self._branches.join(model, places)
-        if self.precision == "fp32":
+        if self.info.precision == "fp32":
             multiple = self._bundle.manifest.size_multiple
             io = self._bundle.manifest.components[component]
             smallest = {spec.name: spec.sized(1, multiple, multiple) for spec in io.inputs}
             self._winograd.rewrite(model, None if sized else places, smallest)
 
     def _replace(self, model: Any, values: dict[str, np.ndarray]) -> None:
-        """Puts `values` in the place of the constants of their names.
+        """Replace constants by the `values` of their names.
 
-        They lie at addresses that OpenVINO takes as they are: numpy's it copies, and keeps both. It also keeps what
-        it has packed: hence large ones lie on disk.
-
-        The frontend names a constant after its initializer and folds nothing before `compile_model`, which is when
-        what was derived from the old value (a transpose, a packed kernel) would be.
+        OpenVINO uses the arrays of `allocate` in place, because they are aligned; it would copy others and keep both.
+        It also keeps the original of what it packs, so large values are on disk. The frontend names a constant after
+        its initializer, and folds nothing before `compile_model`: no transposed or packed old value can survive.
         """
         constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
-        if strangers := values.keys() - constants.keys():
-            raise BundleError(f"cannot merge: the graph unet_merged holds no constant {min(strangers)!r}")
+        if missing := values.keys() - constants.keys():
+            raise BundleError(f"cannot merge: the graph unet_merged holds no constant {min(missing)!r}")
         for name, value in values.items():
             merged = self._ov.op.Constant(value, shared_memory=True)
             merged.set_friendly_name(name)
@@ -184,7 +247,7 @@ class OpenVINO(Sessions):
 
 
 def _one_line(error: Exception) -> str:
-    """What an exception says, without the places in OpenVINO's sources that its message begins with."""
+    """Return the first line of an error message after the leading locations in OpenVINO's sources."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    told = [line for line in lines if not re.search(r":\d+:$", line)]
-    return (told or lines or [type(error).__name__])[0]
+    messages = [line for line in lines if not re.search(r":\d+:$", line)]
+    return (messages or lines or [type(error).__name__])[0]

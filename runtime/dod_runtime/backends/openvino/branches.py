@@ -1,7 +1,8 @@
-"""Low-rank branches in one product with their layers: W x + b + B low is [W B] [x low] + b, equation (3).
+"""Low-rank branches joined with their layers: W x + b + B low = [W B] [x; low] + b, equation (3) of the paper.
 
-A branch by itself writes all results of its layer once more, and a sum reads both. Where a layer has far more results
-than inputs, as the first one of a feed-forward block, that costs more than laying `low`, a few numbers, beside x does.
+A separate branch writes all results of its layer once more, and a sum reads both. Where a layer has far more outputs
+than inputs, as the first layer of a feed-forward block does, this costs more than concatenating x with `low`, which has
+only r values per row.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from openvino import opset13 as ops
 
-from ...bundle.merge import Places
+from ...bundle.merge import Allocator
 
 __all__ = ["join"]
 
 WIDER = 2
-"""Results for each input, from which a layer gains: x and `low` are read and written, instead of all results twice."""
+"""Minimum ratio of outputs to inputs of a layer that gains: joined, x and `low` are copied, and not all results."""
 
 
 class _Branched(NamedTuple):
-    """A linear layer with a branch, in OpenVINO's outputs of nodes: x [..., in], low [..., r], bias [out] or none.
-    weight: W [out, in]; up: B [out, r], times what scales the branch."""
+    """A linear layer with a low-rank branch.
+
+    Attributes:
+        x: inputs `[..., in]`, an output of an OpenVINO node, as are `low` and `bias`.
+        low: inner values of the branch `[..., r]`.
+        bias: bias `[out]`, None where there is none.
+        weight: W `[out, in]`.
+        up: B `[out, r]`, multiplied by the scale of the branch.
+    """
 
     x: Any
     low: Any
@@ -31,10 +39,15 @@ class _Branched(NamedTuple):
     up: np.ndarray
 
 
-def join(model: Any, places: Places) -> tuple[str, ...]:
-    """Joins the branches of the linear layers of an `openvino.Model` that gain by it, and returns the layers' names.
+def join(model: Any, places: Allocator) -> tuple[str, ...]:
+    """Join low-rank branches with the linear layers of a model that gain speed by it.
 
-    places: gives the arrays for [W B], float32 [out, in + r], which must stay as they are while the model lives.
+    Args:
+        model: an `openvino.Model`; it is changed in place.
+        places: allocator of the arrays for [W B], float32 `[out, in + r]`. They must not change while the model lives.
+
+    Returns:
+        Names of the joined layers.
     """
     found = {op.get_friendly_name(): (op, each) for op in model.get_ordered_ops() if (each := _branched(op))}
     shapes = {name: (len(each.up), each.weight.shape[1] + each.up.shape[1]) for name, (_, each) in found.items()}
@@ -42,18 +55,18 @@ def join(model: Any, places: Places) -> tuple[str, ...]:
     for name, (op, each) in found.items():
         np.concatenate([each.weight, each.up], 1, out=stored[name])
         inputs = ops.concat([each.x, each.low], -1)
-        instead = ops.matmul(inputs, ops.constant(stored[name], shared_memory=True), False, True)
+        joined = ops.matmul(inputs, ops.constant(stored[name], shared_memory=True), False, True)
         if each.bias is not None:
-            instead = ops.add(instead, each.bias)
+            joined = ops.add(joined, each.bias)
         for user in op.output(0).get_target_inputs():
-            user.replace_source_output(instead.output(0))
-        instead.set_friendly_name(name)
+            user.replace_source_output(joined.output(0))
+        joined.set_friendly_name(name)
     model.validate_nodes_and_infer_types()
     return tuple(found)
 
 
 def _branched(total: Any) -> _Branched | None:
-    """The layer whose results, and its branch's, a node adds up; None where it is something else."""
+    """Return the layer and branch whose results a node adds up, None where it adds up anything else."""
     for layer, branch in _terms(total.output(0)):
         base, bias, up, scale = _product(layer), None, _product(branch), np.float32(1)
         for product, constant in _with_constant(layer, "Add"):
@@ -70,7 +83,7 @@ def _branched(total: Any) -> _Branched | None:
 
 
 def _is_low(low: Any, x: Any) -> bool:
-    """Whether `low` is gamma * A x + beta, which alone is sure to have the shape of x but for the last axis."""
+    """Return True for gamma * A x + beta, the only form of `low` that surely has x's shape except for the last axis."""
     for scaled, _ in _terms(low):
         for down, _ in _terms(scaled, "Multiply"):
             product = _product(down)
@@ -80,7 +93,7 @@ def _is_low(low: Any, x: Any) -> bool:
 
 
 def _terms(value: Any, kind: str = "Add") -> Iterator[tuple[Any, Any]]:
-    """What a node of a kind takes, in both orders."""
+    """Yield the two inputs of a node of the given kind, in both orders."""
     node = value.get_node()
     if node.get_type_name() == kind:
         first, second = node.input_value(0), node.input_value(1)
@@ -88,21 +101,21 @@ def _terms(value: Any, kind: str = "Add") -> Iterator[tuple[Any, Any]]:
 
 
 def _with_constant(value: Any, kind: str) -> Iterator[tuple[Any, Any]]:
-    """Of the two inputs of a node of a kind the one that varies, and then the constant."""
+    """Yield the variable and the constant input of a node of the given kind."""
     return ((one, other) for one, other in _terms(value, kind) if _constant(other))
 
 
 def _product(value: Any) -> tuple[Any, np.ndarray] | None:
-    """x and W [out, in], float32, of a value W x; None where it is something else."""
+    """Return x and W, float32 `[out, in]`, of a value W x, None where it is anything else."""
     node = value.get_node()
     if node.get_type_name() != "MatMul" or any(node.get_attributes().values()):
         return None
-    turned = node.input_value(1).get_node()
-    if turned.get_type_name() != "Transpose" or not _constant(turned.input_value(0)):
+    transpose = node.input_value(1).get_node()
+    if transpose.get_type_name() != "Transpose" or not _constant(transpose.input_value(0)):
         return None
-    weight = turned.input_value(0).get_node().data
-    fits = weight.ndim == 2 and weight.dtype == np.float32 and _constant(turned.input_value(1))
-    return (node.input_value(0), weight) if fits and list(turned.input_value(1).get_node().data) == [1, 0] else None
+    weight, order = transpose.input_value(0).get_node().data, transpose.input_value(1)
+    fits = weight.ndim == 2 and weight.dtype == np.float32 and _constant(order)
+    return (node.input_value(0), weight) if fits and list(order.get_node().data) == [1, 0] else None
 
 
 def _constant(value: Any) -> bool:

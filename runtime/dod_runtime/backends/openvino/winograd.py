@@ -1,9 +1,9 @@
-"""Winograd's minimal filtering, F(4 x 4, 3 x 3), in OpenVINO's own operators: a quarter of a convolution's products.
+"""Winograd's minimal filtering F(4 x 4, 3 x 3) in operators of OpenVINO: a quarter of a convolution's products.
 
-Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), section 4: a tile of 4 x 4 results is
-A' [sum over the inputs of (G g G') * (B' d B)] A, d the 6 x 6 values that it depends on, g the 3 x 3 kernel. For each
-of the 36 products of a tile the sum is one product of matrices, and there nearly all of the time goes. In float32 its
-results are those of the direct sum but for rounding: SNR 104 to 113 dB with noise and 128 to 2,560 inputs.
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), section 4. A tile of 4 x 4 results is
+A' [sum over the inputs of (G g G') * (B' d B)] A, where d are the 6 x 6 values that it depends on and g is the 3 x 3
+kernel. For each of the 36 products of a tile the sum is one matrix product, which takes nearly all of the time. In
+float32 the results differ from the direct sum by rounding only: SNR 104 to 113 dB on noise with 128 to 2,560 inputs.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as ops
 
-from ...bundle.merge import Places
+from ...bundle.merge import Allocator
 
 __all__ = ["extra_inputs", "rewrite"]
 
 TILE = 4
+"""Side of a tile of results in pixels."""
 SIDE = TILE + 2
+"""Side of the inputs of a tile in pixels."""
 CHANNELS = 128
-"""Of inputs and of outputs, from which the products that are saved would take longer than the transforms do."""
+"""Minimum number of input and of output channels. With fewer the transforms take longer than the saved products."""
 PRODUCTS = 1 << 30
-"""Multiply-adds of the direct sum, from which one operator is worth replacing by many."""
+"""Minimum number of multiply-adds of the direct sum for which many operators in place of one are worthwhile."""
 STRIP = 192 << 20
-"""Bytes that transformed inputs, 2.25 times what they took before, may take; larger ones are made strip by strip."""
+"""Maximum size in bytes of transformed inputs, 2.25 times that of the inputs; larger ones are computed in strips."""
 STRIPS = 4
-"""At most: each has some twenty operators of its own, over which OpenVINO goes many times while it compiles them."""
+"""Maximum number of strips. Each adds about twenty operators, which OpenVINO visits many times during compilation."""
 
 B_T = np.array(
     [
@@ -46,26 +48,31 @@ B_T = np.array(
 )
 G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 A_T = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-# The 36 products in the order of the columns, in which the inputs' transforms give them.
+# The 36 products column by column, which is the order of the transformed inputs.
 KERNEL = np.einsum("xj,yi->xyij", G, G).reshape(SIDE * SIDE, 9).astype(np.float32)
 RESULT = np.einsum("yi,xj->yxji", A_T, A_T).reshape(TILE * TILE, SIDE * SIDE).astype(np.float32)
 
 PLAIN = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
 TRANSFORM = "winograd"
-"""An input of a rewritten model besides its own, float32 [36, 9]. It is always the same, but OpenVINO must not know
-that: it would compute the kernels' transforms at once, and keep them."""
+"""Name of an additional input of rewritten models, float32 `[36, 9]`. It always has the same value, but must not be a
+constant: OpenVINO would transform all kernels at compilation, and keep the results."""
 
 
 def rewrite(
-    model: Any, places: Places | None = None, smallest: Mapping[str, Sequence[int]] | None = None
+    model: Any, places: Allocator | None = None, smallest: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[str, ...]:
-    """Puts Winograd's in the place of the 3 x 3 convolutions of a model that gain by it, and returns their names.
+    """Replace the 3 x 3 convolutions of a model that gain speed by it with Winograd's algorithm.
 
-    model: an `openvino.Model` in float32 that is to be compiled for a CPU. places: gives arrays for the kernels
-    G g G', four times the memory of g, which must stay as they are while the model lives; without it they are computed
-    in each run, which takes little of it where an image is large, and `extra_inputs` are to be given. smallest: where
-    the model's own shapes are not known, those of its inputs, by name, for an image of whose height and width all
-    others' are multiples.
+    Args:
+        model: an `openvino.Model` in float32 that will be compiled for a CPU; it is changed in place.
+        places: allocator of the arrays for the kernels G g G', which take four times the memory of g and must not
+            change while the model lives. Without it they are computed in each run, which takes a small part of the time
+            of a large image, and each run needs the `extra_inputs`.
+        smallest: shapes of the inputs by name for the smallest image, needed where the model has dynamic shapes. All
+            heights and widths must be multiples of that image's.
+
+    Returns:
+        Names of the replaced convolutions.
     """
     chosen = _chosen(model, smallest)
     kinds = {name: (np.dtype(np.float32), (SIDE * SIDE, 1, *_weight(op).shape[:2])) for name, op in chosen.items()}
@@ -79,10 +86,10 @@ def rewrite(
         else:
             flat = ops.reshape(op.input_value(1), graph.ints(-1, 9), False)
             kernels = ops.reshape(ops.matmul(transform, flat, False, True), graph.ints(*kinds[name][1]), False)
-        instead = graph.convolution(op.input_value(0), kernels)
+        replacement = graph.convolution(op.input_value(0), kernels)
         for user in op.output(0).get_target_inputs():
-            user.replace_source_output(instead.output(0))
-        instead.set_friendly_name(name)
+            user.replace_source_output(replacement.output(0))
+        replacement.set_friendly_name(name)
     if chosen and not places:
         transform.output(0).set_names({TRANSFORM})
         model.add_parameters([transform])
@@ -91,7 +98,11 @@ def rewrite(
 
 
 def extra_inputs(model: Any) -> dict[str, np.ndarray]:
-    """What a run of a compiled model needs besides its own inputs."""
+    """Return the additional inputs that a run of a compiled model needs.
+
+    Args:
+        model: a compiled model, rewritten or not.
+    """
     return {TRANSFORM: KERNEL} if any(TRANSFORM in port.get_names() for port in model.inputs) else {}
 
 
@@ -103,7 +114,7 @@ def _chosen(model: Any, smallest: Mapping[str, Sequence[int]] | None) -> dict[st
             return {}
         model.reshape({name: list(shape) for name, shape in smallest.items()})
     able = {op.get_friendly_name(): op for op in model.get_ordered_ops() if _fits(op)}
-    # What reads the same inputs, as LoRA's A does beside its layer, finds their transforms made.
+    # Convolutions of the same inputs, such as LoRA's A and its layer, share the transformed inputs.
     gaining = {op.input_value(0) for op in able.values() if _gains(op, known)}
     if not known:
         model.reshape(own)
@@ -111,7 +122,7 @@ def _chosen(model: Any, smallest: Mapping[str, Sequence[int]] | None) -> dict[st
 
 
 def _fits(op: Any) -> bool:
-    """Whether it is a convolution that can be rewritten; the shapes are to be known."""
+    """Return True for a convolution that can be rewritten. The shapes of the model must be static."""
     if op.get_type_name() != "Convolution":
         return False
     kernels, attributes = op.input_value(1), op.get_attributes()
@@ -129,23 +140,28 @@ def _gains(op: Any, known: bool) -> bool:
 
 
 def _weight(op: Any) -> np.ndarray:
-    """Of a convolution, [out, in, 3, 3]."""
+    """Return the kernels `[out, in, 3, 3]` of a convolution."""
     return op.input_value(1).get_node().data
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """The transformed inputs of a strip of an image: the right hand of the product."""
+    """Transformed inputs of a strip of an image: the right operand of the matrix product.
+
+    Attributes:
+        operand: `[36, N, in, tiles]`, or `[36, N, tiles, in]` where transposed.
+        transposed: whether the last two axes of the operand are swapped.
+        sizes: N, and the numbers of tiles per column and per row: integers where they are static, else int64 `[1]`
+            nodes of the graph.
+    """
 
     operand: Any
-    """[36, N, in, tiles], or with the last two in the other order."""
     transposed: bool
     sizes: tuple[Any, Any, Any]
-    """N, and how many tiles below and beside each other: numbers where they are known, else int64 [1] of the graph."""
 
 
 class _Graph:
-    """Writes convolutions into one model; they share their constants, and the transforms of the inputs they share."""
+    """Builder of convolutions in one model. They share constants and the transforms of common inputs."""
 
     def __init__(self) -> None:
         self._result = ops.constant(RESULT)
@@ -154,7 +170,12 @@ class _Graph:
         self._strips: dict[Any, list[_Strip]] = {}
 
     def convolution(self, x: Any, kernels: Any) -> Any:
-        """Of x [N, in, H, W], H and W multiples of TILE, by `kernels` [36, 1, out, in]: [N, out, H, W]."""
+        """Return the convolution `[N, out, H, W]` of x.
+
+        Args:
+            x: inputs `[N, in, H, W]`; H and W are multiples of `TILE`.
+            kernels: transformed kernels `[36, 1, out, in]`.
+        """
         if x not in self._strips:
             self._strips[x] = list(self._transformed(x, kernels.output(0).get_shape()[-1]))
         results = [self._results(strip, kernels) for strip in self._strips[x]]
@@ -170,13 +191,13 @@ class _Graph:
             yield self._strip(x, inputs, 1, 1)
             return
         for begin, end in pairwise(TILE * (rows * index // strips) for index in range(strips + 1)):
-            above, below = int(begin > 0), int(end < height)  # a row of the neighbour's, else of zeros
+            above, below = int(begin > 0), int(end < height)  # a row of the neighbouring strip, else of zeros
             part = ops.slice(x, self.ints(begin - above), self.ints(end + below), self.ints(1), self.ints(2))
             yield self._strip(part, inputs, 1 - above, 1 - below)
 
     def _strip(self, x: Any, inputs: int, top: int, bottom: int) -> _Strip:
-        """Of x [N, in, h, w]; top, bottom: rows of zeros to be added, of those that lie around."""
-        # Each channel by itself, down the columns of the image and then along its rows.
+        """Transform x `[N, in, h, w]` with `top` and `bottom` rows of zeros around it."""
+        # Channel by channel, down the columns of the image and then along its rows.
         rows = [self._row(inputs, index, (SIDE, 1)) for index in range(SIDE)]
         down = [ops.group_convolution(x, row, [TILE, 1], [top, 0], [bottom, 0], [1, 1]) for row in rows]
         columns = ops.concat(down, 0)
@@ -185,15 +206,15 @@ class _Graph:
         tiles = ops.concat(along, 0)  # [36 N, in, h / 4, w / 4]
         sizes = self._sizes(tiles)
         batch = sizes[0]
-        # OpenVINO computes each channel by itself with the channels innermost. Where it knows all sizes that order is
-        # kept, without a copy; where it does not, it has returned to the usual one before.
+        # OpenVINO computes depthwise convolutions with the channels innermost. With static shapes that layout is kept
+        # without a copy; with dynamic shapes OpenVINO has already converted back to the usual layout.
         if isinstance(batch, int):
             innermost = ops.transpose(tiles, self.ints(0, 2, 3, 1))
             return _Strip(ops.reshape(innermost, self.ints(SIDE * SIDE, batch, -1, inputs), False), True, sizes)
         return _Strip(ops.reshape(tiles, self._shape(SIDE * SIDE, batch, inputs, -1), False), False, sizes)
 
     def _results(self, strip: _Strip, kernels: Any) -> Any:
-        """[N, out, h, w]."""
+        """Return the results `[N, out, h, w]` of a strip."""
         outputs, (batch, height, width) = kernels.output(0).get_shape()[-2], strip.sizes
         products = ops.matmul(kernels, strip.operand, False, strip.transposed)  # [36, N, out, tiles]
         results = ops.matmul(self._result, ops.reshape(products, self.ints(SIDE * SIDE, -1), False), False, False)
@@ -203,7 +224,7 @@ class _Graph:
         return ops.reshape(ordered, self._shape(batch, outputs, -1, wide), False)
 
     def _sizes(self, tiles: Any) -> tuple[Any, Any, Any]:
-        """N, h and w of tiles [36 N, in, h, w], see `_Strip.sizes`."""
+        """Return N, h and w of tiles `[36 N, in, h, w]`; see `_Strip.sizes`."""
         shape = tiles.get_output_partial_shape(0)
         if shape.is_static:
             batch, _, height, width = shape.to_shape()
@@ -213,12 +234,12 @@ class _Graph:
         return ops.divide(batch, self.ints(SIDE * SIDE)), height, width
 
     def _shape(self, *sizes: Any) -> Any:
-        """int64 [len(sizes)] of numbers and of what `_sizes` gives."""
+        """Return a shape, int64 `[len(sizes)]`, from integers and results of `_sizes`."""
         if all(isinstance(size, int) for size in sizes):
             return self.ints(*sizes)
         return ops.concat([self.ints(size) if isinstance(size, int) else size for size in sizes], 0)
 
 
 def _depthwise(channels: int, row: int, sides: tuple[int, int]) -> Any:
-    """A row of B' for each channel."""
+    """Return the kernels of a depthwise convolution: one row of B' for each channel."""
     return ops.constant(np.tile(B_T[row].reshape(1, 1, 1, *sides), (channels, 1, 1, 1, 1)))

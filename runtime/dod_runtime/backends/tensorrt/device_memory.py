@@ -1,41 +1,57 @@
-"""Memory on a GPU through `cuda.bindings`: device and pinned host buffers, kept for each image shape."""
+"""GPU memory through `cuda.bindings`: device buffers and pinned host buffers, kept for each image shape."""
 
 from __future__ import annotations
 
 import ctypes
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from ...errors import BackendError
+from .kept_by_shape import KeptByShape
 
-__all__ = ["DeviceMemory", "DeviceTensor", "KeptByShape", "OutOfMemory", "call", "load_cudart"]
-
-Value = TypeVar("Value")
+__all__ = ["DeviceMemory", "DeviceTensor", "OutOfMemory", "call", "load_cudart"]
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 NON_BLOCKING = 1  # cudaStreamNonBlocking
 
 
 class OutOfMemory(BackendError):
-    """The GPU, or the pinned memory of the host, is used up."""
+    """The GPU, or the host's pinned memory, is exhausted."""
 
 
 def load_cudart() -> Any:
-    """`cuda.bindings.runtime`. Raises BackendError where it is not installed."""
+    """Return the module `cuda.bindings.runtime`.
+
+    Raises:
+        BackendError: it is not installed.
+    """
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise BackendError(f"cuda.bindings cannot be imported ({error}); pip install cuda-bindings") from error
+        raise BackendError(
+            f"cuda.bindings cannot be imported ({error}); install it with: pip install cuda-bindings"
+        ) from error
     return runtime
 
 
 def call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
-    """Calls a function of the CUDA runtime. Returns its one result, or None. Raises BackendError with CUDA's words."""
+    """Call a function of the CUDA runtime.
+
+    Args:
+        function: the function, which returns a status and at most one result.
+        *arguments: its arguments.
+
+    Returns:
+        The result, None where there is none.
+
+    Raises:
+        OutOfMemory: memory is exhausted.
+        BackendError: the call failed; the text is CUDA's.
+    """
     status, *results = function(*arguments)
     if int(status) == OUT_OF_MEMORY:
         raise OutOfMemory(f"{function.__name__}: out of memory on the GPU")
@@ -45,46 +61,15 @@ def call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     return results[0] if results else None
 
 
-class KeptByShape(Generic[Value]):
-    """Values by name in groups, one group for each shape; the least recently selected groups are freed.
-
-    >>> freed = []
-    >>> kept = KeptByShape(freed.append, most=2)
-    >>> for shape in (1, 2, 1, 3):
-    ...     kept.select(shape)
-    ...     _ = kept.get("latent", lambda: f"latent of {shape}")
-    >>> freed
-    ['latent of 2']
-    """
-
-    def __init__(self, free: Callable[[Value], None], most: int = 4) -> None:
-        self._free, self._most = free, most
-        self._groups: OrderedDict[Hashable, dict[Hashable, Value]] = OrderedDict()
-
-    def select(self, shape: Hashable) -> None:
-        """Makes the group of `shape` the current one, and frees what is then one group too many."""
-        self._groups.setdefault(shape, {})
-        self._groups.move_to_end(shape)
-        self.shrink(self._most)
-
-    def get(self, name: Hashable, make: Callable[[], Value]) -> Value:
-        """The value of `name` in the current group, made where it is not there yet."""
-        group = self._groups[next(reversed(self._groups))]
-        if name not in group:
-            group[name] = make()
-        return group[name]
-
-    def shrink(self, most: int = 1) -> None:
-        """Frees the oldest groups until `most` are left; with 1, all but the current one."""
-        while len(self._groups) > most:
-            _, group = self._groups.popitem(last=False)
-            for value in group.values():
-                self._free(value)
-
-
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the GPU: its address, valid until its chain ends."""
+    """A tensor on the GPU.
+
+    Attributes:
+        address: device address, valid until the `batch` of the backend ends.
+        shape: its shape.
+        dtype: its dtype.
+    """
 
     address: int
     shape: tuple[int, ...]
@@ -92,20 +77,29 @@ class DeviceTensor:
 
     @property
     def bytes(self) -> int:
-        """Its size, at least one byte, since nothing cannot be allocated."""
+        """Size in bytes, at least 1 because CUDA allocates no empty buffers."""
         return max(1, int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Allocated memory, and the name of the function of the CUDA runtime that frees it."""
+    """A block of allocated memory.
+
+    Attributes:
+        address: its address.
+        free: name of the CUDA runtime's function that frees it.
+    """
 
     address: int
     free: str
 
 
 class DeviceMemory:
-    """One stream of one GPU and the buffers that go with it. Not for two threads at once."""
+    """One stream of one GPU with its buffers. Threads must take turns.
+
+    Args:
+        device: index of the GPU.
+    """
 
     def __init__(self, device: int) -> None:
         self._cudart = load_cudart()
@@ -116,21 +110,37 @@ class DeviceMemory:
         self._scratch, self._scratch_bytes = 0, 0
 
     def activate(self) -> None:
-        """Makes this GPU the current one of the calling thread, as every thread must before it uses it."""
+        """Make this GPU the current one of the calling thread, which each thread must do before it uses the GPU."""
         call(self._cudart.cudaSetDevice, self._device)
 
     def select(self, shape: tuple[int, ...]) -> None:
-        """Begins to work on images of `shape`; buffers of shapes not seen for long are freed."""
+        """Select the buffers of an image shape. Buffers of shapes that were not used for long are freed.
+
+        Args:
+            shape: shape of the batch.
+        """
         self._buffers.select(shape)
 
     def tensor(self, name: Hashable, shape: tuple[int, ...], dtype: np.dtype) -> DeviceTensor:
-        """The device buffer of this name, shape and dtype."""
+        """Return a device buffer; the same name, shape and dtype give the same buffer.
+
+        Args:
+            name: name of the buffer.
+            shape: shape of the tensor.
+            dtype: dtype of the tensor.
+        """
         made = DeviceTensor(0, shape, dtype)
         make = partial(self._allocate, made.bytes, "cudaMalloc", "cudaFree")
         return DeviceTensor(self._buffers.get(("device", name, shape, dtype.str), make).address, shape, dtype)
 
     def pinned(self, name: Hashable, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """The pinned host buffer of this name, shape and dtype, as an array."""
+        """Return a pinned host buffer as an array; the same name, shape and dtype give the same buffer.
+
+        Args:
+            name: name of the buffer.
+            shape: shape of the array.
+            dtype: dtype of the array.
+        """
         size = DeviceTensor(0, shape, dtype).bytes
         make = partial(self._allocate, size, "cudaMallocHost", "cudaFreeHost")
         block = self._buffers.get(("host", name, shape, dtype.str), make)
@@ -138,7 +148,11 @@ class DeviceMemory:
         return raw[: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize].view(dtype).reshape(shape)
 
     def scratch(self, size: int) -> int:
-        """The address of at least `size` bytes that all engines share: one stream runs one engine at a time."""
+        """Return the address of scratch memory that all engines share, because a stream runs one engine at a time.
+
+        Args:
+            size: minimum size in bytes.
+        """
         if size > self._scratch_bytes:
             self.synchronize()
             self._release_scratch()
@@ -147,7 +161,16 @@ class DeviceMemory:
         return self._scratch
 
     def upload(self, name: Hashable, array: np.ndarray, dtype: np.dtype) -> DeviceTensor:
-        """Copies an array to its device buffer, through pinned memory, cast to `dtype` where it has another."""
+        """Copy an array to its device buffer through pinned memory, without waiting.
+
+        Args:
+            name: name of the buffers.
+            array: the array.
+            dtype: dtype on the device; the array is cast to it.
+
+        Returns:
+            The tensor on the GPU.
+        """
         pinned = self.pinned(name, array.shape, dtype)
         np.copyto(pinned, array, casting="same_kind")
         target = self.tensor(name, array.shape, dtype)
@@ -156,7 +179,11 @@ class DeviceMemory:
         return target
 
     def download(self, tensor: DeviceTensor) -> np.ndarray:
-        """Waits for the stream and returns a copy of a tensor."""
+        """Wait for the stream and return a copy of a tensor.
+
+        Args:
+            tensor: the tensor.
+        """
         pinned = self.pinned("download", tensor.shape, tensor.dtype)
         kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         call(self._cudart.cudaMemcpyAsync, pinned.ctypes.data, tensor.address, pinned.nbytes, kind, self.stream)
@@ -164,11 +191,15 @@ class DeviceMemory:
         return pinned.copy()
 
     def synchronize(self) -> None:
-        """Waits until everything on the stream is done."""
+        """Wait until all work on the stream is done."""
         call(self._cudart.cudaStreamSynchronize, self.stream)
 
     def stopwatch(self) -> Callable[[], float]:
-        """Records an event; the function returned records another, waits for it and gives the seconds between."""
+        """Record an event on the stream.
+
+        Returns:
+            A function that records a second event, waits for it and returns the seconds between the two.
+        """
         start = call(self._cudart.cudaEventCreate)
         call(self._cudart.cudaEventRecord, start, self.stream)
 
@@ -185,7 +216,7 @@ class DeviceMemory:
         return elapsed
 
     def close(self) -> None:
-        """Frees all buffers and the stream."""
+        """Free all buffers and the stream."""
         self.activate()
         self.synchronize()
         self._buffers.shrink(0)
@@ -203,7 +234,7 @@ class DeviceMemory:
             return Block(int(call(function, size)), free)
         except OutOfMemory as error:
             raise OutOfMemory(
-                f"no {size / 2**20:.0f} MiB left for a buffer ({allocate}): use a smaller batch or smaller images"
+                f"no {size / 2**20:.0f} MiB left for a buffer ({allocate}): use a smaller batch or tile size"
             ) from error
 
     def _free(self, block: Block) -> None:

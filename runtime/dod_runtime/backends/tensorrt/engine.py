@@ -1,4 +1,4 @@
-"""One engine of TensorRT or TensorRT-RTX: its context, its shapes, and RTX's cache of compiled kernels."""
+"""Engines of TensorRT and TensorRT-RTX: execution context, shapes, refit, and RTX's cache of compiled kernels."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ PROFILE = 0
 
 @lru_cache(maxsize=2)
 def logger_of(library: Any) -> Any:
-    """The logger of a library, one for the process, since all that is made with it needs it alive.
+    """Return the logger of a library, one per process, because all objects that are created with it need it alive.
 
-    It prints nothing, and keeps the last error as `last`.
+    It prints nothing, and keeps the last error message in its attribute `last`.
+
+    Args:
+        library: the module `tensorrt` or `tensorrt_rtx`.
     """
 
     class Logger(library.ILogger):
@@ -40,7 +43,14 @@ def logger_of(library: Any) -> Any:
 
 
 def shape_reason(name: str, shape: tuple[int, ...], least: tuple[int, ...], largest: tuple[int, ...]) -> str | None:
-    """Why an input of `shape` is outside of the profile of an engine; None where it is inside."""
+    """Return the reason why an engine does not take an input, None where it does.
+
+    Args:
+        name: name of the input.
+        shape: shape of the input.
+        least: smallest shape of the engine's profile.
+        largest: largest shape of the engine's profile.
+    """
     inside = len(shape) == len(least) and all(a <= n <= b for a, n, b in zip(least, shape, largest, strict=True))
     if inside:
         return None
@@ -48,7 +58,7 @@ def shape_reason(name: str, shape: tuple[int, ...], least: tuple[int, ...], larg
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept for the next start."""
+    """Return the folder where compiled kernels are cached, which need not exist."""
     if sys.platform == "win32":
         root = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -59,7 +69,18 @@ def cache_folder() -> Path:
 
 
 class Engine:
-    """A deserialised engine with its one execution context, profile 0. Its scratch memory is lent by the caller."""
+    """A deserialized engine with one execution context of profile 0. Scratch memory belongs to the caller.
+
+    Args:
+        library: the module `tensorrt` or `tensorrt_rtx`.
+        runtime: a `Runtime` of the library.
+        log: its logger, from `logger_of`.
+        path: file of the engine. It is executable code; the caller has verified its hash.
+        cache_name: name of the cache of compiled kernels, unique for the engine and the GPU.
+
+    Raises:
+        BackendError: the library refuses the engine.
+    """
 
     def __init__(self, library: Any, runtime: Any, log: Any, path: Path, cache_name: str) -> None:
         self._library, self._log, self._path = library, log, path
@@ -90,16 +111,28 @@ class Engine:
         config.set_execution_context_allocation_strategy(user_managed)
         self._cache = config.create_runtime_cache()
         with suppress(OSError):
-            # The library refuses what another GPU, driver or version has compiled; then it compiles anew.
+            # The library refuses kernels from another GPU, driver or version, and compiles them again.
             self._cache.deserialize(self._cache_file.read_bytes())
         config.set_runtime_cache(self._cache)
-        if self._engine.refittable:  # the same kernels before and after another condition
+        if self._engine.refittable:  # the same kernels before and after a refit
             eager = library.DynamicShapesKernelSpecializationStrategy.EAGER
             config.dynamic_shapes_kernel_specialization_strategy = eager
         return self._engine.create_execution_context(config)
 
     def run(self, inputs: Mapping[str, DeviceTensor], memory: DeviceMemory) -> dict[str, DeviceTensor]:
-        """Enqueues the engine on the stream of `memory`. Returns its outputs, in buffers of `memory`."""
+        """Enqueue the engine on the stream of the memory.
+
+        Args:
+            inputs: tensors on the GPU by name.
+            memory: stream and buffers.
+
+        Returns:
+            The outputs by name, in buffers of the memory.
+
+        Raises:
+            BackendError: the engine refuses an input, or fails.
+            UsageError: the shape of an input is outside of the engine's profile.
+        """
         context = self._context
         for name, tensor in inputs.items():
             self._check_input(name, tensor)
@@ -122,24 +155,28 @@ class Engine:
             self._save_cache()
         return outputs
 
-    def exchange(self, values: Mapping[str, np.ndarray]) -> None:
-        """Gives the engine new weights by name, all that can be exchanged; nothing may be running.
+    def refit(self, values: Mapping[str, np.ndarray]) -> None:
+        """Replace all refittable weights. Nothing may be running.
 
-        Raises BackendError where it does not take them; then it may hold some of each and must be given all again.
+        Args:
+            values: the weights by name.
+
+        Raises:
+            BackendError: the engine refuses the weights. It may then hold old and new ones, and needs another refit.
         """
         if not self._engine.refittable:
-            raise self._failure("it was not built for an exchange of weights")
+            raise self._failure("it was built without --refit")
         refitter = self._library.Refitter(self._engine, self._log)
         if wrong := set(refitter.get_all_weights()) ^ set(values):
-            raise self._failure(f"the weights that it exchanges are not those of a condition: {min(wrong)}")
+            raise self._failure(f"its refittable weights are not those of a condition: {min(wrong)}")
         held = {name: np.ascontiguousarray(value) for name, value in values.items()}  # alive until they are read
         for name, value in held.items():
             if not refitter.set_named_weights(name, self._library.Weights(value)):
-                raise self._failure(f"it takes no weights {name} of {value.dtype} {list(value.shape)}")
+                raise self._failure(f"it refuses the weights {name} of {value.dtype} {list(value.shape)}")
         if missing := refitter.get_missing_weights():
             raise self._failure(f"the condition gives no weights {missing[0]}")
         if not refitter.refit_cuda_engine():
-            raise self._failure("its weights could not be exchanged")
+            raise self._failure("the refit failed")
 
     def _check_input(self, name: str, tensor: DeviceTensor) -> None:
         if name not in self._limits:
@@ -149,13 +186,13 @@ class Engine:
         if reason:
             raise UsageError(f"{self._path.name}: {reason}")
         if tensor.dtype != self.dtypes[name]:
-            raise self._failure(f"{name} is {tensor.dtype}, and it takes {self.dtypes[name]}")
+            raise self._failure(f"input {name} is {tensor.dtype}, expected {self.dtypes[name]}")
 
     def _failure(self, what: str) -> BackendError:
         return BackendError(f"the engine {self._path} failed: {what} ({self._log.last or 'no reason given'})")
 
     def _save_cache(self) -> None:
-        """Keeps the compiled kernels. That it cannot is no failure: they are compiled again at the next start."""
+        """Write the compiled kernels to the cache. Errors are ignored: the next start compiles the kernels again."""
         blob = bytes(self._cache.serialize())
         if len(blob) == self._saved:
             return
@@ -167,7 +204,7 @@ class Engine:
             os.replace(part, self._cache_file)
 
     def close(self) -> None:
-        """Saves the cache and frees context and engine; nothing may be running."""
+        """Save the cache and free context and engine. Nothing may be running."""
         if self._engine is None:
             return
         if self._saved:

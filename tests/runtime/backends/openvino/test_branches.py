@@ -1,4 +1,4 @@
-"""Branches joined with their layers against branches by themselves, on the real OpenVINO, and which ones are joined."""
+"""Joined low-rank branches compute the same as separate ones on the real OpenVINO; other sums are not joined."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Write = Callable[[Any, Any, Any], Any]
 
 
 def linear(x: Any, weight: np.ndarray) -> Any:
-    """As the exporter writes it."""
+    """Return W x in the nodes that the exporter writes."""
     return ops.matmul(x, ops.transpose(ops.constant(weight), ops.constant(np.array([1, 0]))), False, False)
 
 
@@ -60,8 +60,8 @@ def without_bias(x: Any, gamma: Any, beta: Any) -> Any:
     return ops.add(linear(x, W), linear(low(x, gamma, beta), B))
 
 
-def turned(x: Any, gamma: Any, beta: Any) -> Any:
-    """Sums the other way round."""
+def swapped(x: Any, gamma: Any, beta: Any) -> Any:
+    """Return the layer with the terms of its sums swapped."""
     shifted = ops.add(beta, ops.multiply(linear(x, A), gamma))
     return ops.add(linear(shifted, B), ops.add(ops.constant(BIAS), linear(x, W)))
 
@@ -71,7 +71,7 @@ def scaled(x: Any, gamma: Any, beta: Any) -> Any:
     return ops.add(ops.add(linear(x, W), ops.constant(BIAS)), branch)
 
 
-@pytest.mark.parametrize("write", [layer, without_bias, turned, scaled])
+@pytest.mark.parametrize("write", [layer, without_bias, swapped, scaled])
 def test_joined_layers_compute_the_same(write: Write) -> None:
     expected, made = run(model(write)), model(write)
     before = sum(op.get_type_name() == "MatMul" for op in made.get_ops())
@@ -86,13 +86,13 @@ def narrow(x: Any, gamma: Any, beta: Any) -> Any:
 
 
 def of_other_inputs(x: Any, gamma: Any, beta: Any) -> Any:
-    """Of one row for all: a sum spreads it, a product of matrices would not."""
+    """Return a branch with one row for all rows of the layer: a sum broadcasts it, a matrix product would not."""
     mean = ops.reduce_mean(x, ops.constant(np.array([1])), True)
     return ops.add(linear(x, W), linear(low(mean, gamma, beta), B))
 
 
 def of_channels(x: Any, gamma: Any, beta: Any) -> Any:
-    """Each result scaled by itself."""
+    """Return a branch that scales each output by another factor."""
     branch = ops.multiply(linear(low(x, gamma, beta), B), ops.constant(BIAS))
     return ops.add(linear(x, W), branch)
 
@@ -102,7 +102,7 @@ def no_branch(x: Any, gamma: Any, beta: Any) -> Any:
 
 
 @pytest.mark.parametrize("write", [narrow, of_other_inputs, of_channels, no_branch])
-def test_other_sums_are_left(write: Write) -> None:
+def test_other_sums_are_not_joined(write: Write) -> None:
     expected, made = run(model(write)), model(write)
     assert join(made, new_arrays) == ()
     np.testing.assert_array_equal(run(made), expected)

@@ -1,4 +1,4 @@
-"""Winograd's convolutions against the direct ones, on the real OpenVINO: every shape, and which ones are rewritten."""
+"""Winograd's convolutions agree with direct ones on the real OpenVINO; others are not rewritten."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openvino import opset13 as ops
 
 from dod_runtime.backends.openvino import winograd
 from dod_runtime.backends.openvino.winograd import A_T, B_T, G, extra_inputs, rewrite
-from dod_runtime.bundle.merge import Places, new_arrays
+from dod_runtime.bundle.merge import Allocator, new_arrays
 
 CORE = openvino.Core()
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -21,13 +21,13 @@ INPUTS, OUTPUTS = 12, 20
 
 @pytest.fixture
 def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever can be rewritten is, small as it may be."""
+    """Rewrite every convolution that can be rewritten, small ones included."""
     monkeypatch.setattr(winograd, "CHANNELS", 1)
     monkeypatch.setattr(winograd, "PRODUCTS", 1)
 
 
 def convolution(shape: list[int], **changes: Any) -> Any:
-    """A model of one convolution of x `shape`, with a bias, and what follows it."""
+    """Return a model of one convolution with bias and ReLU; x has the given shape."""
     rng = np.random.default_rng(0)
     side = changes.pop("side", 3)
     weight = rng.standard_normal((OUTPUTS, INPUTS, side, side)).astype(np.float32)
@@ -58,7 +58,7 @@ def kinds_of(model: Any) -> set[str]:
     return {op.get_type_name() for op in model.get_ops()}
 
 
-def test_the_matrices_give_every_convolution_of_a_row() -> None:
+def test_the_matrices_compute_every_convolution_of_a_row() -> None:
     for taps in np.eye(3):
         for values in np.eye(6):
             expected = np.correlate(values, taps)
@@ -69,8 +69,8 @@ def test_the_matrices_give_every_convolution_of_a_row() -> None:
 @pytest.mark.parametrize("shape", [(1, INPUTS, 4, 4), (1, INPUTS, 8, 20), (3, INPUTS, 16, 8)])
 @pytest.mark.parametrize("strip", [1 << 30, 1])
 @pytest.mark.usefixtures("everywhere")
-def test_known_shapes(
-    shape: tuple[int, ...], strip: int, places: Places | None, monkeypatch: pytest.MonkeyPatch
+def test_static_shapes(
+    shape: tuple[int, ...], strip: int, places: Allocator | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(winograd, "STRIP", strip)
     model, x = convolution(list(shape)), noise(*shape)
@@ -83,9 +83,9 @@ def test_known_shapes(
 
 @pytest.mark.parametrize("places", [new_arrays, None], ids=["stored", "in each run"])
 @pytest.mark.usefixtures("everywhere")
-def test_shapes_that_are_not_known(places: Places | None) -> None:
+def test_dynamic_shapes(places: Allocator | None) -> None:
     direct, model = convolution([-1, INPUTS, -1, -1]), convolution([-1, INPUTS, -1, -1])
-    assert rewrite(model, places) == (), "nothing is known of what it will see"
+    assert rewrite(model, places) == (), "dynamic shapes need those of the smallest image"
     assert rewrite(model, places, {"x": (1, INPUTS, 8, 4)}) == ("conv",)
     assert model.input("x").get_partial_shape().same_scheme(direct.input("x").get_partial_shape())
     for shape in ((1, INPUTS, 8, 4), (2, INPUTS, 24, 40), (3, INPUTS, 16, 4)):
@@ -95,7 +95,7 @@ def test_shapes_that_are_not_known(places: Places | None) -> None:
 
 @pytest.mark.parametrize("sides", [(6, 8), (8, 2), (5, 5)])
 @pytest.mark.usefixtures("everywhere")
-def test_parts_of_tiles_are_left(sides: tuple[int, int]) -> None:
+def test_sizes_that_are_no_multiples_of_a_tile_are_not_rewritten(sides: tuple[int, int]) -> None:
     for shape, smallest in (([1, INPUTS, *sides], None), ([-1, INPUTS, -1, -1], {"x": (1, INPUTS, *sides)})):
         model = convolution(shape)
         assert rewrite(model, None, smallest) == ()
@@ -114,14 +114,14 @@ def test_parts_of_tiles_are_left(sides: tuple[int, int]) -> None:
     ],
 )
 @pytest.mark.usefixtures("everywhere")
-def test_other_convolutions_are_left(changes: dict[str, Any]) -> None:
+def test_other_convolutions_are_not_rewritten(changes: dict[str, Any]) -> None:
     model, x = convolution([1, INPUTS, 8, 8], **changes), noise(1, INPUTS, 8, 8)
     expected = run(model, x)
     assert rewrite(model, new_arrays) == ()
     np.testing.assert_array_equal(run(model, x), expected)
 
 
-def test_what_would_not_gain_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_that_would_not_gain_are_not_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
     products = 8 * 8 * 9 * INPUTS * OUTPUTS
     for channels, least, expected in ((INPUTS, products, 1), (INPUTS + 1, products, 0), (INPUTS, products + 1, 0)):
         monkeypatch.setattr(winograd, "CHANNELS", channels)
@@ -129,12 +129,12 @@ def test_what_would_not_gain_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(rewrite(convolution([1, INPUTS, 8, 8]))) == expected
 
 
-@pytest.mark.parametrize("shape", [[1, INPUTS, 8, 8], [-1, INPUTS, -1, -1]], ids=["known", "not known"])
+@pytest.mark.parametrize("shape", [[1, INPUTS, 8, 8], [-1, INPUTS, -1, -1]], ids=["static", "dynamic"])
 @pytest.mark.parametrize("strip", [1 << 30, 1])
-def test_a_few_results_of_inputs_that_are_transformed_anyway(
+def test_convolutions_of_transformed_inputs_are_rewritten_too(
     shape: list[int], strip: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As LoRA's A beside its layer: by itself it would not gain."""
+    """A convolution with few outputs, such as LoRA's A, gains only where it shares the inputs of its layer."""
     monkeypatch.setattr(winograd, "CHANNELS", INPUTS)
     monkeypatch.setattr(winograd, "PRODUCTS", 1)
     monkeypatch.setattr(winograd, "STRIP", strip)
