@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.latency_report import RefitResult
 from dod_runtime.backends import ON_CPU, available_backends, check_precision
-from dod_runtime.backends.base import Options, kept_sessions
+from dod_runtime.backends.base import BackendOptions, kept_sessions
 from dod_runtime.bundle.bundle import Bundle
 from dod_runtime.bundle.schema import REFITTED
 from dod_runtime.errors import BackendError, UsageError
@@ -76,7 +76,7 @@ def open_backends(bundle: Bundle, arguments: Namespace, num_threads: int) -> tup
     not_run: dict[str, str] = {}
     for precision in dict.fromkeys(arguments.precision):
         check_precision(precision, bundle)
-        for name, reason in available_backends(bundle, Options(arguments.device, precision, num_threads)).items():
+        for name, reason in available_backends(bundle, BackendOptions(arguments.device, precision, num_threads)).items():
             if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
                 reason = "a GPU backend can run here; name both with --backends to measure this one too"
             try:
