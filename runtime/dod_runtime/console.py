@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**kwargs)
         self._common = common = self.add_argument_group("common options")
         common.add_argument(
-            "--verbose", action="store_true", help="also print the choices that are made, and one line per image"
+            "--verbose", action="store_true", help="also print the choices that are made, and a line per item"
         )
         common.add_argument("--quiet", action="store_true", help="print only results and errors, no progress")
         common.add_argument("--debug", action="store_true", help="print the traceback of an error before its message")

@@ -71,7 +71,7 @@ def test_restores_in_an_environment_without_torch(wheel: Path, toy: Bundle, phot
     run("-m", "pip", "install", "-q", "--disable-pip-version-check", f"{wheel}[onnxruntime]")
     assert "torch" not in run("-m", "pip", "list")
     assert run("-c", PROBE, toy.folder, "in.png", "out.png") == "onnxruntime_cpu\n"
-    run("-m", "dod_runtime", "in.png", "again.png", "--bundle", toy.folder)
+    run("-m", "dod_runtime", "restore", "in.png", "again.png", "--bundle", toy.folder)
     with Image.open(tmp_path / "out.png") as first, Image.open(tmp_path / "again.png") as second:
         assert first.size == (90, 60)
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))

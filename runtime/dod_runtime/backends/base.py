@@ -52,7 +52,7 @@ class BackendInfo:
     device: str
     precision: str
     reason: str = ""
-    skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def __str__(self) -> str:
         return f"{self.name} {self.version} on {self.device}, {self.precision}"

@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -71,7 +71,7 @@ def release_pages(folder: Path | None) -> None:
 
 
 @contextmanager
-def releasing_pages(folder: Path | None, repeatedly: bool = True) -> Iterator[None]:
+def releasing_pages(folder: Path | None, repeatedly: bool = True) -> Generator[None, None, None]:
     """Release pages at the end of the context, and by default every quarter of a second inside it.
 
     Args:
@@ -136,7 +136,8 @@ def allocate(kinds: ArraySpecs, on_disk: bool) -> dict[str, np.ndarray]:
     sizes = [prod(shape) * dtype.itemsize for dtype, shape in kinds.values()]
     total = sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
     whole = _mapped(total) if on_disk and total else np.empty(total + ALIGNMENT, np.uint8)
-    begin, arrays = -whole.ctypes.data % ALIGNMENT, {}
+    arrays: dict[str, np.ndarray] = {}
+    begin = -whole.ctypes.data % ALIGNMENT
     for (name, (dtype, shape)), size in zip(kinds.items(), sizes, strict=True):
         arrays[name] = whole[begin : begin + size].view(dtype).reshape(shape)
         begin += -(-size // ALIGNMENT) * ALIGNMENT

@@ -93,7 +93,7 @@ def cpu_features() -> list[str]:
         lines = CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
         return []
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    flags = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
     return [name for flag, name in FEATURES.items() if flag in flags]
 
 

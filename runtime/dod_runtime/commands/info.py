@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     manifest = bundle.manifest
     print(facts_list(_facts(bundle)))
     targets = [
-        (name, ", ".join(target.precisions), target.version, _gpus(target), len(target.engines))
+        (name, ", ".join(target.precisions), target.version or "-", _gpus(target), len(target.engines))
         for name, target in manifest.targets.items()
     ]
     print(f"\n{table(['target', 'precisions', 'version', 'GPU', 'engines'], targets, 'llllr')}")
@@ -103,4 +103,4 @@ def _gpus(target: TargetEntry) -> str:
 
 
 def _megabytes(manifest: Manifest, names: Iterable[str]) -> str:
-    return f"{sum(manifest.files[name].bytes for name in names) / 1e6:.2f}"
+    return f"{sum(manifest.files[name].bytes for name in names) / 1e6:.3f}"

@@ -106,8 +106,8 @@ def main(argv: Sequence[str]) -> int:
         result = restorer.restore(source, arguments.condition, details=True)
         _write(result, destination)
         if not arguments.quiet:
-            line = _line(destination, result) if arguments.verbose else f"{destination}: restored"
-            print(f"{line} with {restorer.info}")
+            details = f", bypass share {result.bypass_share:.2f}" if arguments.verbose else ""
+            print(f"{destination}: restored with {restorer.info}{details}")
         return 0
 
 
@@ -160,7 +160,7 @@ def _restore_folder(restorer: Restorer, pairs: list[tuple[Path, Path]], argument
                 restored += 1
                 bypassed += result.bypass_share > 0.5
                 if arguments.verbose and not arguments.quiet:
-                    print_line(_line(destination, result))
+                    print_line(f"{destination}: bypass share {result.bypass_share:.2f}")
             except (ImageError, OSError) as error:
                 if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                     raise
@@ -186,10 +186,6 @@ def _write(result: Restoration[Restored] | ImageError, destination: Path) -> Non
     except OSError as error:
         error.filename = error.filename or str(destination)  # errors of Pillow name no file
         raise
-
-
-def _line(destination: Path, result: Restoration[Restored]) -> str:
-    return f"{destination}: restored, bypass share {result.bypass_share:.2f}"
 
 
 def _log_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -29,7 +29,7 @@ def test_it_describes_the_bundle(toy: Bundle, capsys) -> None:
     for words in ("toy", "auto, haze, noise", "32 to 128 px", "multiples of 16 px", "1 to 3", "onnxruntime", "fp16"):
         assert words in text
     assert all(name in text for name in toy.manifest.files)
-    assert f"{toy.manifest.files['onnx/fp32/encoder.safetensors'].bytes / 1e6:.2f}" in text
+    assert f"{toy.manifest.files['onnx/fp32/encoder.safetensors'].bytes / 1e6:.3f}" in text
 
 
 def test_it_describes_engines(tmp_path: Path, capsys) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class TensorRT:
         return self._open_memory().download(value)
 
     @contextmanager
-    def batch(self, shape: tuple[int, ...]) -> Iterator[None]:
+    def batch(self, shape: tuple[int, ...]) -> Generator[None, None, None]:
         """Lock the GPU for one batch; see `Backend.batch`. At the end the stream is empty, so buffers are free again.
 
         Args:

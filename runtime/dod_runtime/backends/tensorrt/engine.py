@@ -141,7 +141,7 @@ class Engine:
         missing = context.infer_shapes()
         if missing:
             raise self._failure(f"inputs are missing: {', '.join(missing)}")
-        outputs = {}
+        outputs: dict[str, DeviceTensor] = {}
         for name in self.outputs:
             shape = tuple(context.get_tensor_shape(name))
             outputs[name] = memory.tensor((self._path.stem, name), shape, self.dtypes[name])
