@@ -119,7 +119,7 @@ def test_neighbours_with_one_maker_are_made_by_one_call(out: Path) -> None:
 
     def maker(paths: Mapping[str, Path]) -> Generator[tuple[str, dict[str, float]], None, None]:
         calls.append(list(paths))
-        for name in reversed(paths):
+        for name in reversed(list(paths)):
             paths[name].write_text(name)
             yield name, {"seconds": 1.5}
 
