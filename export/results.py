@@ -163,8 +163,12 @@ def _psnr(result: Figure) -> float:
 
 
 def _row(result: Figure) -> dict[str, Any]:
-    """A result in the manifest, to 0.01 dB: the metric that its threshold is about, or its SNR."""
-    (row,) = rows([result])
+    """A result in the manifest, to 0.01 dB: the metric that its threshold is about, or its SNR.
+
+    JSON has only finite numbers: null where nothing differs, 0 where the output is not finite.
+    """
     metric, _ = THRESHOLDS.get((result.component, result.step), ("snr_db", None))
-    kept = {key: row[key] for key in ("path", "component", "step", "image", "threshold", "passed")}
-    return {**kept, metric: None if row[metric] is None else round(row[metric], 2)}
+    reached = _psnr(result) if metric == "psnr_db" else result.snr_db
+    decibels = None if reached == math.inf else round(reached, 2) if math.isfinite(reached) else 0.0
+    kept = {key: getattr(result, key) for key in ("path", "component", "step", "image", "threshold", "passed")}
+    return {**kept, metric: decibels}

@@ -68,6 +68,15 @@ def test_the_manifest_has_what_the_runtime_decides_by() -> None:
     assert "45" in found[0]["threshold"] and found[4]["threshold"] is None
 
 
+@pytest.mark.parametrize(("factor", "decibels"), [(1.0, None), (np.inf, 0.0), (np.nan, 0.0)])
+def test_the_manifest_has_finite_numbers_only(factor: float, decibels: float | None) -> None:
+    reference = of_psnr(50)[0] + 0.5
+    lost = figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference * factor)
+    (row,) = manifest_rows([lost], ("auto",))
+    assert row["snr_db"] == decibels and row["passed"] is (decibels is None)
+    json.dumps(row, allow_nan=False)
+
+
 def test_a_path_that_no_runtime_ran_has_a_row() -> None:
     ran = [result("onnx fp32", 90), result("merged", 90, path="rain")]
     ran.append(result("onnx fp32", 90, path="rain", component="unet_merged"))
