@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from dod_runtime.bundle.schema import GATE, REFITTED, dimension
-from export.engines.build import Profile
+from export.engines.build import ShapeProfile
 from export.engines.targets import TARGETS
 
 Component = dict[str, list[dict]]
@@ -32,7 +32,7 @@ def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, Compon
     return found
 
 
-def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) -> Profile:
+def profile(component: Component, batches: Sequence[int], sides: Sequence[int]) -> ShapeProfile:
     """Smallest, usual and largest shape of each input: both sides and the batch go together."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     for spec in component["inputs"]:

@@ -11,9 +11,9 @@ from dod_runtime.bundle.schema import SCHEMA
 from export.cache import Entry
 from export.engines.targets import TARGETS
 from export.graphs.components import graphs_of
-from export.graphs.conditions import merge_entries
+from export.graphs.condition_files import merge_entries
 from export.interface import Component, engine_list, version
-from export.parity.compare import Figure, passed_gates
+from export.parity.compare import ParityResult, passed_gates
 from export.preflight import Options
 
 TOOLS = ("torch", "diffusers", "peft", "onnx", "onnxscript", "onnxruntime", "openvino", "polygraphy")
@@ -67,7 +67,7 @@ def target(
     options: Options,
     conditions: Sequence[str],
     used: Mapping[str, Entry],
-    figures: Sequence[Figure],
+    figures: Sequence[ParityResult],
     gated: bool,
 ) -> dict[str, Any]:
     """One entry of the manifest's `targets`. conditions: those with an engine; used: the finished files by name; gated:

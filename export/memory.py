@@ -44,7 +44,7 @@ class MemoryMeter:
                 return
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Hand freed memory back to the system. glibc keeps it wherever something above it is still in use: weights of tens
     of MB each, freed one session after the other, would stay with the process."""
     gc.collect()

@@ -20,14 +20,14 @@ from dod_runtime.console import progress
 from export import report
 from export.cache import BuildCache, Entry, hash_sources
 from export.engines.targets import TARGETS
-from export.graphs import components, conditions, trace
+from export.graphs import components, condition_files, trace
 from export.graphs.fp16 import check_fp32_modules, fp16_copy
-from export.graphs.workers import TraceJob, trace_all
+from export.graphs.trace_workers import TraceJob, trace_all
 from export.interface import Component, read_components
 from export.manifest import describe, target
 from export.memory import MemoryMeter
-from export.parity.compare import Figure, check
-from export.parity.reference import Values
+from export.parity.compare import ParityResult, check
+from export.parity.runs import Values
 from export.precision import record as precision_record
 from export.preflight import (
     MODEL_SOURCES,
@@ -77,11 +77,11 @@ class Build:
         self.cache.hash_ahead()
         self.model = load_model(*source)
         check_fp32_modules(self.model, options.fp32_modules or ())
-        self.conditions = conditions.chosen_conditions(self.model, options.conditions)
-        self.engine_conditions = conditions.engine_conditions(self.conditions, options.engine_conditions)
+        self.conditions = condition_files.chosen_conditions(self.model, options.conditions)
+        self.engine_conditions = condition_files.engine_conditions(self.conditions, options.engine_conditions)
         self._meta_copies: dict[str, DOD] = {}
         self.fp32_modules: tuple[str, ...] = (precision_step.UNMEASURED,)
-        self.precision: precision_record.Record | None = None
+        self.precision: precision_record.PrecisionRecord | None = None
         self.computed: Values = {}
         self.trained, self.checkpoint = hash_tensors(self.model.trained_tensors()), hash_model(self.model)
         self.settings = settings_of(self.model)
@@ -104,7 +104,7 @@ class Build:
         """Build what is stale, prove it, write the bundle; returns the exit code."""
         if not self.conditions:
             model = {"preset": self.model.preset.name, "checkpoint": self.options.checkpoint}
-            print(f"warning: {conditions.without_prototypes(model)}", file=sys.stderr, flush=True)
+            print(f"warning: {condition_files.without_prototypes(model)}", file=sys.stderr, flush=True)
         with self.cache, MemoryMeter() as memory:
             bundle = self.make()
         size = sum(record.bytes for record in bundle.manifest.files.values())
@@ -131,7 +131,7 @@ class Build:
         report.write(self.cache, manifest, figures, images, self.cache.path(simplify_step.RECORD), self.precision)
         return self.cache.finish(manifest)
 
-    def simplify(self) -> list[Figure]:
+    def simplify(self) -> list[ParityResult]:
         """Fold what is constant into the model; the model held against itself as it was loaded."""
         inputs = {**self._inputs("fp32"), "samples": hash_samples(self.samples)}
         step = self.cache, self.model, self.samples[0], inputs, self.explaining
@@ -193,12 +193,12 @@ class Build:
             name = f"conditions/{condition}.safetensors"
             inputs: dict[str, Any] = {"model": self.trained, "prototype": prototype, "sources": self.sources}
             inputs["share"] = self.model.share(condition)
-            inputs["written by"] = hash_sources([Path(conditions.__file__)])
+            inputs["written by"] = hash_sources([Path(condition_files.__file__)])
             if not self.cache.fresh(name, inputs) and not self.explaining:
-                maker = partial(conditions.write_condition, self.model, condition)
+                maker = partial(condition_files.write_condition, self.model, condition)
                 self._made(name, self.cache.make(name, inputs, maker)[0])
 
-    def check_parity(self) -> tuple[list[Figure], dict[str, Path]]:
+    def check_parity(self) -> tuple[list[ParityResult], dict[str, Path]]:
         """The figures of every path, proven anew where what it runs changed, and the restored samples."""
         made = self.cache, self.model, self.fp32_modules, self._provisional_bundle()
         computed, self.computed = self.computed, {}
@@ -225,7 +225,7 @@ class Build:
         data["files"] = {n: {"bytes": e.bytes, "sha256": e.sha256} for n, e in self.cache.used.items()}
         return Bundle(self.cache.folder, Manifest.parse(data))
 
-    def manifest(self, figures: Sequence[Figure], targets: Sequence[str]) -> dict:
+    def manifest(self, figures: Sequence[ParityResult], targets: Sequence[str]) -> dict:
         """`bundle.json` without its files."""
         return describe(
             self.model,
@@ -238,7 +238,7 @@ class Build:
             parity=[*report.rows(figures), *report.unchecked_rows(figures, ("auto", *self.conditions))],
         )
 
-    def _target(self, name: str, figures: Sequence[Figure]) -> dict:
+    def _target(self, name: str, figures: Sequence[ParityResult]) -> dict:
         gated = self.model.gate is not None
         return target(name, self.options, self.engine_conditions, self.cache.used, figures, gated)
 

@@ -15,19 +15,19 @@ from PIL import Image
 from dod_runtime.console import table
 from export.cache import BuildCache
 from export.graphs import costs
-from export.graphs.conditions import without_prototypes
-from export.parity.compare import GATES, Figure, unchecked
-from export.precision import report as precision_report
+from export.graphs.condition_files import without_prototypes
+from export.parity.compare import GATES, ParityResult, unchecked
+from export.precision import plot, summary
 
 HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "threshold", "")
 
 
-def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Iterable[str] = ()) -> str:
+def parity_table(figures: Sequence[ParityResult], markdown: bool = False, paths: Iterable[str] = ()) -> str:
     """The worst figure over the images for each path, component and step, in the order they were measured.
 
     paths: the condition paths of the bundle. Those that were not checked are listed.
     """
-    groups: dict[tuple[str, str, str], list[Figure]] = {}
+    groups: dict[tuple[str, str, str], list[ParityResult]] = {}
     for figure in figures:
         groups.setdefault((figure.path, figure.component, figure.step), []).append(figure)
     rows = []
@@ -55,42 +55,42 @@ def parity_table(figures: Sequence[Figure], markdown: bool = False, paths: Itera
     return "\n\n".join(sections)
 
 
-def _verdict(members: Sequence[Figure]) -> str:
+def _verdict(members: Sequence[ParityResult]) -> str:
     passed = all(figure.passed for figure in members)
     if members[0].step in GATES and members[0].threshold:
         return "ok" if passed else "missed: not offered"
     return "ok" if passed else "FAILED"
 
 
-def write_figures(figures: Sequence[Figure], path: Path) -> None:
+def write_figures(figures: Sequence[ParityResult], path: Path) -> None:
     """All figures as JSON."""
     path.write_text(json.dumps(rows(figures), indent=1) + "\n")
 
 
-def rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+def rows(figures: Sequence[ParityResult]) -> list[dict[str, Any]]:
     """The figures for JSON, which has no infinity: where nothing differs, the decibels are null."""
     return [{k: None if v == math.inf and k != "max_abs" else v for k, v in asdict(each).items()} for each in figures]
 
 
-def unchecked_rows(figures: Sequence[Figure], paths: Iterable[str]) -> list[dict[str, Any]]:
+def unchecked_rows(figures: Sequence[ParityResult], paths: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of the manifest's `parity` for condition paths that were not checked: no value, `passed` is null."""
-    empty = dict.fromkeys(each.name for each in fields(Figure))
+    empty = dict.fromkeys(each.name for each in fields(ParityResult))
     stated = {"component": "pipeline", "step": "not checked", "measured_with": "no sample ran this path"}
     return [{**empty, **stated, "path": path} for path in unchecked(figures, paths)]
 
 
-def read_figures(path: Path) -> list[Figure]:
+def read_figures(path: Path) -> list[ParityResult]:
     """What `write_figures` wrote."""
     return figures_of(json.loads(path.read_text()))
 
 
-def figures_of(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+def figures_of(rows: Sequence[dict[str, Any]]) -> list[ParityResult]:
     """The figures of `rows`, read back."""
     figures = []
     for row in rows:
         for key in ("snr_db", "psnr_db") if row["component"] == "pipeline" else ("snr_db",):
             row[key] = math.inf if row[key] is None else row[key]
-        figures.append(Figure(**row))
+        figures.append(ParityResult(**row))
     return figures
 
 
@@ -107,7 +107,7 @@ def write_comparison(degraded: np.ndarray, restored: np.ndarray, path: Path) -> 
 def write(
     cache: BuildCache,
     manifest: Mapping[str, Any],
-    figures: Sequence[Figure],
+    figures: Sequence[ParityResult],
     images: Mapping[str, Path],
     simplified: Path,
     precision: Mapping[str, Any] | None = None,
@@ -148,7 +148,7 @@ def write(
         f"One image of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: what "
         "the operators read and write one by one in float32, weights included.",
         costs.section(json.loads(simplified.read_text())["graphs"]),
-        *(precision_report.section(precision, precision_report.PLOT) if precision else ()),
+        *(summary.section(precision, plot.PLOT) if precision else ()),
         "## Photographs",
         *(
             f"{name}, degraded and restored (condition `auto`):\n\n![{name}](report/{p.name})"

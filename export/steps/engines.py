@@ -13,15 +13,15 @@ from dod_runtime.bundle.schema import REFITTED, MergeEntry
 from dod_runtime.console import progress
 from export.cache import BuildCache, Entry, hash_sources
 from export.engines.build import BUILDER, EngineJob, build_engines
-from export.engines.targets import TARGETS, Target, gpu_here
-from export.graphs import conditions
+from export.engines.targets import TARGETS, EngineTarget, gpu_here
+from export.graphs import condition_files
 from export.graphs.components import GRAPHS
 from export.interface import Component, engine_list, library_version, profile
 from export.preflight import ROOT, Options
 
 SOURCES = [
     BUILDER,
-    ROOT / "export" / "graphs" / "conditions.py",
+    ROOT / "export" / "graphs" / "condition_files.py",
     *(ROOT / "runtime" / "dod_runtime" / "bundle" / f"{name}.py" for name in ("merge", "safetensors")),
 ]
 """What configures the builder, and merges what it builds."""
@@ -75,10 +75,10 @@ def _graph(cache: BuildCache, model: DOD, precision: str, graph: str, condition:
         return onnx_path
     folder = scratch / condition
     folder.mkdir()
-    return conditions.write_merged_graph(
+    return condition_files.write_merged_graph(
         onnx_path,
         onnx_path.with_name("unet.safetensors"),
-        conditions.merge_entries(model),
+        condition_files.merge_entries(model),
         read_tensors(cache.path(f"conditions/{condition}.safetensors"))["modulation"],
         folder,
     )
@@ -86,12 +86,17 @@ def _graph(cache: BuildCache, model: DOD, precision: str, graph: str, condition:
 
 def _exchanged(model: DOD) -> tuple[str, ...]:
     """The weights of the merged graph that a condition decides."""
-    entries = (MergeEntry(**entry) for entry in conditions.merge_entries(model))
+    entries = (MergeEntry(**entry) for entry in condition_files.merge_entries(model))
     return tuple(name for entry in entries for name in entry.changes)
 
 
 def _inputs(
-    cache: BuildCache, options: Options, target: Target, graph: str, condition: str | None, refittable: Sequence[str]
+    cache: BuildCache,
+    options: Options,
+    target: EngineTarget,
+    graph: str,
+    condition: str | None,
+    refittable: Sequence[str],
 ) -> dict[str, object]:
     precision = options.precisions[-1]
     gpu = gpu_here() if target.built_on_gpu or refittable else None

@@ -15,17 +15,21 @@ from dod_runtime.console import progress
 from export import report
 from export.cache import BuildCache, hash_sources, package_sources
 from export.interface import version
+from export.parity.bundle_process import CheckedRun
 from export.parity.check import check_count, check_parity
-from export.parity.compare import GATES, Figure
-from export.parity.reference import ParityCheck, Run, Values, load_sample, paths_of, sample_pixels, subjects
+from export.parity.compare import GATES, ParityResult
+from export.parity.runs import ParityRun, Values, load_sample, parity_steps, paths_of, sample_pixels
 from export.preflight import ROOT, hash_samples
 
 COMPUTING = (
     "graphs/fp16",
-    "parity/reference",
-    "parity/compare",
+    "parity/bundle_process",
     "parity/check",
-    "precision/ranges",
+    "parity/compare",
+    "parity/reference",
+    "parity/runs",
+    "parity/sequence",
+    "precision/calibration",
     "steps/parity",
     "steps/simplify",
 )
@@ -45,7 +49,7 @@ def measured(
     settings: Mapping[str, object],
     explaining: bool,
     computed: Values,
-) -> tuple[list[Figure], dict[str, Path]]:
+) -> tuple[list[ParityResult], dict[str, Path]]:
     """The figures of every path, step by step, and the restored samples as images, by sample.
 
     bundle: the files made so far. settings: what decides the model's graphs and is in no file. Where a path is stale,
@@ -73,7 +77,7 @@ def measured(
             checked = check_parity(model, fp32_modules, bundle, stale, Path(scratch), computed)
             checks = list(progress(checked, check_count(bundle, stale), "parity"))
         for path in stale:
-            figures = [figure for check in checks if check.path == path for figure in check.figures]
+            figures = [figure for check in checks if check.path == path for figure in check.results]
             report.write_figures(figures, cache.path(records[path]))
             cache.record(records[path], inputs[path], time.monotonic() - start)
         if "auto" in stale:
@@ -81,13 +85,13 @@ def measured(
             for sample, name in zip(samples, images.values(), strict=True):
                 report.write_comparison(sample_pixels(sample, largest), _restored(checks, sample), cache.path(name))
                 cache.record(name, inputs["auto"], 0)
-    steps = ["merged", *(subject.step for subject in subjects(bundle))]
+    steps = ["merged", *(step.name for step in parity_steps(bundle))]
     figures = [figure for name in records.values() for figure in report.read_figures(cache.path(name))]
     figures.sort(key=lambda figure: steps.index(figure.step))
     return figures, {sample: cache.path(name) for sample, name in images.items()}
 
 
-def _inputs(cache: BuildCache, bundle: Bundle, samples: Sequence[Path], runs: Sequence[Run]) -> dict[str, object]:
+def _inputs(cache: BuildCache, bundle: Bundle, samples: Sequence[Path], runs: Sequence[ParityRun]) -> dict[str, object]:
     """What decides the figures of one path."""
     path, components, names = runs[0].path, runs[0].components, [run.sample.name for run in runs]
     precisions = bundle.manifest.precisions.values()
@@ -96,14 +100,14 @@ def _inputs(cache: BuildCache, bundle: Bundle, samples: Sequence[Path], runs: Se
     return {
         "files": {name: cache.used[name].sha256 for name in sorted(files)},
         "samples": hash_samples([each for each in samples if each.name in names]),
-        "alone": {run.sample.name: list(run.alone) for run in runs},
-        "subjects": [subject.step for subject in subjects(bundle)],
+        "alone": {run.sample.name: list(run.isolated) for run in runs},
+        "subjects": [step.name for step in parity_steps(bundle)],
         "sources": hash_sources(SOURCES),
         "libraries": {name: version(name) for name in ("torch", "onnxruntime", "openvino")},
     }
 
 
-def _restored(checks: Sequence[ParityCheck], sample: Path) -> np.ndarray:
+def _restored(checks: Sequence[CheckedRun], sample: Path) -> np.ndarray:
     """A sample as the last of the steps restored it that is in every bundle."""
     shown = [each for each in checks if (each.sample, each.path) == (sample.name, "auto") and each.step not in GATES]
     return shown[-1].restored

@@ -12,22 +12,25 @@ import torch
 
 from dod.model.dod import DOD
 from export.cache import BuildCache, hash_sources
-from export.precision.record import Record, calibrate, degradations
-from export.precision.report import PLOT, draw
+from export.precision.plot import PLOT, draw
+from export.precision.record import PrecisionRecord, calibrate, degradations
 from export.preflight import ROOT, Options, sample_paths
 
 RECORD = "report/precision.json"
 UNMEASURED = "to be measured"
 SOURCES = [
-    *(ROOT / "export" / "precision" / f"{name}.py" for name in ("probe", "ranges", "search", "record")),
-    ROOT / "export" / "parity" / "compare.py",
+    *(
+        ROOT / "export" / "precision" / f"{name}.py"
+        for name in ("calibration", "probe", "ranges", "record", "search", "sensitivity")
+    ),
+    *(ROOT / "export" / "parity" / f"{name}.py" for name in ("compare", "reference", "sequence")),
 ]
 DEGRADING = [ROOT / "dod" / "data" / f"{name}.py" for name in ("degradations", "kernels")]
 
 
 def measured(
     cache: BuildCache, model: DOD, options: Options, inputs: Mapping[str, object], explaining: bool
-) -> Record | None:
+) -> PrecisionRecord | None:
     """The record of `calibrate`, made where it is stale (None while explaining), and its plot.
 
     inputs: what identifies the model, its code and the photographs. Each trial is a line on stderr.
@@ -55,7 +58,7 @@ def measured(
     record = json.loads(cache.path(RECORD).read_text()) if fresh or not explaining else None
     drawn = {
         "record": cache.used[RECORD].sha256 if record else UNMEASURED,
-        "sources": hash_sources([ROOT / "export" / "precision" / "report.py"]),
+        "sources": hash_sources([ROOT / "export" / "precision" / "plot.py"]),
     }
     if not cache.fresh(PLOT, drawn) and not explaining:
         assert record is not None

@@ -236,7 +236,7 @@ def test_a_target_that_needs_a_gpu(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "find_spec", lambda name: True)
-    monkeypatch.setattr(targets, "why_no_gpu", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(targets, "gpu_unavailable_reason", lambda: "no NVIDIA driver")
     errors = refused(capsys, tmp_path / "x", "--targets", "tensorrt")
     assert "target tensorrt cannot be built here: no NVIDIA driver" in errors
     assert choose_targets(None) == (("onnxruntime", "openvino", "tensorrt_rtx"), {"tensorrt": "no NVIDIA driver"})
@@ -244,7 +244,7 @@ def test_a_target_that_needs_a_gpu(
 
 def test_targets_that_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "find_spec", lambda name: True)
-    monkeypatch.setattr(targets, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(targets, "gpu_unavailable_reason", lambda: None)
     assert choose_targets(None) == (TARGET_NAMES, {})
     assert choose_targets(["tensorrt_rtx", "onnxruntime", "tensorrt_rtx"]) == (("tensorrt_rtx", "onnxruntime"), {})
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from export.engines.build import EngineJob, TensorInfo, build_engine, build_engines
-from export.engines.targets import TENSORRT, TENSORRT_RTX, Target, why_no_gpu
+from export.engines.targets import TENSORRT, TENSORRT_RTX, Target, gpu_unavailable_reason
 from export.errors import TargetError
 from tests.export.small_graphs import PROFILE, THREE_GPUS, build_rtx, store_outside
 
@@ -65,7 +65,7 @@ def test_the_tensorrt_role_played_by_rtx(graph: Path, tmp_path: Path) -> None:
     role = Target("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
     record = build_engine(graph, tmp_path / "block.engine", target=role, profile=PROFILE)
     assert record.target == "tensorrt" and record.tf32 is False
-    assert (record.gpu is None) == (why_no_gpu() is not None)
+    assert (record.gpu is None) == (gpu_unavailable_reason() is not None)
     with pytest.raises(TargetError, match="name no compute capabilities"):
         build_engine(graph, tmp_path / "b.engine", target=role, profile=PROFILE, compute_capabilities=["8.9"])
 

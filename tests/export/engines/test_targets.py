@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_fp16, unavailable_reason, why_no_gpu
+from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_fp16, unavailable_reason, gpu_unavailable_reason
 from export.errors import TargetError
 from tests.export.small_graphs import build_rtx, tiny_graph
 
@@ -20,7 +20,7 @@ def test_why_not() -> None:
     absent = Target("tensorrt", module="no_such_library", extra="tensorrt", built_on_gpu=True)
     assert unavailable_reason(absent) == "no_such_library is not installed: pip install -e '.[tensorrt]'"
     here_but_for_the_gpu = Target("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
-    assert unavailable_reason(here_but_for_the_gpu) == why_no_gpu()
+    assert unavailable_reason(here_but_for_the_gpu) == gpu_unavailable_reason()
 
 
 def test_the_capabilities_known_are_the_librarys() -> None:

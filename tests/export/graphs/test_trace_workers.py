@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from export.errors import GraphError
-from export.graphs.workers import TraceJob, trace_all
+from export.graphs.trace_workers import TraceJob, trace_all
 
 
 class Ended:

@@ -18,7 +18,7 @@ from dod_runtime.bundle.safetensors import tensor_spans
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError
 from dod_runtime.permissions import current_umask
-from export.graphs.conditions import (
+from export.graphs.condition_files import (
     chosen_conditions,
     engine_conditions,
     merge_entries,
