@@ -51,4 +51,4 @@ def test_a_checkpoint_without_prototypes_says_so(unnamed: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert Bundle.open(out).manifest.conditions == {}
     for text in (done.stderr, (out / "report.md").read_text()):
-        assert "tiny has no prototypes" in text and "python -m dod.training.stages calibrate" in text
+        assert "tiny has no prototypes" in text and "dod-train calibrate" in text

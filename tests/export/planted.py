@@ -1,4 +1,4 @@
-"""A model that computes what it did before, but by way of numbers that float16 cannot hold."""
+"""A model with the same results and an intermediate value that float16 cannot hold."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ SCALE = 2.0**18
 
 @torch.no_grad()
 def plant_overflow(model: DOD, scale: float = SCALE) -> DOD:
-    """A copy with one convolution of a detail module `scale` times as large, and with the weights that read it divided
-    by as much: leaky ReLU keeps a positive factor, and a power of two changes nothing in float32."""
+    """Copy the model with one convolution of a detail module scaled up, and the weights that read its result down.
+
+    Leaky ReLU commutes with a positive factor, and a power of two does not round in float32, so results stay the same.
+    """
     planted = copy.deepcopy(model)
     block: Any = planted.get_submodule(BLOCK)
     first = block.convs[0]

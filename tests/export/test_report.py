@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from export.parity.compare import figure, unchecked
+from export.parity.compare import compare_output, unchecked
 from export.report import parity_table, read_figures, rows, unchecked_rows, write_comparison, write_figures
 from tests.export.parity.test_compare import of_psnr
 
@@ -17,10 +17,10 @@ from tests.export.parity.test_compare import of_psnr
 def test_figures_survive_the_file(tmp_path: Path) -> None:
     reference, value = of_psnr(50)
     figures = [
-        figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
-        figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
-        figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
-        figure("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
+        compare_output("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
+        compare_output("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
+        compare_output("a.png", "auto", "encoder", "onnx fp32", reference, reference),
+        compare_output("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
     ]
     write_figures(figures, tmp_path / "parity.json")
     assert read_figures(tmp_path / "parity.json") == figures
@@ -29,22 +29,22 @@ def test_figures_survive_the_file(tmp_path: Path) -> None:
 
 def test_the_table_shows_the_worst() -> None:
     reference, value = of_psnr(50)
-    good = figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5)
-    exact = figure("b.png", "auto", "pipeline", "torch fp16", reference, reference)
+    good = compare_output("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5)
+    exact = compare_output("b.png", "auto", "pipeline", "torch fp16", reference, reference)
     assert "50.0" in parity_table([exact, good]) and "FAILED" not in parity_table([exact, good])
     assert "exact" in parity_table([exact])
-    bad = figure("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
+    bad = compare_output("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
     text = parity_table([good, bad, exact])
     assert "44.0" in text and "FAILED" in text and "50.0" not in text and "worst of 3 photographs" in text
-    lost = figure("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
+    lost = compare_output("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
     assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
 
 
 def test_paths_that_no_runtime_ran_are_listed() -> None:
     reference, value = of_psnr(50)
-    ran = figure("a.png", "auto", "pipeline", "onnx fp32", reference + 0.5, value + 0.5)
-    in_pytorch = figure("a.png", "rain", "pipeline", "merged", reference + 0.5, value + 0.5)
-    alone = figure("a.png", "rain", "unet_merged", "onnx fp32", reference + 0.5, value + 0.5)
+    ran = compare_output("a.png", "auto", "pipeline", "onnx fp32", reference + 0.5, value + 0.5)
+    in_pytorch = compare_output("a.png", "rain", "pipeline", "merged", reference + 0.5, value + 0.5)
+    alone = compare_output("a.png", "rain", "unet_merged", "onnx fp32", reference + 0.5, value + 0.5)
     paths = ("auto", "haze", "rain")
     assert unchecked([ran, in_pytorch, alone], paths) == ["haze", "rain"]
     assert unchecked([ran, replace(ran, path="haze"), replace(ran, path="rain")], paths) == []
