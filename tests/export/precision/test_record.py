@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,9 @@ from export.graphs.simplify import fold_upsampling
 from export.precision import record as record_module
 from export.precision.calibration import load_image, restore
 from export.precision.ranges import CalibrationReference
-from export.precision.record import calibrate, check, degradations, quantised, sums_in_float32
+from export.precision.record import PrecisionRecord, check, degradations, quantised, sums_in_float32
 from tests.dod.small_model import image, normal
 from tests.export.planted import BLOCK, LOUD
-
-
-def quiet(text: str) -> None:
-    pass
 
 
 def test_the_planted_model_computes_the_same(model: DOD, planted: DOD) -> None:
@@ -31,8 +26,8 @@ def test_the_planted_model_computes_the_same(model: DOD, planted: DOD) -> None:
         torch.testing.assert_close(model(pixels), planted(pixels), rtol=0, atol=1e-6)
 
 
-def test_an_overflow_is_found_named_and_cured(planted: DOD, paths: list[Path]) -> None:
-    record = calibrate(planted, paths, None, quiet)
+def test_an_overflow_is_found_named_and_cured(cured_record: PrecisionRecord) -> None:
+    record = cured_record
     assert list(record["fp32_modules"]) == [BLOCK], "the smallest module whose own result is in range"
     assert LOUD in record["fp32_modules"][BLOCK]
     assert all(is_inside(module, {BLOCK}) for module in record["overflows"].values()) and not record["uncovered"]
@@ -43,14 +38,12 @@ def test_an_overflow_is_found_named_and_cured(planted: DOD, paths: list[Path]) -
     check(record)
 
 
-def test_without_the_cure_the_build_fails(planted: DOD, paths: list[Path]) -> None:
-    record = calibrate(planted, paths, (), quiet)
+def test_without_the_cure_the_build_fails(overflowing_record: PrecisionRecord) -> None:
     with pytest.raises(ParityError, match=f"not finite.*{LOUD} conv2d.*65504.*--fp32-modules"):
-        check(record)
+        check(overflowing_record)
 
 
-def test_no_module_stays_in_fp32_without_need(model: DOD, paths: list[Path]) -> None:
-    record = json.loads(json.dumps(calibrate(model, paths, None, quiet)))
+def test_no_module_stays_in_fp32_without_need(record: PrecisionRecord) -> None:
     assert record["fp32_modules"] == {} and not record["overflows"] and record["trials"][0]["psnr_db"] > 48
     others = record["other_precisions"]
     assert others["bf16"]["psnr_db"] < record["trials"][0]["psnr_db"]
@@ -62,12 +55,11 @@ def test_no_module_stays_in_fp32_without_need(model: DOD, paths: list[Path]) -> 
                 check(changed, (name,))
 
 
-def test_photographs_that_name_no_condition_are_degraded(model: DOD, paths: list[Path]) -> None:
+def test_photographs_that_name_no_condition_are_degraded(record: PrecisionRecord) -> None:
     named = [Path("haze_1.png"), Path("IMG_1234.jpg"), Path("low-light.png"), Path("IMG_1235.jpg"), Path("x.png")]
     conditions = ("haze", "snow", "rain", "low-light", "noise")
     assert degradations(named, conditions) == {named[1]: "rain", named[3]: "noise"}, "snow is unknown; haze is there"
     assert degradations(named[:1], conditions) == {} == degradations([Path("haze.png")], ("haze",))
-    record = calibrate(model, paths, (), quiet, {paths[0]: "noise"})
     assert any(each.startswith("a.png (noise)") for each in record["images"])
 
 
