@@ -76,7 +76,8 @@ def open_backends(bundle: Bundle, arguments: Namespace, num_threads: int) -> tup
     not_run: dict[str, str] = {}
     for precision in dict.fromkeys(arguments.precision):
         check_precision(precision, bundle)
-        for name, reason in available_backends(bundle, BackendOptions(arguments.device, precision, num_threads)).items():
+        asked = BackendOptions(arguments.device, precision, num_threads)
+        for name, reason in available_backends(bundle, asked).items():
             if reason is None and name in ON_CPU and any(on_gpu(each) for each in restorers):
                 reason = "a GPU backend can run here; name both with --backends to measure this one too"
             try:

@@ -42,7 +42,9 @@ def load_photographs(
         if str(source) == SCIKIT_IMAGE:
             loaded = {name: _load_from_scikit_image(name) for name in SCIKIT_IMAGE_NAMES[:limit]}
         else:
-            loaded = {name: np.asarray(_load_rgb(path)) for name, path in list(find_images(Path(source)).items())[:limit]}
+            loaded = {
+                name: np.asarray(_load_rgb(path)) for name, path in list(find_images(Path(source)).items())[:limit]
+            }
         if duplicates := sorted(found.keys() & loaded.keys()):
             raise UsageError(f"photograph {duplicates[0]} is in {source} and in an earlier folder: rename one of them")
         found |= loaded

@@ -1,4 +1,4 @@
-"""What is measured: one model on one path, from an image in memory to the restored one, with each part's seconds."""
+"""Runs to measure: one model on one condition path, from an image in memory to the restored one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dod_runtime.restorer import Observer, Restorer
 __all__ = ["PARTS", "Job", "Runner"]
 
 PARTS = ("mfm", "gate", "encoder", "unet", "decoder")
+"""Components that are timed, in order. `unet` stands for both UNet graphs."""
 
 
 class Model(Protocol):
-    """What a `dod_runtime.Restorer` and a `TorchModel` have in common."""
+    """Common interface of `dod_runtime.Restorer` and `TorchModel`."""
 
     @property
     def backend(self) -> str: ...
@@ -33,7 +34,13 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """The work: an image uint8 [H, W, 3], how many of it at once, and the path (`auto` or a condition)."""
+    """Work of one run.
+
+    Attributes:
+        pixels: The image, uint8 [H, W, 3].
+        batch: Number of copies that are restored at once.
+        condition: `auto` or a condition.
+    """
 
     pixels: np.ndarray
     batch: int
@@ -42,9 +49,13 @@ class Job:
 
 @dataclass(eq=False)
 class Runner:
-    """One model at one job. `restorer` prepares and finishes the images of all, so that only the model differs.
+    """One model and one job.
 
-    output: what the model gave last, before it is rounded to an image: float32 [B, 3, H, W], about [-1, 1].
+    Attributes:
+        model: The model.
+        restorer: Restorer that prepares and finishes the images of all runners, so that only the model differs.
+        job: The job.
+        output: The model's last result before it is rounded, float32 [B, 3, H, W], roughly in [-1, 1].
     """
 
     model: Model
@@ -54,13 +65,16 @@ class Runner:
 
     @property
     def device(self) -> str:
-        """`cpu` or `cuda`: where it computes."""
+        """Device that computes: `cpu` or `cuda`."""
         return "cpu" if self.model.backend in ("pytorch_cpu", *ON_CPU) else "cuda"
 
     def visit(self) -> dict[str, float]:
-        """Restores the job once. The seconds of each component, and of the `image`: prepare, components, finish.
+        """Restore the job once and time it.
 
-        On a GPU the whole is measured by a run of its own, because each component's clock waits for the GPU.
+        On a GPU the image is timed in a run of its own, because each component's clock waits for the GPU.
+
+        Returns:
+            Seconds of each component, and of the `image` from preparation to the finished pixels.
         """
         seconds: dict[str, float] = {}
 
@@ -75,7 +89,14 @@ class Runner:
         return {**seconds, "image": (time.perf_counter_ns() - start) / 1e9}
 
     def restore(self, observe: Observer | None = None) -> np.ndarray:
-        """Restores the job and returns `output`."""
+        """Restore the job.
+
+        Args:
+            observe: Function that is called with each component and its seconds.
+
+        Returns:
+            The new `output`.
+        """
         job = self.job
         prepared = [self.restorer.prepare(job.pixels, job.condition) for _ in range(job.batch)]
         crops = [each.crops for each in prepared if each.crops is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from dod_runtime.bundle.schema import GATE, REFITTED, dimension
-from export.engines.build import Profile
+from export.engines.build import InputShapes
 from export.engines.targets import TARGETS
 
 __all__ = ["ComponentSpecs", "engine_list", "library_version", "profile", "read_components", "version"]
@@ -38,7 +38,7 @@ def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, Compon
     return found
 
 
-def profile(component: ComponentSpecs, batches: Sequence[int], sides: Sequence[int]) -> Profile:
+def profile(component: ComponentSpecs, batches: Sequence[int], sides: Sequence[int]) -> InputShapes:
     """Return the smallest, optimal and largest shape of each input. Batch, height and width grow together.
 
     Args:

@@ -9,9 +9,9 @@ import dod
 from dod_runtime.bundle.schema import SCHEMA
 from export.engines.targets import TARGETS
 from export.graphs.components import graphs_of
-from export.graphs.conditions import merge_entries
+from export.graphs.condition_files import merge_entries
 from export.interface import ComponentSpecs, engine_list, version
-from export.parity.compare import Figure, passed_gates
+from export.parity.compare import ParityResult, passed_gates
 from export.plan import BuildPlan
 from export.results import manifest_rows
 from export.steps.engines import engine_file
@@ -27,7 +27,7 @@ def describe(
     components: Mapping[str, ComponentSpecs],
     fp32_modules: Sequence[str],
     targets: Mapping[str, dict[str, Any]],
-    results: Sequence[Figure],
+    results: Sequence[ParityResult],
 ) -> dict[str, Any]:
     """Return the content of `bundle.json`, its `files` empty.
 
@@ -70,7 +70,7 @@ def describe(
     }
 
 
-def describe_target(name: str, plan: BuildPlan, results: Sequence[Figure]) -> dict[str, Any]:
+def describe_target(name: str, plan: BuildPlan, results: Sequence[ParityResult]) -> dict[str, Any]:
     """Return one entry of the manifest's `targets`.
 
     Args:

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import psutil
 
-__all__ = ["MemoryMeter", "give_back"]
+__all__ = ["MemoryMeter", "release_memory"]
 
 PERIOD_SECONDS = 0.5
 
@@ -53,7 +53,7 @@ class MemoryMeter:
                 return
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return freed memory to the system.
 
     glibc keeps a freed block while a later one is in use: weights of tens of MB each, freed one session after the

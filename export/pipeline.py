@@ -16,13 +16,13 @@ from export.cache import Artifact, BuildCache
 from export.engines.targets import TARGETS
 from export.fingerprints import hash_images
 from export.graphs.components import graphs_of
-from export.graphs.conditions import without_prototypes
+from export.graphs.condition_files import without_prototypes
 from export.graphs.fp16 import check_fp32_modules
 from export.interface import ComponentSpecs, read_components
 from export.manifest import describe, describe_target
 from export.memory import MemoryMeter
 from export.options import BuildOptions
-from export.parity.compare import Figure, check
+from export.parity.compare import ParityResult, check
 from export.plan import make_plan
 from export.precision import record as precision_record
 from export.preflight import check_exportable, check_memory, check_out, check_room, check_sizes, image_paths
@@ -98,7 +98,7 @@ class Build:
         )
         return 0
 
-    def _make_bundle(self) -> tuple[dict[str, Any], list[Figure]]:
+    def _make_bundle(self) -> tuple[dict[str, Any], list[ParityResult]]:
         """Make everything. Returns the content of `bundle.json` and the parity results."""
         self._make(self.simplification.artifacts())
         self.simplification.apply()
@@ -170,7 +170,7 @@ class Build:
         data["files"] = {n: {"bytes": e.bytes, "sha256": e.sha256} for n, e in self.cache.used.items()}
         return Bundle(self.cache.folder, Manifest.parse(data))
 
-    def _manifest(self, results: Sequence[Figure], targets: Sequence[str]) -> dict[str, Any]:
+    def _manifest(self, results: Sequence[ParityResult], targets: Sequence[str]) -> dict[str, Any]:
         described = {name: describe_target(name, self.plan, results) for name in targets}
         return describe(self.plan, self._components(), precision.read_fp32_modules(self.plan), described, results)
 

@@ -10,7 +10,7 @@ from typing import Any
 from dod.model.dod import DOD
 from export.cache import BuildCache
 from export.fingerprints import hash_model, hash_tensors, settings_of
-from export.graphs.conditions import chosen_conditions, engine_conditions
+from export.graphs.condition_files import chosen_conditions, engine_conditions
 from export.options import BuildOptions
 from export.sources import MODEL, hash_sources
 

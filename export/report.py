@@ -12,10 +12,10 @@ from PIL import Image
 
 from dod_runtime.console import table
 from export.graphs import costs
-from export.graphs.conditions import without_prototypes
+from export.graphs.condition_files import without_prototypes
 from export.ledger import CacheEntry
-from export.parity.compare import GATES, Figure, unchecked
-from export.precision import report as precision_report
+from export.parity.compare import GATES, ParityResult, unchecked
+from export.precision import plot, summary
 from export.results import verdict
 
 __all__ = ["parity_table", "report_text", "write_comparison"]
@@ -23,7 +23,7 @@ __all__ = ["parity_table", "report_text", "write_comparison"]
 HEADERS = ("path", "component", "step", "max abs", "SNR dB", "PSNR dB", "threshold", "")
 
 
-def parity_table(results: Sequence[Figure], markdown: bool = False, paths: Iterable[str] = ()) -> str:
+def parity_table(results: Sequence[ParityResult], markdown: bool = False, paths: Iterable[str] = ()) -> str:
     """Return the worst result over the images for each path, component and step, in the order of measurement.
 
     Args:
@@ -31,7 +31,7 @@ def parity_table(results: Sequence[Figure], markdown: bool = False, paths: Itera
         markdown: format as Markdown.
         paths: condition paths of the bundle; those that were not checked are listed below the table.
     """
-    groups: dict[tuple[str, str, str], list[Figure]] = {}
+    groups: dict[tuple[str, str, str], list[ParityResult]] = {}
     for result in results:
         groups.setdefault((result.path, result.component, result.step), []).append(result)
     rows = []
@@ -59,7 +59,7 @@ def parity_table(results: Sequence[Figure], markdown: bool = False, paths: Itera
     return "\n\n".join(sections)
 
 
-def _status(members: Sequence[Figure]) -> str:
+def _status(members: Sequence[ParityResult]) -> str:
     passed = all(result.passed for result in members)
     if members[0].step in GATES and members[0].threshold:
         return "ok" if passed else "missed: not offered"
@@ -82,7 +82,7 @@ def write_comparison(degraded: np.ndarray, restored: np.ndarray, path: Path) -> 
 def report_text(
     manifest: Mapping[str, Any],
     files: Mapping[str, CacheEntry],
-    results: Sequence[Figure],
+    results: Sequence[ParityResult],
     images: Mapping[str, str],
     graph_costs: Mapping[str, Any],
     precision: Mapping[str, Any] | None = None,
@@ -130,7 +130,7 @@ def report_text(
         f"One image of {costs.SIDE} x {costs.SIDE} px, before and after the exact simplifications. MB moved: bytes "
         "that the operators read and write one by one in fp32, weights included.",
         costs.section(graph_costs),
-        *(precision_report.section(precision, precision_report.PLOT) if precision else ()),
+        *(summary.section(precision, plot.PLOT) if precision else ()),
         "## Images",
         *(
             f"{name}, degraded and restored (condition path `auto`):\n\n![{name}]({file})"

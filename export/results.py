@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from export.parity.compare import GATES, THRESHOLDS, Figure, unchecked
+from export.parity.compare import GATES, THRESHOLDS, ParityResult, unchecked
 
 __all__ = ["from_rows", "manifest_rows", "margin", "read_results", "rows", "verdict", "write_results"]
 
@@ -18,7 +18,7 @@ FP16_STEP = "torch fp16"
 UNETS = ("unet_dynamic", "unet_merged")
 
 
-def write_results(results: Sequence[Figure], path: Path) -> None:
+def write_results(results: Sequence[ParityResult], path: Path) -> None:
     """Write results as JSON.
 
     Args:
@@ -28,7 +28,7 @@ def write_results(results: Sequence[Figure], path: Path) -> None:
     path.write_text(json.dumps(rows(results), indent=1) + "\n")
 
 
-def read_results(path: Path) -> list[Figure]:
+def read_results(path: Path) -> list[ParityResult]:
     """Read what `write_results` wrote.
 
     Args:
@@ -37,7 +37,7 @@ def read_results(path: Path) -> list[Figure]:
     return from_rows(json.loads(path.read_text()))
 
 
-def rows(results: Sequence[Figure]) -> list[dict[str, Any]]:
+def rows(results: Sequence[ParityResult]) -> list[dict[str, Any]]:
     """Return results for JSON, which has no infinity: where nothing differs, the decibels are null.
 
     Args:
@@ -46,7 +46,7 @@ def rows(results: Sequence[Figure]) -> list[dict[str, Any]]:
     return [{k: None if v == math.inf and k != "max_abs" else v for k, v in asdict(each).items()} for each in results]
 
 
-def from_rows(data: Sequence[dict[str, Any]]) -> list[Figure]:
+def from_rows(data: Sequence[dict[str, Any]]) -> list[ParityResult]:
     """Return the results that `rows` took apart.
 
     Args:
@@ -55,11 +55,11 @@ def from_rows(data: Sequence[dict[str, Any]]) -> list[Figure]:
     results = []
     for row in data:
         exact = ("snr_db", "psnr_db") if row["component"] == "pipeline" else ("snr_db",)
-        results.append(Figure(**{**row, **{key: math.inf for key in exact if row[key] is None}}))
+        results.append(ParityResult(**{**row, **{key: math.inf for key in exact if row[key] is None}}))
     return results
 
 
-def manifest_rows(results: Sequence[Figure], paths: Iterable[str]) -> list[dict[str, Any]]:
+def manifest_rows(results: Sequence[ParityResult], paths: Iterable[str]) -> list[dict[str, Any]]:
     """Return the manifest's `parity`: the worst image for each condition path, component and step with a threshold.
 
     To these come the worst fp16 result of each UNet, and a row whose `passed` is null for each condition path that no
@@ -69,7 +69,7 @@ def manifest_rows(results: Sequence[Figure], paths: Iterable[str]) -> list[dict[
         results: the results of the build.
         paths: the condition paths of the bundle.
     """
-    groups: dict[tuple[str, str, str], list[Figure]] = {}
+    groups: dict[tuple[str, str, str], list[ParityResult]] = {}
     for result in results:
         if result.threshold is not None:
             groups.setdefault((result.path, result.component, result.step), []).append(result)
@@ -83,7 +83,7 @@ def manifest_rows(results: Sequence[Figure], paths: Iterable[str]) -> list[dict[
     ]
 
 
-def margin(result: Figure) -> float | None:
+def margin(result: ParityResult) -> float | None:
     """Return how far a result is above its threshold, in dB; None if it has none.
 
     Args:
@@ -96,7 +96,7 @@ def margin(result: Figure) -> float | None:
     return reached - least if math.isfinite(reached) or reached > 0 else -math.inf
 
 
-def verdict(manifest: Mapping[str, Any], results: Sequence[Figure]) -> list[str]:
+def verdict(manifest: Mapping[str, Any], results: Sequence[ParityResult]) -> list[str]:
     """Return three lines: what was built, the parity verdict, and what was not checked.
 
     Args:
@@ -115,7 +115,7 @@ def _target(name: str, target: Mapping[str, Any]) -> str:
     return f"{name} ({', '.join(stated)})"
 
 
-def _parity(results: Sequence[Figure]) -> str:
+def _parity(results: Sequence[ParityResult]) -> str:
     judged = [(margin(each), each) for each in results if each.step not in GATES]
     known = [(value, each) for value, each in judged if value is not None]
     if not known:
@@ -137,7 +137,7 @@ def _parity(results: Sequence[Figure]) -> str:
     return f"Parity: {'; '.join([head, *notes])}."
 
 
-def _not_checked(manifest: Mapping[str, Any], results: Sequence[Figure]) -> str:
+def _not_checked(manifest: Mapping[str, Any], results: Sequence[ParityResult]) -> str:
     notes = [
         f"the engines of {name}, which need their GPU"
         for name, each in manifest["targets"].items()
@@ -154,15 +154,15 @@ def _not_checked(manifest: Mapping[str, Any], results: Sequence[Figure]) -> str:
     return f"Not checked: {'; '.join(notes) or 'nothing'}."
 
 
-def _gate(results: Sequence[Figure], step: str) -> list[Figure]:
+def _gate(results: Sequence[ParityResult], step: str) -> list[ParityResult]:
     return [each for each in results if (each.step, each.component) == (step, "pipeline")]
 
 
-def _psnr(result: Figure) -> float:
+def _psnr(result: ParityResult) -> float:
     return result.snr_db if result.psnr_db is None else result.psnr_db
 
 
-def _row(result: Figure) -> dict[str, Any]:
+def _row(result: ParityResult) -> dict[str, Any]:
     """A result in the manifest, to 0.01 dB: the metric that its threshold is about, or its SNR.
 
     JSON has only finite numbers: null where nothing differs, 0 where the output is not finite.

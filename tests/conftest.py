@@ -12,9 +12,9 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from export.engines.targets import why_no_gpu
+from export.engines.targets import gpu_unavailable_reason
 
-NO_GPU = why_no_gpu()
+NO_GPU = gpu_unavailable_reason()
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "docs" / "samples"
 SIZES = ("--min", "64", "--opt", "128", "--max", "256")

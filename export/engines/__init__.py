@@ -1,1 +1,1 @@
-"""Engines of TensorRT and TensorRT-RTX, each built in a process of its own."""
+"""Engines for TensorRT and TensorRT-RTX, each built in its own process."""

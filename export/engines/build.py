@@ -1,8 +1,4 @@
-"""ONNX to engines: TensorRT-RTX on any machine, TensorRT on the GPU it is for, each engine in a process of its own.
-
-record = build_engine("unet.onnx", "unet.engine", target=TENSORRT_RTX, compute_capabilities=["8.6", "8.9"],
-                      profile={"latent": ((1, 4, 32, 32), (1, 4, 64, 64), (4, 4, 128, 128))})
-"""
+"""Build engines from ONNX graphs: TensorRT-RTX on any machine, TensorRT on its GPU, each engine in its own process."""
 
 from __future__ import annotations
 
@@ -21,23 +17,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.engines.targets import Target, gpu_here, validate_build
+from export.engines.targets import EngineTarget, gpu_here, validate_build
 from export.errors import EngineError, ExportError
 
-Shape = tuple[int, ...]
-Profile = Mapping[str, tuple[Shape, Shape, Shape]]
-"""For each input its smallest, usual (the builder optimises for it) and largest shape."""
+__all__ = [
+    "BUILDER",
+    "EngineBuild",
+    "EngineJob",
+    "EngineRecord",
+    "Shape",
+    "ShapeProfile",
+    "TensorInfo",
+    "build_engine",
+    "build_engines",
+]
 
-BUILDER = Path(__file__).with_name("worker.py")
+Shape = tuple[int, ...]
+ShapeProfile = Mapping[str, tuple[Shape, Shape, Shape]]
+"""Minimum, optimum and maximum shape of each input. The builder optimises for the second."""
+
+BUILDER = Path(__file__).with_name("builder_process.py")
+"""Program that builds one engine."""
 POLL_SECONDS = 0.05
-TIMEOUT_SECONDS = 3600.0  # out of memory, the native builder has been seen to wait for itself for ever
+"""Seconds between two looks at the running builds."""
+TIMEOUT_SECONDS = 3600.0
+"""Seconds after which a build is given up. Without memory, the native builder may wait for itself forever."""
 LOG_LINES = 4
+"""Lines of the builder's log that an error message quotes."""
 MEMORY_ADVICE = "if memory ran out, free some, lower the maximum size, or build fewer at once"
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output of an engine. A size of the shape is its name where it has one, and -1 where it is open."""
+    """An input or output of an engine.
+
+    Attributes:
+        name: Name of the tensor.
+        dtype: NumPy name of its type.
+        shape: Sizes. A dynamic size is its name if it has one, else -1.
+    """
 
     name: str
     dtype: str
@@ -46,10 +64,20 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What is known of an engine that was built.
+    """Facts about an engine that was built.
 
-    seconds: in the builder alone; peak_bytes: of the child process, None where the system does not say; layers: of the
-    parsed network; compute_capabilities: those it runs on (of the GPU it was built on, for `tensorrt`).
+    Attributes:
+        target: Name of its `EngineTarget`.
+        version: Version of the library.
+        bytes: Size of the engine.
+        seconds: Time in the builder.
+        peak_bytes: Peak memory of the build process, None if the system does not report it.
+        layers: Layers of the parsed network.
+        inputs: Inputs of the network.
+        outputs: Outputs of the network.
+        compute_capabilities: Capabilities that it runs on. For `tensorrt`, that of the GPU it was built on.
+        gpu: Name of the GPU it was built on, None if it is bound to none.
+        tf32: True if it may compute in TF32.
     """
 
     target: str
@@ -67,16 +95,22 @@ class EngineRecord:
 
 @dataclass(frozen=True)
 class EngineJob:
-    """One engine to build: from which graph, where to, for what.
+    """One engine to build.
 
-    refittable: the weights, by the graph's names, that are exchanged in it later; the builders need a GPU for that.
-    memory: bytes that building it takes, where that is known.
+    Attributes:
+        onnx_path: The graph, with its external data beside it. Its types decide the precision.
+        engine_path: File to write.
+        target: Library to build for.
+        profile: Shapes of the inputs.
+        compute_capabilities: Capabilities to build for.
+        refittable: Names of the weights that can be refitted later. The builders need a GPU for that.
+        memory: Estimated bytes that the build takes, 0 if unknown.
     """
 
     onnx_path: Path
     engine_path: Path
-    target: Target
-    profile: Profile = field(hash=False)
+    target: EngineTarget
+    profile: ShapeProfile = field(hash=False)
     compute_capabilities: tuple[str, ...] = ()
     refittable: tuple[str, ...] = ()
     memory: int = 0
@@ -86,15 +120,36 @@ def build_engine(
     onnx_path: str | os.PathLike[str],
     engine_path: str | os.PathLike[str],
     *,
-    target: Target,
-    profile: Profile,
+    target: EngineTarget,
+    profile: ShapeProfile,
     compute_capabilities: Sequence[str] = (),
 ) -> EngineRecord:
-    """Build one engine and wait for it. The file appears at engine_path whole, or not at all.
+    """Build one engine and wait for it. The file at `engine_path` is complete or absent.
 
-    onnx_path: read from the disk with its external data beside it; its types decide the precision. Raises TargetError
-    for a capability or profile that cannot be, EngineError with the library's own words, OSError where the file cannot
-    be read or written.
+    Args:
+        onnx_path: The graph, with its external data beside it. Its types decide the precision.
+        engine_path: File to write.
+        target: Library to build for.
+        profile: Minimum, optimum and maximum shape of each input.
+        compute_capabilities: Capabilities to build for; none for a target that is built on its GPU.
+
+    Returns:
+        Facts about the engine.
+
+    Raises:
+        TargetError: If a capability or the profile is invalid.
+        EngineError: If the library refuses the graph, with its own message.
+        OSError: If a file cannot be read or written.
+
+    Example:
+        >>> from export.engines.targets import TENSORRT_RTX
+        >>> record = build_engine(  # doctest: +SKIP
+        ...     "unet.onnx",
+        ...     "unet.engine",
+        ...     target=TENSORRT_RTX,
+        ...     compute_capabilities=["8.6", "8.9"],
+        ...     profile={"latent": ((1, 4, 32, 32), (1, 4, 64, 64), (4, 4, 128, 128))},
+        ... )
     """
     job = EngineJob(Path(onnx_path), Path(engine_path), target, profile, tuple(compute_capabilities))
     with EngineBuild(job) as build:
@@ -104,10 +159,23 @@ def build_engine(
 def build_engines(
     jobs: Sequence[EngineJob], workers: int = 2, memory: float = math.inf
 ) -> Iterator[tuple[EngineJob, EngineRecord]]:
-    """Build several, at most `workers` at once, and yield each as it is done.
+    """Build several engines in parallel.
 
-    memory: bytes that those under way may take together; one that takes more is built by itself. The next is the first
-    that there is room for. The first failure ends those under way; what is done by then is yielded before it is raised.
+    The next build to start is the first one that fits into the remaining memory. The first failure ends all running
+    builds; those that finished by then are yielded before the exception is raised.
+
+    Args:
+        jobs: Engines to build.
+        workers: Maximum number of builds at once.
+        memory: Bytes that running builds may take together. A job that needs more runs alone.
+
+    Yields:
+        Each job and its record, as soon as it is done.
+
+    Raises:
+        TargetError: If a capability or a profile is invalid.
+        EngineError: If the library refuses a graph.
+        OSError: If a file cannot be read or written.
     """
     waiting = list(jobs)
     running: list[EngineBuild] = []
@@ -138,7 +206,11 @@ def build_engines(
 
 
 class EngineBuild:
-    """A build under way. Leaving its `with` block, for whatever reason, ends the child and what it had written."""
+    """A running build. Leaving its `with` block ends the child process and removes its partial file.
+
+    Args:
+        job: The engine to build.
+    """
 
     def __init__(self, job: EngineJob) -> None:
         self.job = job
@@ -182,16 +254,24 @@ class EngineBuild:
 
     @property
     def pid(self) -> int:
-        """The child's process id."""
+        """Process id of the child."""
         return self._process.pid
 
     @property
     def done(self) -> bool:
-        """Whether `result` need not wait: the child has ended, well or not, or its time is up."""
+        """True if `result` returns at once: the child has ended, or its time is up."""
         return self._process.poll() is not None or time.monotonic() > self._deadline
 
     def result(self) -> EngineRecord:
-        """Wait for the child, put the engine in its place, return its record. Raises EngineError, OSError."""
+        """Wait for the child and move the engine to its place.
+
+        Returns:
+            Facts about the engine.
+
+        Raises:
+            EngineError: If the build failed or timed out.
+            OSError: If the engine cannot be written.
+        """
         built = self._answer()
         os.replace(self._partial, self.job.engine_path)
         gpu = gpu_here() if self.job.target.built_on_gpu or self.job.refittable else None
@@ -205,7 +285,7 @@ class EngineBuild:
         )
 
     def _answer(self) -> dict[str, Any]:
-        """The child's account of the engine it built. Raises what the child's end amounts to."""
+        """Return the child's reply; raise an exception if the build failed."""
         try:
             code = self._process.wait(max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -221,7 +301,7 @@ class EngineBuild:
             return answer["built"]
         if answer.get("errno"):
             raise OSError(answer["errno"], answer["reason"], str(self.job.engine_path))
-        why = _with_errors(answer["refused"], log) if "refused" in answer else _end(code, log)
+        why = _with_errors(answer["refused"], log) if "refused" in answer else _exit_reason(code, log)
         raise EngineError(
             f"{self.job.target.name} could not build {self.job.engine_path.name} from {self.job.onnx_path}: {why}", log
         )
@@ -232,20 +312,20 @@ def _tensors(rows: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
 
 
 def _with_errors(reason: str, log: str) -> str:
-    """The reason, with the library's errors where it has said more than the reason does, and what to do where known."""
+    """Return the reason, the errors of the library's log that add to it, and advice if memory ran out."""
     errors = [line[3:].strip() for line in log.splitlines() if line.startswith("[E]")]
-    news = [line for line in errors if "cudaError 35" not in line and "ModelImporter" not in line]
-    words = "; ".join([reason, *(line for line in news[-LOG_LINES:] if line not in reason)])
-    return f"{words}: {MEMORY_ADVICE}" if "bad_alloc" in words else words
+    relevant = [line for line in errors if "cudaError 35" not in line and "ModelImporter" not in line]
+    message = "; ".join([reason, *(line for line in relevant[-LOG_LINES:] if line not in reason)])
+    return f"{message}: {MEMORY_ADVICE}" if "bad_alloc" in message else message
 
 
-def _end(code: int | None, log: str) -> str:
-    """How a child that gave no answer came to its end, its last words, and what to do where known."""
+def _exit_reason(code: int | None, log: str) -> str:
+    """Describe how a child without a reply ended, with the end of its log, and advice if memory may have run out."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    words = f"its last words: {' | '.join(lines[-LOG_LINES:])}" if lines else "it said nothing"
+    output = f"end of its log: {' | '.join(lines[-LOG_LINES:])}" if lines else "its log is empty"
     if code is None:
-        return f"the build did not end within {TIMEOUT_SECONDS:g} s; {words}: {MEMORY_ADVICE}"
+        return f"the build did not finish within {TIMEOUT_SECONDS:g} s; {output}: {MEMORY_ADVICE}"
     if code >= 0:
-        return f"the build process ended with exit code {code}; {words}"
-    end = f"the build process was ended by {signal.Signals(-code).name}; {words}"
+        return f"the build process exited with code {code}; {output}"
+    end = f"the build process was killed by {signal.Signals(-code).name}; {output}"
     return f"{end}: {MEMORY_ADVICE}" if -code == signal.SIGKILL or "bad_alloc" in log else end

@@ -1,1 +1,1 @@
-"""The model's graphs: simplified, cut into components, traced, and what they cost."""
+"""The model's graphs: exact simplifications, components, traces and costs."""

@@ -1,4 +1,4 @@
-"""What there is to trace: each graph's part of the model, with example inputs, dynamic axes and the names of both."""
+"""The parts of the model that become graphs, each with example inputs, dynamic axes and the names of both."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dod.model.dod import DOD, OneStepUNet
 from dod_runtime.bundle.schema import GATE
 from export.graphs.simplify import simplify_merged
 
+__all__ = ["GRAPHS", "TRACE_BATCH", "TRACE_SIZE", "GraphPlan", "graphs_of", "meta_copy", "neutral_modulation", "plan"]
+
 GRAPHS = {
     "mfm": "mfm",
     "gate": "gate",
@@ -22,18 +24,28 @@ GRAPHS = {
     "unet_merged": "unet",
     "decoder": "decoder",
 }
-"""Each graph and the weights file (without its suffix) that it points into. Only `graphs_of` a model exist."""
+"""Name of each graph and of its weights file, without the suffix. A model has those that `graphs_of` returns."""
 
 TRACE_BATCH = 2
-TRACE_SIZE = (3, 2)  # in size multiples: neither axis equal to the other nor to the batch
+"""Images in the example inputs of a trace."""
+TRACE_SIZE = (3, 2)
+"""Height and width of the example image, in size multiples. They differ from each other and from the batch, so that the
+exporter cannot mistake one axis for another."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A component ready to be traced. inputs: example tensors by name; axes: the dynamic axes of each input;
-    multiple: what the sides of an image are multiples of."""
+    """A component that is ready to be traced.
+
+    Attributes:
+        module: The component, with the interface of its graph.
+        inputs: Example tensors by name.
+        axes: Dynamic axes of each input: axis -> label, for example `{0: "batch", 2: "height/8"}`.
+        outputs: Names of the outputs.
+        multiple: Number that the sides of an image are multiples of, in pixels.
+    """
 
     module: nn.Module
     inputs: dict[str, Tensor]
@@ -42,21 +54,25 @@ class GraphPlan:
     multiple: int
 
 
-class _Skips(nn.Module):
-    """The decoder with its skips as separate inputs, and the encoder's results as a flat tuple."""
+class _Wrapper(nn.Module):
+    """Base of the modules that give a component the flat interface of its graph."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
 
-class _FlatEncoder(_Skips):
+class _FlatEncoder(_Wrapper):
+    """The encoder with its latent and skips as one flat tuple."""
+
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         latent, skips = self.part(image)
         return (latent, *skips)
 
 
-class _FlatDecoder(_Skips):
+class _FlatDecoder(_Wrapper):
+    """The decoder with its skips as separate inputs."""
+
     def forward(self, latent_restored: Tensor, **skips: Tensor) -> Tensor:
         return self.part(latent_restored, list(skips.values()))
 
@@ -75,17 +91,31 @@ class _PostprocessedDecoder(_FlatDecoder):
 
 
 def graphs_of(model: DOD) -> dict[str, str]:
-    """The graphs of a model, each with its weights file: those of `GRAPHS`, the gate only with post-processing."""
+    """Return the graphs of a model and their weights files.
+
+    Args:
+        model: The model. Only a model with post-processing has a gate.
+
+    Returns:
+        The entries of `GRAPHS` that exist for this model.
+    """
     return {graph: file for graph, file in GRAPHS.items() if graph != GATE or model.gate is not None}
 
 
 def plan(
     model: DOD, graph: str, batch: int = TRACE_BATCH, size: tuple[int, int] | None = None, folded: bool = True
 ) -> GraphPlan:
-    """What to trace for one graph of `graphs_of(model)`, with example inputs on the model's device, which may be meta.
+    """Prepare one graph of the model for a trace.
 
-    size: height and width of the example image; by default such as a trace needs. The merged UNet is planned with
-    neutral values, and simplified unless `folded` is False.
+    Args:
+        model: The model. Example inputs lie on its device, which may be meta.
+        graph: One of `graphs_of(model)`.
+        batch: Images in the example inputs.
+        size: Height and width of the example image in pixels (default: `TRACE_SIZE` in size multiples).
+        folded: Simplify the merged UNet with `simplify_merged`. It is merged with the neutral modulation in any case.
+
+    Returns:
+        The component with its example inputs, dynamic axes and output names.
     """
     height, width = size or (n * model.preset.size_multiple for n in TRACE_SIZE)
     with torch.device(model.unet.prompt.device), torch.no_grad():
@@ -140,12 +170,26 @@ def _plan(model: DOD, graph: str, batch: int, height: int, width: int, folded: b
 
 
 def neutral_modulation(model: DOD) -> Tensor:
-    """gamma = beta = 0 [N, 2, r]: with it a merged UNet is the plain base UNet."""
+    """Return the modulation that leaves the base UNet unchanged when it is merged.
+
+    Args:
+        model: The model.
+
+    Returns:
+        gamma = beta = 0: float32 [N, 2, r].
+    """
     return torch.zeros(len(model.layers), 2, model.preset.lora.rank)
 
 
 def meta_copy(model: Module) -> Module:
-    """A model, or a part of one, without its values, on the meta device: all that a trace needs, whatever its size."""
+    """Copy a model, or a part of one, without storage.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        A copy on the meta device. It has everything that a trace needs, whatever the model's size.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): _without_values(tensor) for tensor in tensors})
 

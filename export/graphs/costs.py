@@ -1,4 +1,4 @@
-"""What each graph costs to run: operators, parameters, multiply-adds and bytes, counted on the structure alone."""
+"""Costs of each graph: operators, parameters, multiply-adds and bytes, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from dod.model.dod import DOD
 from dod_runtime.console import table
 from export.graphs import components
 
+__all__ = ["SIDE", "Cost", "cost", "costs", "rows", "section"]
+
 SIDE = 512
-"""Pixels of the square image that is counted, one of it."""
+"""Side in pixels of the square image that costs are counted for."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image. operators: calls of ATen operators that compute something (views do not); parameters: numbers the
-    graph needs; multiply_adds: of convolutions, matrix products and attention; bytes: what the operators read and write
-    one by one in float32, weights included: a ceiling, for a backend fuses some of them."""
+    """Cost of one graph for one image.
+
+    Attributes:
+        operators: Calls of ATen operators that compute something. Views do not count.
+        parameters: Number of weights that the graph uses.
+        multiply_adds: Multiply-adds of convolutions, matrix products and attention.
+        bytes: Bytes that all operators read and write in float32, weights included. This is an upper bound: a backend
+            fuses some of them.
+    """
 
     operators: int
     parameters: int
@@ -33,8 +41,15 @@ class Cost:
 
 
 def costs(meta_copy: DOD, folded: bool = True) -> dict[str, Cost]:
-    """The cost of each graph for an image of `SIDE` px. skeleton: a model on the meta device. folded: as it is traced;
-    otherwise the merged UNet as merging leaves it."""
+    """Count the cost of each graph for one image of `SIDE` x `SIDE` px.
+
+    Args:
+        meta_copy: A model on the meta device.
+        folded: Simplify the merged UNet as a trace does; otherwise count it as merging leaves it.
+
+    Returns:
+        The cost of each of `graphs_of(meta_copy)`.
+    """
     return {
         name: cost(components.plan(meta_copy, name, 1, (SIDE, SIDE), folded))
         for name in components.graphs_of(meta_copy)
@@ -43,24 +58,47 @@ def costs(meta_copy: DOD, folded: bool = True) -> dict[str, Cost]:
 
 @torch.no_grad()
 def cost(planned: components.GraphPlan) -> Cost:
-    """Count one call of a graph."""
-    seen, flops = _Seen(), FlopCounterMode(display=False)
-    with flops, seen:
+    """Count one call of a graph with its example inputs.
+
+    Args:
+        planned: The graph's plan, on the meta device.
+
+    Returns:
+        Its cost. A multiply-add is two of the operations that PyTorch's counter reports.
+    """
+    counter, flops = _OperatorCounter(), FlopCounterMode(display=False)
+    with flops, counter:
         planned.module(**planned.inputs)
-    used = {id(tensor): tensor.numel() for tensor in planned.module.parameters() if id(tensor) in seen.touched}
-    return Cost(seen.operators, sum(used.values()), flops.get_total_flops() // 2, seen.bytes)
+    used = {id(tensor): tensor.numel() for tensor in planned.module.parameters() if id(tensor) in counter.touched}
+    return Cost(counter.operators, sum(used.values()), flops.get_total_flops() // 2, counter.bytes)
 
 
 def rows(before: Mapping[str, Cost], after: Mapping[str, Cost]) -> dict[str, dict[str, Any]]:
-    """Both, for JSON."""
+    """Combine the costs before and after the simplifications for JSON.
+
+    Args:
+        before: Cost of each graph of the model as it was loaded.
+        after: Cost of each graph of the simplified model.
+
+    Returns:
+        For each graph `{"before": ..., "after": ...}` with the fields of `Cost`.
+    """
     return {name: {"before": asdict(before[name]), "after": asdict(after[name])} for name in after}
 
 
-def section(figures: Mapping[str, Mapping[str, Any]], markdown: bool = True) -> str:
-    """A table: each graph before and after the exact simplifications, and its share of the multiply-adds of `auto`."""
-    whole = sum(each["after"]["multiply_adds"] for name, each in figures.items() if name != "unet_merged")
+def section(costs: Mapping[str, Mapping[str, Any]], markdown: bool = True) -> str:
+    """Format the costs of all graphs as a table.
+
+    Args:
+        costs: The result of `rows`.
+        markdown: Write a Markdown table, otherwise one for the terminal.
+
+    Returns:
+        A row for each graph: its costs before and after, and its share of the multiply-adds of the path `auto`.
+    """
+    whole = sum(each["after"]["multiply_adds"] for name, each in costs.items() if name != "unet_merged")
     cells = []
-    for name, each in figures.items():
+    for name, each in costs.items():
         before, after = each["before"], each["after"]
         pairs = [
             _pair(before["operators"], after["operators"], 1, "d"),
@@ -78,8 +116,8 @@ def _pair(before: float, after: float, unit: float, form: str) -> str:
     return first if first == second else f"{first} → {second}"
 
 
-class _Seen(TorchDispatchMode):
-    """Counts the operators that compute, what they move, and the tensors that they touch."""
+class _OperatorCounter(TorchDispatchMode):
+    """Counter of the operators that compute, the bytes that they move and the tensors that they touch."""
 
     def __init__(self) -> None:
         super().__init__()

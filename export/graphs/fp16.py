@@ -1,4 +1,4 @@
-"""Half precision with float32 islands, made in the module itself before its one half trace."""
+"""Copies of the model in fp16 with chosen modules in fp32. Hooks of the modules cast, so a trace records the casts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,40 @@ from torch.overrides import TorchFunctionMode
 from dod.model.dod import DOD
 from export.errors import GraphError
 
+__all__ = [
+    "COMPONENTS",
+    "SummedInFloat32",
+    "cast_to",
+    "check_fp32_modules",
+    "converted_copy",
+    "default_fp32_modules",
+    "fp16_copy",
+    "is_inside",
+    "network_tails",
+]
+
 COMPONENTS = ("mfm", "encoder", "unet", "decoder")
-GIVEN_FLOAT32 = ("mfm.h_space", "mfm.network", "encoder.encoder.conv_in")
-"""What the model hands float32 to, whatever its own dtype is, where no part of it is an island."""
-FLOAT32 = ("gate", "postprocess")
-"""What stays in float32 whatever the precision: an image's decisions, and the blend that they control."""
-UNCALLED = ("encoder.encoder", "decoder.decoder")
-"""Their parts are called one by one: as islands they would never hear of a call."""
+"""Submodules of the model that are converted to fp16."""
+_FLOAT32_INPUTS = ("mfm.h_space", "mfm.network", "encoder.encoder.conv_in")
+"""Modules that the model always calls with float32. They cast their inputs to fp16 unless they stay in fp32."""
+_ALWAYS_FLOAT32 = ("gate", "postprocess")
+"""Modules that stay in fp32 in every precision: the decisions about an image, and the blend that they control."""
+_NEVER_CALLED = ("encoder.encoder", "decoder.decoder")
+"""Modules whose children are called one by one. Hooks on them would never run."""
 
 
 def default_fp32_modules(model: DOD) -> tuple[str, ...]:
-    """M and the end of each residual stream (an error in eps grows 14.6 times in the closed form): a set that asks for
-    no measurement. A build measures its own, see `export.precision.search`."""
+    """Return modules that need no measurement to be kept in fp32.
+
+    They are the modulation network M and the end of each residual stream; the closed form amplifies an error in eps by
+    14.6. A build measures its own set, see `export.precision.search`.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Names of submodules.
+    """
     last = len(model.unet.unet.up_blocks) - 1
     return (
         "mfm.network",
@@ -38,51 +60,78 @@ def default_fp32_modules(model: DOD) -> tuple[str, ...]:
 
 
 def check_fp32_modules(model: DOD, fp32_modules: Sequence[str]) -> None:
-    """GraphError on a name that the model does not have, or on a mere container, which is never called itself."""
+    """Check that each name is a module that can stay in fp32.
+
+    Args:
+        model: The model.
+        fp32_modules: Names of submodules.
+
+    Raises:
+        GraphError: If the model has no such module, or if it is a container that is never called itself.
+    """
     for name in fp32_modules:
         try:
             module = model.get_submodule(name)
         except AttributeError:
             known = ", ".join(default_fp32_modules(model))
-            raise GraphError(f"no module {name!r} to keep in float32; such are {known}") from None
-        if not name or name in UNCALLED or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            raise GraphError(f"unknown module {name!r} to keep in fp32: name a module such as {known}") from None
+        if not name or name in _NEVER_CALLED or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
             parts = [f"{name}.{part}".removeprefix(".") for part, _ in module.named_children()]
-            raise GraphError(f"{name or 'the model'} is never called as one: keep its parts in float32, {parts}")
+            raise GraphError(
+                f"{name or 'the model'} is a container that is never called: name modules in it, such as {parts}"
+            )
 
 
 def fp16_copy(model: DOD, fp32_modules: Sequence[str] | None = None, dtype: torch.dtype = torch.float16) -> DOD:
-    """A copy of the model in `dtype` whose named modules (None: the default ones) stay in float32.
+    """Copy the model in a 16-bit type, with chosen modules in fp32.
 
-    An island casts its inputs up. One that ends a network, or is followed by another island at the end of it, hands
-    float32 on, so that nothing is rounded in between; any other casts its result back.
-    GraphError as `check_fp32_modules`.
+    An fp32 module casts its inputs up and its result back down. The last module of a network, or one that is followed
+    only by fp32 modules there, returns float32, so that nothing is rounded in between.
+
+    Args:
+        model: The model in fp32. It is left unchanged.
+        fp32_modules: Names of the modules that stay in fp32 (None: `default_fp32_modules`).
+        dtype: float16 or bfloat16.
+
+    Returns:
+        The converted copy.
+
+    Raises:
+        GraphError: See `check_fp32_modules`.
     """
     fp32_modules = default_fp32_modules(model) if fp32_modules is None else fp32_modules
     check_fp32_modules(model, fp32_modules)
-    outermost = tuple(dict.fromkeys(name for name in fp32_modules if not within(name, set(fp32_modules) - {name})))
-    kept = (*outermost, *FLOAT32)
-    fp16 = converted_copy(model, lambda name, value: value if within(name, kept) else value.to(dtype))
+    outermost = tuple(dict.fromkeys(name for name in fp32_modules if not is_inside(name, set(fp32_modules) - {name})))
+    kept = (*outermost, *_ALWAYS_FLOAT32)
+    fp16 = converted_copy(model, lambda name, value: value if is_inside(name, kept) else value.to(dtype))
     casts = _Casts(dtype)
-    for name in GIVEN_FLOAT32:
-        if not within(name, outermost):
+    for name in _FLOAT32_INPUTS:
+        if not is_inside(name, outermost):
             fp16.get_submodule(name).register_forward_pre_hook(casts.inputs_down, with_kwargs=True)
-    if not within("mfm.network", outermost):
+    if not is_inside("mfm.network", outermost):
         fp16.mfm.network.register_forward_hook(casts.result_up)
-    handing_on = set(_handing_on(model, outermost))
+    returns_float32 = set(_returning_float32(model, outermost))
     for name in outermost:
         module = fp16.get_submodule(name)
         module.register_forward_pre_hook(casts.inputs_up, with_kwargs=True)
         if name == "encoder":
             module.register_forward_hook(casts.skips_down)
-        elif name not in handing_on:
+        elif name not in returns_float32:
             module.register_forward_hook(casts.result_down)
     return fp16
 
 
 def converted_copy(model: DOD, convert: Callable[[str, Tensor], Tensor]) -> DOD:
-    """A copy of the model in which each floating-point parameter and buffer is what `convert(name, value)` makes of it.
+    """Copy the model with every floating-point parameter and buffer converted.
 
-    They are converted one by one on the way, so that there is never a second copy of all of them in float32.
+    Tensors are converted one by one during the copy, so memory never holds a second fp32 copy of the model.
+
+    Args:
+        model: The model. It is left unchanged.
+        convert: Function from (name, value) to the value in the copy.
+
+    Returns:
+        The converted copy.
     """
     memo: dict[int, object] = {}
     for name, value in (*model.named_parameters(), *model.named_buffers()):
@@ -93,15 +142,34 @@ def converted_copy(model: DOD, convert: Callable[[str, Tensor], Tensor]) -> DOD:
     return copy.deepcopy(model, memo)
 
 
-def within(name: str, modules: Collection[str]) -> bool:
-    """Whether a module or tensor is one of `modules` or lies in one."""
+def is_inside(name: str, modules: Collection[str]) -> bool:
+    """Return True if a module or tensor is one of the modules or part of one.
+
+    Args:
+        name: Dotted name of a module or tensor.
+        modules: Dotted names of modules.
+
+    Returns:
+        True if a prefix of `name` is in `modules`.
+
+    Example:
+        >>> is_inside("unet.conv_in.weight", {"unet"}), is_inside("unet2.conv_in", {"unet"})
+        (True, False)
+    """
     parts = name.split(".")
     return any(".".join(parts[: i + 1]) in modules for i in range(len(parts)))
 
 
-def ends(model: DOD) -> tuple[tuple[str, ...], ...]:
-    """The last modules of each network in order: each takes nothing but the result of the one before, and what the
-    last one gives is taken as float32."""
+def network_tails(model: DOD) -> tuple[tuple[str, ...], ...]:
+    """Return the last modules of each network.
+
+    Args:
+        model: The model.
+
+    Returns:
+        One tuple of module names for each network, in the order in which they run. Each module takes only the result
+        of the one before it, and the model takes the last result as float32.
+    """
     unet, encoder, decoder = "unet.unet", "encoder.encoder", "decoder.decoder"
     quant = ("encoder.quant_conv",) if hasattr(model.encoder, "quant_conv") else ()
     return (
@@ -123,15 +191,15 @@ def ends(model: DOD) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _handing_on(model: DOD, fp32_modules: Collection[str]) -> Iterator[str]:
-    for chain in ends(model):
-        for i, name in enumerate(chain):
-            if name in fp32_modules and (i + 1 == len(chain) or chain[i + 1] in fp32_modules):
+def _returning_float32(model: DOD, fp32_modules: Collection[str]) -> Iterator[str]:
+    for tail in network_tails(model):
+        for i, name in enumerate(tail):
+            if name in fp32_modules and (i + 1 == len(tail) or tail[i + 1] in fp32_modules):
                 yield name
 
 
 class _Casts:
-    """The hooks that cast what goes into a module or comes out of it, between float32 and `dtype`."""
+    """Hooks that cast a module's inputs or result between float32 and `dtype`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -153,9 +221,11 @@ class _Casts:
 
 
 class SummedInFloat32(TorchFunctionMode):
-    """Inside the block convolutions and linear layers of float16 or bfloat16 tensors take their products and sums in
-    float32 and round the result once, to their type: a GPU's arithmetic, and the same figures on every CPU. PyTorch's
-    own loops for CPUs without such kernels take a hundred times as long for the ones, five times for the others."""
+    """Context in which 16-bit convolutions and linear layers accumulate in float32 and round once, as on a GPU.
+
+    Results are the same on every CPU. PyTorch's own loops, on CPUs without 16-bit kernels, take a hundred times as long
+    for convolutions and five times as long for linear layers.
+    """
 
     SUMS = (torch.conv2d, torch.conv_transpose2d, F.linear)
 
@@ -168,7 +238,15 @@ class SummedInFloat32(TorchFunctionMode):
 
 
 def cast_to(value: object, dtype: torch.dtype) -> object:
-    """Every floating-point tensor in nested tuples, lists and dictionaries in `dtype`."""
+    """Cast every floating-point tensor in nested tuples, lists and dictionaries.
+
+    Args:
+        value: A tensor, a container of tensors, or anything else.
+        dtype: Target type.
+
+    Returns:
+        The same structure with the tensors cast. Other objects are returned unchanged.
+    """
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, (tuple, list)):

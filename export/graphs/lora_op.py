@@ -1,7 +1,7 @@
-"""A layer with conditional LoRA as one operator of a trace.
+"""A layer with conditional LoRA as a single operator of a trace, which makes tracing faster.
 
-torch.export takes every operator three times through its symbolic shapes, and most of a dynamic UNet's are those of its
-low-rank branches. Here it sees one for each layer, which becomes the same ONNX nodes when the graph is translated.
+torch.export propagates symbolic shapes through every operator three times, and most operators of a dynamic UNet belong
+to its low-rank branches. With this module it sees one operator per layer, which is translated to the usual ONNX nodes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dod.model.clora import ADAPTER, CLoRAConv2d, CLoRALinear, factors
 
+__all__ = ["CONDITIONAL", "TRANSLATIONS", "join"]
+
 op: Any = onnxscript.opset20
 _LIBRARY = torch.library.Library("dod", "DEF")
 _LIBRARY.define(
@@ -23,18 +25,23 @@ _LIBRARY.define(
     "int[] stride, int[] padding) -> Tensor"
 )
 CONDITIONAL = torch.ops.dod.conditional.default
+"""The operator: base layer and low-rank branch of one conditional layer, Eq. (3)."""
 
 
 def join(module: nn.Module) -> None:
-    """Let every layer with conditional LoRA in a module compute by one operator, in place.
+    """Make every layer with conditional LoRA compute with the single operator, in place.
 
-    But for transposed convolutions, of which a model has a few, and where something is hooked on a part of the layer.
+    Transposed convolutions keep their operators (a model has only a few of them), and so do layers whose parts have
+    hooks.
+
+    Args:
+        module: The module. Its parameters and their names stay.
     """
     for each in module.modules():
         if type(each) in JOINED and not any(_hooked(part) for part in each.modules() if part is not each):
             base: Any = each.base_layer
             if type(base) is nn.Linear or (type(base) is nn.Conv2d and base.groups == 1 and base.dilation == (1, 1)):
-                each.__class__ = JOINED[type(each)]  # the same parameters under the same names
+                each.__class__ = JOINED[type(each)]  # a change of class keeps the parameters and their names
 
 
 class _JoinedLinear(CLoRALinear):
@@ -72,7 +79,7 @@ def _shaped(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Tensor:
-    """All that a trace asks of the operator: a result of the right shape."""
+    """Return a tensor of the result's shape, which is all that a trace needs."""
     if weight.ndim == 2:
         return x.new_empty((*x.shape[:-1], weight.shape[0]))
     return F.conv2d(x, weight, bias, stride, padding)
@@ -94,7 +101,7 @@ def _written(
     stride: Sequence[int],
     padding: Sequence[int],
 ) -> Any:
-    """Eq. (3) in ONNX nodes, as the exporter writes a layer's six operators."""
+    """Write Eq. (3) as the ONNX nodes that the exporter writes for the six operators of a layer."""
     sides = {"strides": list(stride), "pads": [*padding, *padding]}
 
     def layer(x: Any, weight: Any, bias: Any = None, **sides: Any) -> Any:
@@ -111,4 +118,4 @@ def _written(
 
 
 TRANSLATIONS = {CONDITIONAL: _written}
-"""For `torch.onnx.export`'s custom_translation_table."""
+"""Argument `custom_translation_table` of `torch.onnx.export`."""

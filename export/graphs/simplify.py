@@ -1,7 +1,7 @@
-"""Exact simplifications: what is constant at the one step, and what is linear in a row, folded into the weights.
+"""Exact simplifications: constants of the one step and consecutive linear layers are folded into the weights.
 
-`simplify` makes the model itself smaller, in place, before anything of it is measured or traced; `simplify_merged` does
-the same to a merged UNet. Each fold is exact in real numbers, borders included, and computed in float64.
+`simplify` makes the model smaller, in place, before it is measured or traced; `simplify_merged` does the same for a
+merged UNet. Each fold is exact in real arithmetic, image borders included, and is computed in float64.
 """
 
 from __future__ import annotations
@@ -35,8 +35,13 @@ __all__ = [
 
 @torch.no_grad()
 def simplify(model: DOD) -> None:
-    """Every fold that keeps the dynamic path, in place: both time embeddings, the encoder's end, the detail modules,
-    and what doubles an image's sides."""
+    """Apply every fold that is exact on all condition paths, in place.
+
+    Both time embeddings, the encoder's last layers, the detail modules and the upsampling convolutions are folded.
+
+    Args:
+        model: The model.
+    """
     fold_timestep(model.unet)
     model.mfm.h_space = fold_h_space(model.mfm.h_space)
     model.encoder = fold_encoder(model.encoder)
@@ -46,11 +51,13 @@ def simplify(model: DOD) -> None:
 
 
 def simplify_merged(unet: OneStepUNet) -> None:
-    """What is exact on a merged path alone, in place (`clora.merged_copy` has made the UNet plain).
+    """Apply the folds that are exact only on a merged path, in place.
 
-    K's bias adds the same number to all scores of a query, which the softmax cancels; V's passes through it, whose
-    weights sum to 1, into `to_out`; the K and V of the prompt are constants. Q's bias stays. On the meta device only
-    the structure changes.
+    The bias of K adds the same value to all scores of a query, so the softmax cancels it. The weights of the softmax
+    sum to 1, so the bias of V moves into `to_out`. K and V of the prompt are constants. The bias of Q stays.
+
+    Args:
+        unet: A UNet without LoRA, from `clora.merged_copy`. On the meta device only its structure changes.
     """
     for _, attention in attentions(unet.unet):
         projections = (cast(nn.ModuleList, attention.to_out)[0], attention.to_k, attention.to_v)
@@ -65,14 +72,21 @@ def simplify_merged(unet: OneStepUNet) -> None:
 
 
 def attentions(unet: nn.Module) -> Iterator[tuple[str, Attention]]:
-    """(name, layer) of each attention."""
+    """Yield the attention layers of a UNet.
+
+    Args:
+        unet: The UNet.
+
+    Yields:
+        Name and layer.
+    """
     for name, module in unet.named_modules():
         if isinstance(module, Attention):
             yield name, module
 
 
 class OfPrompt(nn.Module):
-    """A linear layer's result on the prompt: `output` [1, T, C], whatever it is called with. x: [B, T, D]."""
+    """A projection of the fixed prompt as a constant: [B, T, D] -> `output` [1, T, C], repeated B times."""
 
     def __init__(self, layer: nn.Linear, prompt: Tensor) -> None:
         super().__init__()
@@ -85,14 +99,18 @@ class OfPrompt(nn.Module):
 
 
 class NoEmbedding(nn.Module):
-    """Stands where a time embedding was computed."""
+    """Placeholder for a time embedding that was folded into the weights."""
 
     def forward(self, *inputs: object) -> None:
         return None
 
 
 def fold_timestep(unet: OneStepUNet) -> None:
-    """The embedding of the fixed timestep, projected by each block, becomes part of its first convolution's bias."""
+    """Fold the embedding of the fixed timestep into the bias of each block's first convolution, in place.
+
+    Args:
+        unet: The one-step UNet.
+    """
     inner = unet.unet
     steps = torch.full((1,), unet.timestep, dtype=torch.long, device=unet.prompt.device)
     projected = inner.time_proj(steps).to(inner.time_embedding.linear_1.weight.dtype)
@@ -101,9 +119,15 @@ def fold_timestep(unet: OneStepUNet) -> None:
 
 
 def fold_h_space(h_space: nn.Module) -> nn.Module:
-    """The DDPM's encoder without its time embedding, which t = 0 makes a constant.
+    """Fold the time embedding of the DDPM's encoder, which is constant at t = 0.
 
-    Of diffusers' blocks it is added after the first convolution; ADM's scale and shift a normalisation's result.
+    Diffusers' blocks add the embedding after the first convolution; ADM's blocks scale and shift a normalised result.
+
+    Args:
+        h_space: `DiffusersHSpace` or `ADMEncoder`. Its layers are changed in place.
+
+    Returns:
+        A module that calls the same layers without an embedding.
     """
     weight = next(h_space.parameters())
     nothing = torch.zeros(1, 3, 1, 1, dtype=weight.dtype, device=weight.device)
@@ -119,7 +143,7 @@ def fold_h_space(h_space: nn.Module) -> nn.Module:
 
 
 def _fold_embedding(model: nn.Module, embedding: Tensor) -> None:
-    """embedding: [1, E], into every `ResnetBlock2D`, which adds its projection to all positions."""
+    """Fold an embedding [1, E] into every `ResnetBlock2D`, which adds its projection at all positions."""
     for block in model.modules():
         if isinstance(block, ResnetBlock2D) and block.time_emb_proj is not None:
             conv = _base(block.conv1)
@@ -130,7 +154,7 @@ def _fold_embedding(model: nn.Module, embedding: Tensor) -> None:
 
 
 class TimelessHSpace(nn.Module):
-    """`DiffusersHSpace` whose embedding is folded: x [B, 3, R, R] -> [B, C, R/2^k, R/2^k]."""
+    """`DiffusersHSpace` without its embedding: [B, 3, R, R] -> [B, C, R/2^k, R/2^k]."""
 
     def __init__(self, h_space: DiffusersHSpace) -> None:
         super().__init__()
@@ -145,7 +169,7 @@ class TimelessHSpace(nn.Module):
 
 
 class TimelessADM(nn.Module):
-    """`ADMEncoder` whose embedding is folded into its blocks."""
+    """`ADMEncoder` without its embedding: [B, 3, R, R] -> [B, C, R/2^k, R/2^k]."""
 
     def __init__(self, h_space: ADMEncoder) -> None:
         super().__init__()
@@ -160,7 +184,7 @@ class TimelessADM(nn.Module):
 
 
 class TimelessResBlock(ResBlock):
-    """ADM's block with a constant scale and shift in its second normalisation: g' = g (1 + s), b' = b (1 + s) + t."""
+    """ADM's block with constant scale s and shift t in its second normalisation: g' = g (1 + s), b' = b (1 + s) + t."""
 
     def __init__(self, block: ResBlock, embedding: Tensor) -> None:
         nn.Module.__init__(self)
@@ -176,13 +200,21 @@ class TimelessResBlock(ResBlock):
 
 
 def fold_encoder(encoder: Encoder) -> Encoder:
-    """The encoder with its LoRA merged, and of its end only what gives the mode: `quant_conv` and the scale are linear
-    after `conv_out`, and half of the moments is not used."""
+    """Merge the encoder's LoRA, and `quant_conv` and the scale into `conv_out`.
+
+    All three are linear, and only the mean of the posterior is used, so half of the output channels are dropped.
+
+    Args:
+        encoder: The encoder. It is left unchanged.
+
+    Returns:
+        The folded encoder.
+    """
     return FoldedEncoder(cast(Encoder, clora.merged_copy(encoder)))
 
 
 class FoldedEncoder(Encoder):
-    """`Encoder` whose last convolution gives the scaled mode itself."""
+    """`Encoder` whose last convolution returns the scaled mode."""
 
     def __init__(self, encoder: Encoder) -> None:
         nn.Module.__init__(self)
@@ -200,8 +232,14 @@ class FoldedEncoder(Encoder):
 
 
 def fold_details(model: DOD) -> None:
-    """The alignment of the skip goes into the fusion that follows it (both are 1 x 1), and the dense blocks' factor
-    0.2 into their last convolutions."""
+    """Fold the detail modules of the decoder, in place.
+
+    The alignment of the skip is folded into the fusion that follows it (both are 1 x 1 convolutions), and the residual
+    factor 0.2 of each dense block into its last convolution.
+
+    Args:
+        model: The model.
+    """
     for i, module in enumerate(model.decoder.detail):
         model.decoder.detail[i] = FoldedDetail(cast(DetailEnhancement, module))
     for name, block in list(model.decoder.named_modules()):
@@ -210,7 +248,7 @@ def fold_details(model: DOD) -> None:
 
 
 class FoldedDetail(nn.Module):
-    """`DetailEnhancement` with one 1 x 1 convolution on [F_e, F_d] in the place of two."""
+    """`DetailEnhancement` with one 1 x 1 convolution on [F_e, F_d] instead of two."""
 
     def __init__(self, module: DetailEnhancement) -> None:
         super().__init__()
@@ -228,7 +266,7 @@ class FoldedDetail(nn.Module):
 
 
 class FoldedDenseBlock(nn.Module):
-    """`DenseBlock` whose last convolution carries the factor `SCALE`."""
+    """`DenseBlock` whose last convolution includes the factor `SCALE`."""
 
     def __init__(self, block: DenseBlock) -> None:
         super().__init__()
@@ -246,9 +284,14 @@ class FoldedDenseBlock(nn.Module):
 
 
 def fold_upsampling(model: nn.Module) -> None:
-    """Every doubling by nearest neighbours, with the 3 x 3 convolution that follows it, becomes one transposed
-    convolution, 4 x 4 with stride 2: a pixel takes 4 products of each channel then, not 9. With LoRA on the
-    convolution, its A likewise."""
+    """Replace nearest-neighbour upsampling and its 3 x 3 convolution by one transposed convolution, in place.
+
+    The transposed convolution is 4 x 4 with stride 2: an output pixel takes 4 multiply-adds per input channel instead
+    of 9. If the convolution has LoRA, the factor A is replaced in the same way.
+
+    Args:
+        model: The UNet or decoder.
+    """
     for upsampler in model.modules():
         if isinstance(upsampler, Upsample2D) and not upsampler.use_conv_transpose:
             conv = upsampler.conv
@@ -262,8 +305,10 @@ def fold_upsampling(model: nn.Module) -> None:
 
 
 def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """What a 3 x 3 convolution gives for an image whose every pixel was made four: the sum of four kernels, each
-    turned round and moved by a pixel or none."""
+    """Return the transposed convolution that equals nearest-neighbour doubling followed by a 3 x 3 convolution.
+
+    Its 4 x 4 kernel is the sum of four flipped 3 x 3 kernels, each shifted by zero or one pixel along either axis.
+    """
     assert conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
     along = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=torch.float64, device=conv.weight.device)
     kernels = conv.weight.transpose(0, 1).flatten(2).double() @ torch.kron(along, along).T  # [in, out, 16]
@@ -274,7 +319,7 @@ def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
 
 
 def _base(layer: nn.Module) -> nn.Conv2d:
-    """A convolution, or the one that LoRA was put on."""
+    """Return a convolution itself, or the base layer of a convolution with LoRA."""
     return cast(nn.Conv2d, layer.get_base_layer() if isinstance(layer, clora.LoraLayer) else layer)
 
 

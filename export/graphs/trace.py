@@ -1,8 +1,8 @@
-"""The model's components traced to ONNX, with their weights in a safetensors file under their own names.
+"""Tracing of the components to ONNX, with their weights in safetensors files.
 
-The weights enter the trace as inputs and become initializers afterwards. So nothing folds, renames or transposes them:
-a tensor of the file, an initializer of the graph and a parameter of the model carry the same name, both UNet graphs
-share one file, and a merged condition is a set of values for the same graph.
+The weights are inputs of the trace and become initializers afterwards, so nothing folds, renames or transposes them. A
+tensor of the file, an initializer of the graph and a parameter of the model have the same name. Both UNet graphs share
+one file, and a merged condition is a set of values for the same graph.
 """
 
 from __future__ import annotations
@@ -33,16 +33,19 @@ from export.graphs.group_norm import split_sums
 from export.graphs.optimize import tidy
 from export.graphs.simplify import attentions
 
+__all__ = ["OPSETS", "named_weights", "trace", "trace_planned", "weights_of", "write_weights"]
+
 OPSETS = {"fp32": 20, "fp16": 22}
-"""23 has GroupNormalization, with float32 statistics in half graphs; ONNX Runtime on CPU is faster at 20."""
-IMAGES = ("encoder", "decoder")
-"""The graphs whose normalisations sum over whole images, a UNet's over an eighth of their width and height."""
-GROUP_NORMALIZATION = 21
-"""The opset from which the exporter writes a GroupNorm as one operator."""
+"""ONNX opset of each precision. From 21 on a GroupNorm is one operator, with float32 statistics in fp16 graphs; ONNX
+Runtime on CPU is faster at 20."""
+_FULL_SIZE_GRAPHS = ("encoder", "decoder")
+"""Graphs whose normalisations sum over whole images. Those of the UNet see an eighth of each side."""
+_GROUP_NORMALIZATION = 21
+"""First opset in which the exporter writes a GroupNorm as one operator."""
 
 
 class _Weightless(nn.Module):
-    """Calls a module with weights that are given with the call; it has none of its own."""
+    """Module without parameters that calls another one with weights passed as arguments."""
 
     _module: nn.Module
 
@@ -55,11 +58,18 @@ class _Weightless(nn.Module):
 
 
 def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
-    """The tensors of one weights file by name, those of the model itself wherever nothing is merged.
+    """Return the tensors of one weights file.
 
-    The UNet's holds the base weights under their plain names, the low-rank factors as `<layer>.lora_A.weight` and
-    `<layer>.lora_B.weight`, and what only the merged graph has, see `simplify_merged`: a bias of zeros for each query,
-    and the base's keys and values of the prompt.
+    The UNet's file holds the base weights under their plain names and the low-rank factors as `<layer>.lora_A.weight`
+    and `<layer>.lora_B.weight`. It also holds tensors that only the merged graph uses, see `simplify_merged`: a zero
+    bias for each query, and the keys and values of the prompt.
+
+    Args:
+        model: The model.
+        file: Name of the weights file, one of the values of `graphs_of(model)`.
+
+    Returns:
+        Tensors by name. They share memory with the model's where they are its own.
     """
     if file != "unet":
         graph = next(graph for graph, weights in graphs_of(model).items() if weights == file)
@@ -75,34 +85,64 @@ def weights_of(model: DOD, file: str) -> dict[str, Tensor]:
 
 
 def write_weights(model: DOD, like: DOD, file: str, path: Path) -> dict[str, str]:
-    """Write one weights file, each tensor in the dtype that it has in `like`; its `sha256`, taken while writing."""
+    """Write one weights file.
+
+    Args:
+        model: The model in fp32.
+        like: A model of the same structure, for example a meta copy, that has the dtype to write each tensor in.
+        file: Name of the weights file, one of the values of `graphs_of(model)`.
+        path: Safetensors file to write.
+
+    Returns:
+        `{"sha256": ...}`, the hash of the file.
+    """
     dtypes = {name: tensor.dtype for name, tensor in weights_of(like, file).items()}
     tensors = weights_of(model, file)
     odd = {name: tensor.numel() * dtypes[name].itemsize % ALIGNMENT for name, tensor in tensors.items()}
-    tensors = {name: tensors[name] for name in sorted(tensors, key=lambda name: odd[name] > 0)}  # the others aligned
+    # tensors of odd length come last, so that all others stay aligned
+    tensors = {name: tensors[name] for name in sorted(tensors, key=lambda name: odd[name] > 0)}
     shapes = {name: (_numpy(dtypes[name]), tuple(tensor.shape)) for name, tensor in tensors.items()}
     values = (tensor.detach().to(dtypes[name]).numpy() for name, tensor in tensors.items())
     return {"sha256": write_tensors(path, shapes, values)}
 
 
 def trace(model: DOD, graph: str, path: Path, weights_path: Path, opset: int) -> None:
-    """Trace one graph to `path`, its initializers pointing into `weights_path` (in the same folder), and check it.
+    """Trace one graph and check it. Batch, height and width are dynamic.
 
-    Batch, height and width are dynamic. No value of the model is read, nor is memory taken for any: only its structure
-    is traced. GraphError where the exporter or onnx's full check refuses it.
+    Only the structure of the model is traced; its values are neither read nor copied.
+
+    Args:
+        model: The model.
+        graph: One of `graphs_of(model)`.
+        path: ONNX file to write.
+        weights_path: Weights file in the same folder that the initializers point into.
+        opset: ONNX opset, see `OPSETS`.
+
+    Raises:
+        GraphError: If the exporter or onnx's full check refuses the graph.
     """
     trace_planned(plan(meta_copy(model), graph), graph, path, weights_path, opset)
 
 
 def trace_planned(planned: GraphPlan, graph: str, path: Path, weights_path: Path, opset: int) -> None:
-    """`trace` for a plan of one's own, whose module lies on the meta device. graph: its name in errors, and one of
-    `IMAGES` where its normalisations are to be split."""
-    if opset < GROUP_NORMALIZATION:
-        split_sums(planned.module, several=graph in IMAGES)
+    """Trace a component and check the graph.
+
+    Args:
+        planned: The component, on the meta device.
+        graph: Its name in error messages. GroupNorms of several groups are split if it is `encoder` or `decoder`.
+        path: ONNX file to write.
+        weights_path: Weights file in the same folder that the initializers point into.
+        opset: ONNX opset.
+
+    Raises:
+        GraphError: If the exporter or onnx's full check refuses the graph.
+    """
+    if opset < _GROUP_NORMALIZATION:
+        split_sums(planned.module, several=graph in _FULL_SIZE_GRAPHS)
     lora_op.join(planned.module)
     with torch.no_grad():
         expected = planned.module(**planned.inputs)
-    # The exporter wants constants on the device of the inputs and reads them: weights that are never touched, not meta.
+    # The exporter reads constants on the inputs' device, so all moves to the CPU; the weights' pages stay untouched.
     inputs = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in planned.inputs.items()}
     planned = replace(planned, module=planned.module.to_empty(device="cpu"), inputs=inputs)
     weights = _state(planned.module)
@@ -149,8 +189,10 @@ def _export(planned: GraphPlan, weights: dict[str, Tensor], opset: int, graph: s
 
 
 def _dimension(label: str, multiple: int) -> torch.export.Dim:
-    """A dynamic axis: the batch, or a side in units of the size multiple, so that the exporter need not find that out
-    (it would trace twice)."""
+    """Return a dynamic axis: the batch, or a side in units of the size multiple.
+
+    The exporter would trace a second time if it had to find out about the multiple.
+    """
     name, _, divisor = label.partition("/")
     if name == "batch":
         return torch.export.Dim(name)
@@ -159,7 +201,7 @@ def _dimension(label: str, multiple: int) -> torch.export.Dim:
 
 
 def _name_interface(graph: ir.Graph, planned: GraphPlan, expected: Sequence[tuple[int, ...]]) -> None:
-    """Give inputs and outputs the contract's names and dimension labels."""
+    """Set the names and dimension labels of inputs and outputs."""
     known: dict[int, tuple[int, str]] = {}
     for (name, example), value in zip(planned.inputs.items(), graph.inputs, strict=False):
         labels = planned.axes[name]
@@ -177,7 +219,12 @@ def _name_interface(graph: ir.Graph, planned: GraphPlan, expected: Sequence[tupl
 
 
 def _label(size: int, known: int, label: str) -> str:
-    """The label of an output size, from an input's size along the same axis and its label: "height" -> "height/8"."""
+    """Return the label of an output size from the size and label of an input along the same axis.
+
+    Example:
+        >>> _label(24, 192, "height")
+        'height/8'
+    """
     name, _, divisor = label.partition("/")
     if size == known:
         return label
@@ -186,7 +233,7 @@ def _label(size: int, known: int, label: str) -> str:
 
 
 def _externalise(graph: ir.Graph, inputs: list[str], weights: list[str], weights_path: Path) -> None:
-    """Turn the weight inputs into initializers whose data lies in the safetensors file."""
+    """Turn the weight inputs into initializers whose data are in the safetensors file."""
     stored = tensor_spans(weights_path)
     values = list(graph.inputs)[len(inputs) :]
     if len(values) != len(weights):
@@ -196,7 +243,7 @@ def _externalise(graph: ir.Graph, inputs: list[str], weights: list[str], weights
         if not list(value.uses()):
             continue
         if name not in stored:
-            raise GraphError(f"{weights_path} holds no weight {name} of the traced graph: build the bundle anew")
+            raise GraphError(f"{weights_path} holds no weight {name} of the traced graph: build the bundle again")
         span = stored[name]
         value.name = name
         value.const_value = ir.ExternalTensor(
@@ -220,12 +267,24 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A planned module's tensors under the names that its graph gives them."""
+    """Return the tensors of a planned module under their names in the graph.
+
+    Args:
+        module: The module of a `GraphPlan`.
+
+    Returns:
+        Parameters and buffers by name.
+    """
     return {_plain(name): tensor for name, tensor in _state(module).items()}
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without what wrapping (peft, the one-step UNet, the flat encoder) put into it."""
+    """Return the name of a parameter without the parts that wrappers add: peft, the one-step UNet, the flat encoder.
+
+    Example:
+        >>> _plain("unet.mid_block.proj.base_layer.weight")
+        'mid_block.proj.weight'
+    """
     for prefix in ("part.", "unet."):
         name = name.removeprefix(prefix)
     return name.replace(".base_layer.", ".").replace(f".{clora.ADAPTER}.", ".")

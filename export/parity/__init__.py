@@ -1,1 +1,1 @@
-"""Whether a bundle computes what PyTorch computes."""
+"""Parity checks: a bundle's outputs compared with PyTorch's."""

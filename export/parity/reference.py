@@ -1,275 +1,192 @@
-"""A chain of components on photographs, held against the reference's values; a bundle's in a process of its own.
-
-ONNX Runtime and OpenVINO do not give everything back that they took where a model in PyTorch lived before them; a
-process does when it ends. This module needs no torch, so that such a process is a light one.
-"""
+"""PyTorch models behind the interface of a bundle's components: the reference of parity checks and benchmarks."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from dod.data.images import centre_crop
-from dod_runtime.backends import open_backend
-from dod_runtime.backends.base import BackendOptions
-from dod_runtime.bundle.bundle import Bundle
-from dod_runtime.bundle.safetensors import read_tensors, write_tensors
-from dod_runtime.bundle.schema import GATE, REDUCED, Manifest
-from dod_runtime.condition_path import ConditionPath
-from dod_runtime.image.geometry import crops, pad, padded_size
-from dod_runtime.image.read import read
-from dod_runtime.pipeline import components_of
-from export.errors import ParityError
-from export.memory import give_back
-from export.parity.compare import Figure, figure
+from dod.model import clora
+from dod.model.dod import DOD
+from dod_runtime.bundle.schema import GATE
+from dod_runtime.pipeline import DYNAMIC, MERGED
+from export.graphs.condition_files import modulation_of
+from export.graphs.fp16 import COMPONENTS, SummedInFloat32
+from export.parity.runs import Values
+from export.parity.sequence import run_in_order
 
-FIRST = ("mfm", "encoder")
-"""What takes the image itself, in the chain as alone."""
-OUTPUT = {"mfm": "modulation", "gate": "gains", "encoder": "latent", "decoder": "image"}
-Values = Mapping[str, np.ndarray]
+__all__ = ["DECODED", "TorchPipeline", "from_numpy"]
+
+DECODED = "decoded"
+"""Name of the decoder's own image, before the post-processing. It is not an output of a bundle's component."""
 
 
-class Computer(Protocol):
-    """What runs components by name: a backend of the runtime, or a model in PyTorch."""
+class TorchPipeline:
+    """PyTorch models that run component by component, under the names of a bundle's components.
 
-    def run(self, component: str, inputs: Mapping[str, Any], condition: str | None = None) -> dict[str, Any]:
-        """See `dod_runtime.backends.base.Backend.run`."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A photograph ready for the chain: image [1, 3, H, W] and crops [1, K, 3, R, R], float32 in [-1, 1]."""
-
-    name: str
-    condition: str
-    values: dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is held against the reference in one step: the precision of its graphs, and who computes them in which.
-
-    backend: None is PyTorch itself.
+    Args:
+        model: One model for all components, or a model for each of `export.graphs.fp16.COMPONENTS`: a pipeline in
+            mixed precision. All lie on one device. The decoder's model also provides gate and post-processing.
+        modulations: Modulation of each condition, float32 [N, 2, r], for merged paths (default: computed by the
+            UNet's model).
     """
 
-    step: str
-    graphs: str
-    backend: str | None
-    precision: str
+    def __init__(self, model: DOD | Mapping[str, DOD], modulations: Mapping[str, Tensor] | None = None) -> None:
+        self._models: Mapping[str, DOD] = dict.fromkeys(COMPONENTS, model) if isinstance(model, DOD) else model
+        self._modulations = modulations
+        self._merged: dict[str, nn.Module] = {}
+        self._merged_encoder: nn.Module | None = None
+        decoder = self._models["decoder"].decoder
+        self._skip_dtype = next((p.dtype for p in decoder.parameters() if p.dtype != torch.float32), torch.float32)
+        self._device = self._models["unet"].unet.prompt.device
+
+    def path(self, condition: str) -> tuple[str, ...]:
+        """Return the components that run for a condition.
+
+        Args:
+            condition: `auto` or a condition.
+
+        Returns:
+            Components in order, as `dod_runtime.pipeline.components_of` orders those of a bundle.
+        """
+        path = DYNAMIC if condition == "auto" else MERGED
+        model = self._models["decoder"]
+        if model.gate is None or model.postprocess is None or not (condition == "auto" or model.share(condition)):
+            return path
+        at = path.index("encoder")
+        return (*path[:at], GATE, *path[at:])
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Conditions whose merged UNets are kept."""
+        return tuple(self._merged)
+
+    def merge(self, conditions: Sequence[str]) -> None:
+        """Keep merged copies of the UNet for these conditions, and of the encoder; drop all other copies.
+
+        A merged path whose UNet is not kept merges the weights layer by layer, in every call.
+
+        Args:
+            conditions: Conditions of the model.
+        """
+        self._merged = {name: unet for name, unet in self._merged.items() if name in conditions}
+        for name in conditions:
+            if name not in self._merged:
+                self._merged[name] = clora.merged_copy(self._models["unet"].unet, self._modulation(name))
+        if conditions and self._merged_encoder is None:
+            self._merged_encoder = clora.merged_copy(self._models["encoder"].encoder)
+
+    @torch.no_grad()
+    def run(self, component: str, inputs: Values, condition: str | None = None) -> dict[str, np.ndarray]:
+        """Run one component on arrays. 16-bit sums are taken in float32, as on a GPU.
+
+        Args:
+            component: Name of the component.
+            inputs: Its inputs by name.
+            condition: Condition of a merged path, None on `auto`.
+
+        Returns:
+            Its outputs by name.
+        """
+        with SummedInFloat32():
+            outputs = self._run(component, {name: from_numpy(value) for name, value in inputs.items()}, condition)
+        return {name: value.numpy() for name, value in outputs.items() if name != DECODED}
+
+    @torch.no_grad()
+    def restore(
+        self,
+        image: Tensor,
+        crops: Tensor | None,
+        condition: str = "auto",
+        around: Callable[[str], AbstractContextManager[Any]] = lambda component: nullcontext(),
+        reuse: dict[tuple[str, int], dict[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Restore images end to end.
+
+        Args:
+            image: Padded images [B, 3, H, W], float32 in [-1, 1].
+            crops: Native crops [B, K, 3, R, R], float32 in [-1, 1]; None where no component of the path takes any.
+            condition: `auto` or a condition.
+            around: Function from the name of a component to a context that it runs in, for example a timer.
+            reuse: Outputs of the components that take the image itself, by component and model. Missing ones are
+                added, for other pipelines that restore the same image with some of the same models.
+
+        Returns:
+            All values along the pipeline by name: the outputs of the components, `degraded` and `crops`, and `decoded`,
+            the decoder's image [B, 3, H, W] before the post-processing. `image` is the restored image.
+        """
+        given = {"image": image, "degraded": image} | ({} if crops is None else {"crops": crops})
+        path = self.path(condition)
+        if condition != "auto" and GATE in path:  # the condition fixes the share; the gate runs for its gains
+            model = self._models["decoder"]
+            given["condition"] = model.prototypes[condition][None].expand(len(image), -1)
+            given["share"] = torch.full((len(image), 1), model.share(condition), device=self._device)
+        reuse = {} if reuse is None else reuse
+
+        def run_component(component: str, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            key = component, id(self._models.get(component))
+            if key in reuse:
+                return reuse[key]
+            with around(component):
+                outputs = self._run(component, values, None if condition == "auto" else condition)
+            if component in ("mfm", "encoder"):
+                reuse[key] = outputs
+            return outputs
+
+        return run_in_order(path, given, run_component)
+
+    def _run(self, component: str, values: Mapping[str, Tensor], condition: str | None) -> dict[str, Tensor]:
+        if component == "mfm":
+            found, modulation = self._models["mfm"].mfm(self._input(values, "crops"))
+            return {"condition": found, "modulation": modulation}
+        if component == GATE:
+            gate = cast(nn.Module, self._models["decoder"].gate)
+            share, gains = gate(self._input(values, "crops"), self._input(values, "condition").float())
+            return {"share": share, "gains": gains}
+        if component == "encoder":
+            merged = None if condition is None else self._merged_encoder
+            encoder = self._models["encoder"].encoder if merged is None else merged
+            latent, skips = encoder(self._input(values, "image"))
+            return {"latent": latent} | {f"skip_{i}": skip for i, skip in enumerate(skips)}
+        if component == "decoder":
+            return self._decode(values)
+        unet, latent = self._models["unet"].unet, self._input(values, "latent")
+        if component == "unet_dynamic":
+            return {"latent_restored": unet(latent, self._input(values, "modulation"))}
+        assert condition is not None
+        if condition in self._merged:
+            return {"latent_restored": self._merged[condition](latent)}
+        with clora.merging(unet, self._modulation(condition)):
+            return {"latent_restored": unet(latent)}
+
+    def _decode(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        model, names = self._models["decoder"], sorted(name for name in values if name.startswith("skip_"))
+        skips = [self._input(values, name).to(self._skip_dtype) for name in names]
+        image = decoded = model.decoder(self._input(values, "latent_restored"), skips).float()
+        if model.postprocess is not None and "share" in values:
+            image = model.postprocess(decoded, *(self._input(values, name) for name in ("degraded", "share", "gains")))
+        return {"image": image, DECODED: decoded}
+
+    def _input(self, values: Mapping[str, Tensor], name: str) -> Tensor:
+        return values[name].to(self._device)
+
+    def _modulation(self, condition: str) -> Tensor:
+        if self._modulations is not None:
+            return self._modulations[condition].to(self._device)
+        return torch.from_numpy(modulation_of(self._models["unet"], condition))
 
 
-@dataclass(frozen=True)
-class Run:
-    """One image through one path. alone: those of its components that are compared by themselves too."""
+def from_numpy(value: np.ndarray) -> Tensor:
+    """Convert an array to a tensor. Read-only arrays, for example mapped ones, are copied: PyTorch warns about them.
 
-    path: str
-    components: Sequence[str]
-    sample: Sample
-    alone: Sequence[str] = ()
+    Args:
+        value: The array.
 
-
-@dataclass(frozen=True)
-class ParityCheck:
-    """What one step gave for one sample on one path: its figures, and the restored image [1, 3, H, W]."""
-
-    step: str
-    sample: str
-    path: str
-    figures: list[Figure]
-    restored: np.ndarray
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the encoder gave of each sample, by one computer: it is the same on every path. In files, as `Wanted`'s."""
-
-    folder: Path
-
-    def once(self, sample: Sample, compute: Callable[[], Values]) -> Values:
-        """What was kept of the sample's, mapped, else what is computed, which is kept."""
-        path = self.folder / f"{sample.name}.safetensors"
-        if path.exists():
-            return read_tensors(path)
-        values = compute()
-        _write(path, values)
-        return values
-
-
-@dataclass
-class Wanted:
-    """The reference's values of each run, in files of a folder: as large as an image's skips, they need not wait in
-    memory."""
-
-    folder: Path
-    files: dict[tuple[str, str], Path] = field(default_factory=dict)
-
-    def keep(self, run: Run, values: Values) -> None:
-        """Write what a run gave."""
-        path = self.folder / f"{len(self.files)}.safetensors"
-        _write(path, values)
-        self.files[run.sample.name, run.path] = path
-
-    def of(self, run: Run) -> dict[str, np.ndarray]:
-        """The values of a run, mapped."""
-        return read_tensors(self.files[run.sample.name, run.path])
-
-
-def _write(path: Path, values: Values) -> None:
-    write_tensors(path, {name: (value.dtype, value.shape) for name, value in values.items()}, values.values())
-
-
-def sample_pixels(path: Path, largest: int) -> np.ndarray:
-    """The middle of a photograph, at most `largest` px on either side: float32 [H, W, 3] in [-1, 1], upright."""
-    return centre_crop(read(path).pixels, largest)
-
-
-def load_sample(path: Path, bundle: Bundle, conditions: Sequence[str]) -> Sample:
-    """A photograph as the runtime prepares it, with the condition that its name begins with, "" where there is none."""
-    manifest = bundle.manifest
-    pixels = sample_pixels(path, manifest.profile.size[2])
-    sizes = manifest.size_multiple, manifest.profile.size[0], manifest.profile.size[2]
-    image = pad(pixels, *(padded_size(side, *sizes) for side in pixels.shape[:2])).transpose(2, 0, 1)[None]
-    taken = crops(pixels, manifest.crops.count, manifest.crops.size)[None]
-    values = {"image": np.ascontiguousarray(image), "crops": taken}
-    return Sample(path.name, condition_of(path.name, conditions), values)
-
-
-def condition_of(name: str, conditions: Sequence[str]) -> str:
-    """Return the longest condition that a file's name begins with, "" where there is none."""
-    return max((each for each in conditions if name.startswith(each)), key=len, default="")
-
-
-def subjects(bundle: Bundle) -> list[Subject]:
-    """The steps of a proof in order. PyTorch's half comes first: then the model's values are not needed any more."""
-    manifest = bundle.manifest
-    found = [Subject("torch fp16", "fp16", None, "fp16")] if "fp16" in manifest.precisions else []
-    found += [Subject(f"onnx {each}", each, "onnxruntime_cpu", each) for each in manifest.precisions]
-    openvino = manifest.targets.get("openvino")
-    for precision in openvino.precisions if openvino else ():
-        found.append(Subject(f"openvino {precision}", REDUCED.get(precision, precision), "openvino", precision))
-    return found
-
-
-def paths_of(bundle: Bundle, samples: Sequence[Sample]) -> dict[str, list[Run]]:
-    """The runs of each path: every sample through `auto`, and those of a condition through its merged path.
-
-    A condition without a sample of its own takes the first sample as it is: parity holds on any image, and what the
-    encoder gives of that sample is there already. The first of a path has its components compared alone too.
+    Returns:
+        A tensor of the same values.
     """
-    dynamic = components_of(bundle, ConditionPath())
-    paths = {"auto": [Run("auto", dynamic, each, dynamic if each is samples[0] else ()) for each in samples]}
-    for name in sorted(bundle.manifest.conditions):
-        taken = [each for each in samples if each.condition == name] or samples[:1]
-        alone, merged = ("unet_merged",), components_of(bundle, ConditionPath(name))
-        paths[name] = [Run(name, merged, each, alone if each is taken[0] else ()) for each in taken]
-    return paths
-
-
-@contextmanager
-def bundle_process(subject: Subject, bundle: Bundle, wanted: Wanted) -> Iterator[Any]:
-    """A process for one subject's backend; gives a function from the runs of one path to their proofs.
-
-    Raises what went wrong in it, ParityError where it is ended from outside.
-    """
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    with TemporaryDirectory(dir=wanted.folder) as scratch:
-        given = subject, bundle.folder, bundle.manifest
-        kept = wanted, Shared(Path(scratch))
-
-        def compared(runs: Sequence[Run]) -> list[ParityCheck]:
-            try:
-                return pool.submit(_compare_bundle, *given, runs, *kept).result()
-            except BrokenProcessPool:
-                raise ParityError(
-                    f"the process that ran {subject.step} on path {runs[0].path} was ended from outside: with too "
-                    "little memory, smaller images take less (--samples); the same command goes on from what is "
-                    "finished"
-                ) from None
-
-        try:
-            yield compared
-        finally:
-            for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
-                process.kill()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _compare_bundle(
-    subject: Subject, folder: Path, manifest: Manifest, runs: Sequence[Run], wanted: Wanted, shared: Shared
-) -> list[ParityCheck]:
-    bundle = Bundle(folder, manifest, verified=manifest.files)  # the build hashed them when it made or took them
-    assert subject.backend is not None
-    computer = open_backend(subject.backend, bundle, BackendOptions(precision=subject.precision))
-    try:
-        return compare(computer, subject, bundle, runs, wanted, shared)
-    finally:
-        computer.close()
-        del computer
-        give_back()
-
-
-def compare(
-    computer: Computer, subject: Subject, bundle: Bundle, runs: Sequence[Run], wanted: Wanted, shared: Shared
-) -> list[ParityCheck]:
-    """Each run's figures: the chain's, and those of the components alone, each fed with the reference's own inputs."""
-    checks = []
-    for run in runs:
-        name, path, precision, expected = run.sample.name, run.path, subject.graphs, wanted.of(run)
-        found = run_pipeline(computer, run, bundle, shared, precision)
-        figures = [figure(name, path, "pipeline", subject.step, expected["image"], found["image"])]
-        for component in run.alone:
-            output = OUTPUT.get(component, "latent_restored")
-            result = found[output]
-            if component not in FIRST:
-                inputs = _inputs(component, expected, bundle, precision)
-                result = computer.run(component, inputs, None if path == "auto" else path)[output]
-            figures.append(figure(name, path, component, subject.step, expected[output], result))
-        checks.append(ParityCheck(subject.step, name, path, figures, found["image"]))
-    return checks
-
-
-def run_pipeline(
-    computer: Computer, run: Run, bundle: Bundle, shared: Shared, precision: str | None = None
-) -> dict[str, np.ndarray]:
-    """Every value along the chain, by name. The restored image replaces the degraded one under `image`.
-
-    shared: of this computer's other paths. precision: of the bundle's graphs; None: as the reference takes it.
-    """
-    fixed = {} if run.path == "auto" else fixed_values(bundle, run.path)
-    values = {**run.sample.values, "degraded": run.sample.values["image"], **fixed}
-    condition = None if run.path == "auto" else run.path
-    for component in run.components:
-        compute = partial(computer.run, component, _inputs(component, values, bundle, precision), condition)
-        values |= shared.once(run.sample, compute) if component == "encoder" else compute()
-        if component == GATE and fixed:
-            values["share"] = fixed["share"]  # the condition decides it, the gate its kernel alone
-    return values
-
-
-def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
-    """What a named condition decides of one image in a model with a gate: `condition` [1, C], `share` [1, 1], and
-    `gains` [1, F] of nothing where the gate does not run."""
-    if not bundle.manifest.gated:
-        return {}
-    values = bundle.condition_tensors(condition)
-    gains = np.zeros((1, bundle.manifest.filters), np.float32)
-    return {"condition": values["condition"][None], "share": values["share"][None], "gains": gains}
-
-
-def _inputs(component: str, values: Values, bundle: Bundle, precision: str | None) -> dict[str, np.ndarray]:
-    """What a component takes, in the types of the bundle's graphs of a precision."""
-    specs = bundle.manifest.components[component].inputs
-    dtypes = {spec.name: spec.dtype_in(precision) if precision else "float32" for spec in specs}
-    return {name: np.asarray(values[name]).astype(dtype, copy=False) for name, dtype in dtypes.items()}
+    return torch.from_numpy(np.require(value, requirements=("C", "W")))

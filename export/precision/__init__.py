@@ -1,1 +1,1 @@
-"""What reduced precision costs, measured: ranges, errors, and the modules that stay in float32."""
+"""Reduced precision, measured: value ranges, errors, and the modules that stay in fp32."""

@@ -1,7 +1,7 @@
-"""A look at every value that a model computes on its way: each result of each operation, under a name of its own.
+"""A probe for every intermediate result of a model, each under its own name.
 
-Hooks on modules alone would miss what is computed between modules: sums of residual branches, products of gates, and
-the scores inside an attention. So a mode sees each call of torch, and hooks only say in which module it happens.
+Hooks on modules miss values that are computed between modules: sums of residual branches, products of gates, and the
+scores inside an attention. The probe therefore intercepts every torch function; hooks only tell the current module.
 """
 
 from __future__ import annotations
@@ -19,36 +19,46 @@ from torch.overrides import TorchFunctionMode
 from dod.model.dod import DOD
 from export.graphs.fp16 import COMPONENTS
 
-MOVES = {
+__all__ = ["Operation", "Probe", "sample_positions"]
+
+_NO_COMPUTATION = {
     *("__getitem__", "cat", "chunk", "clone", "contiguous", "dropout", "expand", "flatten", "float", "interpolate"),
     *("pad", "permute", "repeat", "reshape", "split", "squeeze", "stack", "to", "transpose", "type", "unbind"),
     *("unflatten", "unsqueeze", "view", "zeros_like", "new_tensor", "tensor", "arange", "type_as", "half"),
 }
-"""Functions that compute no new value (or a constant)."""
-SCORE_ROWS = 256
+"""Names of torch functions that move, cast or create values instead of computing them."""
+_SCORE_ROWS = 256
+"""Rows of an attention's score matrix that are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One result on the way. stack: the modules whose calls it happens in, the component first."""
+    """One intermediate result.
+
+    Attributes:
+        name: Module and torch function, for example `unet.conv_in conv2d`; `#2` is appended in a second call.
+        stack: Modules that are being called, the component first.
+    """
 
     name: str
     stack: tuple[str, ...]
 
 
-See = Callable[[Operation, Tensor], None]
+OnResult = Callable[[Operation, Tensor], None]
 
 
 class Probe(TorchFunctionMode):
-    """Inside the block, `see(operation, result)` hears of each floating-point result of a component of `model`.
+    """Context that reports each floating-point result of the model's components.
 
-    An operation has the name of its module and of torch's function, `#2` where the module calls that again. With
-    `scores`, the scaled products of queries and keys inside an attention are computed besides, in blocks of rows.
+    Args:
+        model: The model that runs inside the block.
+        on_result: Function that is called with each operation and its result.
+        scores: Also compute and report the scaled products of queries and keys in each attention, in blocks of rows.
     """
 
-    def __init__(self, model: DOD, see: See, scores: bool = False) -> None:
+    def __init__(self, model: DOD, on_result: OnResult, scores: bool = False) -> None:
         super().__init__()
-        self.see, self.scores = see, scores
+        self.on_result, self.scores = on_result, scores
         self._modules = {name: model.get_submodule(name) for name in COMPONENTS}
         self._stack: list[str] = []
         self._calls: Counter[str] = Counter()
@@ -79,25 +89,42 @@ class Probe(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         function = getattr(func, "__name__", "")
-        if self._stack and isinstance(result, Tensor) and result.is_floating_point() and function not in MOVES:
+        if (
+            self._stack
+            and isinstance(result, Tensor)
+            and result.is_floating_point()
+            and function not in _NO_COMPUTATION
+        ):
             name = f"{self._stack[-1]} {function}"
             self._calls[name] += 1
             name += f"#{self._calls[name]}" if self._calls[name] > 1 else ""
             stack = tuple(self._stack)
             if self.scores and function == "scaled_dot_product_attention":
-                self._see_scores(Operation(f"{self._stack[-1]} scores", stack), *args[:2], **(kwargs or {}))
-            self.see(Operation(name, stack), result)
+                self._report_scores(Operation(f"{self._stack[-1]} scores", stack), *args[:2], **(kwargs or {}))
+            self.on_result(Operation(name, stack), result)
         return result
 
-    def _see_scores(self, operation: Operation, query: Tensor, key: Tensor, **rest: Any) -> None:
+    def _report_scores(self, operation: Operation, query: Tensor, key: Tensor, **rest: Any) -> None:
         scale = rest.get("scale") or query.shape[-1] ** -0.5
-        for rows in query.float().split(SCORE_ROWS, dim=-2):
-            self.see(operation, (rows * scale) @ key.float().transpose(-2, -1))
+        for rows in query.float().split(_SCORE_ROWS, dim=-2):
+            self.on_result(operation, (rows * scale) @ key.float().transpose(-2, -1))
 
 
 @lru_cache(maxsize=256)
-def positions(count: int, most: int) -> Tensor:
-    """At most `most` fixed places in a tensor of `count` elements, spread at random but always the same."""
-    if count <= most:
+def sample_positions(count: int, limit: int) -> Tensor:
+    """Choose random elements of a flat tensor, the same in every call.
+
+    Args:
+        count: Elements of the tensor.
+        limit: Maximum number of elements to choose.
+
+    Returns:
+        Indices, int64 [min(count, limit)].
+
+    Example:
+        >>> sample_positions(3, 10)
+        tensor([0, 1, 2])
+    """
+    if count <= limit:
         return torch.arange(count)
-    return torch.randint(count, (most,), generator=torch.Generator().manual_seed(count))
+    return torch.randint(count, (limit,), generator=torch.Generator().manual_seed(count))

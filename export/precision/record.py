@@ -1,4 +1,4 @@
-"""The precision step of a build: ranges, islands, and what else was asked of the gate, in one record for the bundle."""
+"""The precision step of a build: ranges, fp32 modules and other precisions, in one record for the bundle."""
 
 from __future__ import annotations
 
@@ -14,38 +14,54 @@ from torch import Tensor
 from dod.data.degradations import DEGRADATIONS
 from dod.model.dod import DOD
 from export.errors import ParityError
-from export.graphs.fp16 import converted_copy, fp16_copy, within
-from export.parity.reference import condition_of
+from export.graphs.fp16 import converted_copy, fp16_copy, is_inside
+from export.parity.runs import condition_of
+from export.precision.calibration import Quality, load_image, measure_quality, restore, worst
 from export.precision.ranges import (
     LARGEST,
     SAFETY,
-    Comparison,
-    Judged,
-    Range,
-    Reference,
+    CalibrationReference,
+    PrecisionComparison,
+    ValueRange,
     compare,
-    judged,
-    load_image,
     measure_ranges,
     measure_weights,
-    restore,
-    worst,
 )
-from export.precision.search import MARGIN, THRESHOLD, Choice, Search, alone
+from export.precision.search import MARGIN, THRESHOLD, ModuleChoice, ModuleSearch, Trial
+from export.precision.sensitivity import component_quality
+
+__all__ = [
+    "EXACT",
+    "OTHER_PRECISIONS",
+    "PrecisionRecord",
+    "calibrate",
+    "check",
+    "degradations",
+    "measure_precision",
+    "quantised",
+    "sums_in_float32",
+]
 
 EXACT = 200.0
-"""dB that stands for "nothing differs" in the record, for JSON has no infinity; None stands for "not finite"."""
-GATE = ("bf16", "int8")
-"""What is asked of the gate besides half; no graphs are written in it."""
-Record = dict[str, Any]
+"""dB in the record that mean "no difference", because JSON has no infinity. None means "not finite"."""
+OTHER_PRECISIONS = ("bf16", "int8")
+"""Precisions that are measured besides fp16. No graphs are written in them."""
+PrecisionRecord = dict[str, Any]
+"""The record of `calibrate`."""
 
 
 def degradations(paths: Sequence[Path], conditions: Sequence[str]) -> dict[Path, str]:
-    """Return the degradation of each photograph that is to be degraded before half precision is measured on it.
+    """Choose the photographs that are degraded before fp16 is measured on them: ranges are larger on degraded images.
 
-    Ranges are larger on degraded images. A photograph whose name begins with a condition is taken as it is. The others
-    get, in turn, the conditions that no name begins with, as far as `dod.data.degradations` knows them. There are never
-    more images than photographs.
+    A photograph whose name begins with a condition is used as it is. The other photographs are assigned, in turn, the
+    conditions that no name begins with, if `dod.data.degradations` knows them.
+
+    Args:
+        paths: Photographs.
+        conditions: Conditions of the model.
+
+    Returns:
+        Degradation by photograph.
     """
     named = {path: condition_of(path.name, conditions) for path in paths}
     missing = [each for each in conditions if each in DEGRADATIONS and each not in named.values()]
@@ -58,34 +74,42 @@ def calibrate(
     fp32_modules: Sequence[str] | None,
     say: Callable[[str], None],
     degraded: Mapping[Path, str] | None = None,
-) -> Record:
-    """Measure the model on photographs and choose its fp32 islands (None), or judge those given.
+) -> PrecisionRecord:
+    """Measure the model on photographs and choose the modules that stay in fp32.
 
-    degraded: see `degradations`.
+    Args:
+        model: The model in fp32.
+        paths: Photographs.
+        fp32_modules: Modules to measure fp16 with; None to search for the smallest set.
+        say: Function that is called with each line of progress.
+        degraded: Degradation by photograph, see `degradations`.
 
-    The record, for JSON: what was looked at, `islands` {module: why}, `trials`, `components` (each alone in half;
-    none where half meets the budget without islands),
-    `gate` (bf16 and int8), `operations` in the order of the chain, and the `weights` with the largest values.
+    Returns:
+        A record for JSON. `images`, `degraded` and `shown` (the worst image) say what was measured; `fp32_modules`
+        gives the reason for each module and `trials` the sets that were tried; `components` holds the quality with one
+        component at a time in fp16 (empty if fp16 reaches the threshold without fp32 modules); `other_precisions` those
+        of bf16 and int8; `operations` the ranges and errors in the order of the pipeline; `weights` the weights with
+        the largest values.
     """
     images = [load_image(path, model, (degraded or {}).get(path, "")) for path in paths]
-    ranges: dict[str, Range] = {}
-    plain = fp16_copy(model, ())
-    references: list[Reference] = []
-    none: list[Comparison] = []
+    ranges: dict[str, ValueRange] = {}
+    fp16 = fp16_copy(model, ())
+    references: list[CalibrationReference] = []
+    comparisons: list[PrecisionComparison] = []
     for reference in measure_ranges(model, images, ranges):
         references.append(reference)
-        none.append(compare(plain, reference))
-        say(f"ranges and half on {reference.image.name}: PSNR {none[-1].psnr_db:.1f} dB")
-    hardest = references[worst(none)]
-    enough = none[worst(none)].psnr_db >= THRESHOLD + MARGIN
-    components = {} if enough else alone(model, plain, hardest)
-    del plain
+        comparisons.append(compare(fp16, reference))
+        say(f"ranges and fp16 on {reference.image.name}: PSNR {comparisons[-1].psnr_db:.1f} dB")
+    hardest = references[worst(comparisons)]
+    enough = comparisons[worst(comparisons)].psnr_db >= THRESHOLD + MARGIN
+    components = {} if enough else component_quality(model, fp16, hardest)
+    del fp16
     weights = measure_weights(model)
-    search = Search(model, references, none, ranges, weights, say)
-    choice = search.choose() if fp32_modules is None else search.judge(fp32_modules)
-    gate = {name: measure_gate(model, name, hardest) for name in GATE}
+    search = ModuleSearch(model, references, comparisons, ranges, weights, say)
+    choice = search.choose() if fp32_modules is None else search.measure(fp32_modules)
+    others = {name: measure_precision(model, name, hardest) for name in OTHER_PRECISIONS}
     assert choice.comparison is not None
-    shown = next(each for each in none if each.image == choice.comparison.image)
+    shown = next(each for each in comparisons if each.image == choice.comparison.image)
     return {
         "images": [f"{each.image.name} {tuple(each.image.image.shape[2:])}" for each in references],
         "degraded": {path.name: name for path, name in (degraded or {}).items()},
@@ -99,12 +123,11 @@ def calibrate(
         "fp32_modules": choice.fp32_modules,
         "float32_share": _share(model, choice),
         "overflows": choice.overflows,
-        "uncured": choice.uncured,
-        "first_lost": choice.comparison.overflows[0].name if choice.comparison.overflows else None,
-        "trials": [{**asdict(each), "psnr_db": _db(each.psnr_db), "z0_snr_db": _db(each.z0_snr_db)}
-                   for each in choice.trials],
-        "components": {name: _judged(each) for name, each in components.items()},
-        "gate": {name: {**_judged(each), "image": hardest.image.name} for name, each in gate.items()},
+        "uncovered": choice.uncovered,
+        "first_overflow": choice.comparison.overflows[0].name if choice.comparison.overflows else None,
+        "trials": [{**asdict(each), **_quality(each)} for each in choice.trials],
+        "components": {name: _quality(each) for name, each in components.items()},
+        "other_precisions": {name: {**_quality(each), "image": hardest.image.name} for name, each in others.items()},
         "operations": list(_operations(ranges, shown, choice.comparison, choice.fp32_modules)),
         "weights": [{"name": name, **_range(each)} for name, each in
                     sorted(weights.items(), key=lambda item: item[1].headroom)[:15]],
@@ -112,57 +135,84 @@ def calibrate(
 
 
 def check(record: Mapping[str, Any], asked: Sequence[str] = ()) -> None:
-    """ParityError where half with its islands misses the budget on the calibration images, or what else was asked
-    for does, with the measured number and, where something overflows, its name."""
-    last = record["trials"][-1]
-    mend = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
+    """Check that fp16 with its fp32 modules reaches the threshold on the calibration images.
+
+    Args:
+        record: The record of `calibrate`.
+        asked: Precisions of `OTHER_PRECISIONS` that a build was asked for.
+
+    Raises:
+        ParityError: If fp16 is below its threshold, with the result and the operation that overflows; or if another
+            precision was asked for, since no graphs exist in it.
+    """
     for name in asked:
-        found = record["gate"][name]["psnr_db"]
-        what = f"precision {name}: PSNR {_text(found)} on {record['gate'][name]['image']}"
-        if found is None or found < record["threshold_db"]:
-            what += f", below the threshold of {record['threshold_db']:g} dB"
-        raise ParityError(f"{what}: no graphs exist in {name}, and no bundle is written: {mend}")
+        found = record["other_precisions"][name]
+        message = f"precision {name}: PSNR {_text(found['psnr_db'])} on {found['image']}"
+        if found["psnr_db"] is None or found["psnr_db"] < record["threshold_db"]:
+            message += f", below the threshold of {record['threshold_db']:g} dB"
+        remedy = f"leave {' and '.join(asked)} out of --precision, which takes fp32 and fp16"
+        raise ParityError(f"{message}: no graphs exist in {name}, and no bundle is written: {remedy}")
+    last = record["trials"][-1]
     if last["psnr_db"] is not None and last["psnr_db"] >= record["threshold_db"]:
         return
-    causes = [name for name in record["uncured"] if name in record["overflows"]] or list(record["overflows"])
-    cause = record["first_lost"] or (causes[0] if causes else None)
-    spans = {each["name"]: each["largest"] for each in (*record["operations"], *record["weights"])}
-    lost = f"; {cause} reaches {spans[cause]:.3g}, float16 holds {LARGEST:.0f}" if cause in spans else ""
-    mend = "leave --fp32-modules out, so that they are measured" if record["given"] else "build it in fp32"
+    causes = [name for name in record["uncovered"] if name in record["overflows"]] or list(record["overflows"])
+    cause = record["first_overflow"] or (causes[0] if causes else None)
+    largest = {each["name"]: each["largest"] for each in (*record["operations"], *record["weights"])}
+    overflow = f"; {cause} reaches {largest[cause]:.3g}, float16 holds {LARGEST:.0f}" if cause in largest else ""
+    remedy = "leave --fp32-modules out, so that they are measured" if record["given"] else "build it in fp32"
     raise ParityError(
-        f"half precision is below its threshold of {record['threshold_db']:g} dB with {len(record['fp32_modules'])} modules in fp32: "
-        f"PSNR {_text(last['psnr_db'])}{lost}: {mend}; no bundle is written"
+        f"fp16 is below its threshold of {record['threshold_db']:g} dB with {len(record['fp32_modules'])} modules in "
+        f"fp32: PSNR {_text(last['psnr_db'])}{overflow}: {remedy}; no bundle is written"
     )
 
 
 @torch.no_grad()
-def measure_gate(model: DOD, name: str, reference: Reference) -> Judged:
-    """The whole chain in another precision on one image. bf16: true bfloat16 arithmetic. int8: weights of two axes
-    or more (low-rank ones too) rounded to 255 levels for each output channel, symmetric; arithmetic in float32."""
+def measure_precision(model: DOD, name: str, reference: CalibrationReference) -> Quality:
+    """Measure the pipeline in another precision on one image.
+
+    Args:
+        model: The model in fp32.
+        name: `bf16` for bfloat16 arithmetic, or `int8` for weights of at least two axes (the low-rank factors too)
+            rounded to 255 levels for each output channel, symmetric, with float32 arithmetic.
+        reference: The fp32 pipeline on the image.
+
+    Returns:
+        Quality of the results.
+    """
     if name == "bf16":
         low = fp16_copy(model, (), torch.bfloat16)
     else:
         modules = dict(model.named_modules())
 
         def rounded(name: str, value: Tensor) -> Tensor:
-            second = isinstance(modules[name.rpartition(".")[0]], torch.nn.ConvTranspose2d)
-            return quantised(value, axis=1 if second else 0) if value.ndim > 1 else value
+            transposed = isinstance(modules[name.rpartition(".")[0]], torch.nn.ConvTranspose2d)
+            return quantised(value, axis=1 if transposed else 0) if value.ndim > 1 else value
 
         low = converted_copy(model, rounded)
-    return judged(restore(low, reference.image), reference.outcome)
+    return measure_quality(restore(low, reference.image), reference.output)
 
 
 def quantised(weight: Tensor, axis: int = 0) -> Tensor:
-    """A weight as int8 holds it: w = s round(w / s), s = max|w| / 127 of each output channel. axis: that of these, 1 in
-    a transposed convolution's weight."""
+    """Round a weight to int8: w = s round(w / s) with s = max|w| / 127 of each output channel.
+
+    Args:
+        weight: Weight with at least two axes.
+        axis: Axis of the output channels: 1 for a transposed convolution, else 0.
+
+    Returns:
+        The rounded weight in the same type.
+    """
     others = [each for each in range(weight.ndim) if each != axis]
     scale = (weight.abs().amax(dim=others, keepdim=True) / 127).clamp(min=1e-30)
     return torch.round(weight / scale) * scale
 
 
 def sums_in_float32() -> bool:
-    """Whether this machine's half convolution and matrix product keep their sums in float32: a partial sum beyond
-    65,504 that comes back into range is then no overflow here, as it may be elsewhere."""
+    """Return True if this machine's fp16 convolutions and matrix products keep their sums in float32.
+
+    A partial sum beyond 65,504 that returns into range is then no overflow on this machine, while it may be one on
+    another.
+    """
     x = torch.tensor([6e4, 6e4, -6e4, -6e4] * 64, dtype=torch.float16)
     ones = torch.ones(8, 256, dtype=torch.float16)
     linear = torch.nn.functional.linear(x[None], ones)
@@ -171,21 +221,24 @@ def sums_in_float32() -> bool:
 
 
 def _operations(
-    ranges: Mapping[str, Range], none: Comparison, chosen: Comparison, fp32_modules: Mapping[str, str]
-) -> Iterable[Record]:
+    ranges: Mapping[str, ValueRange],
+    fp16: PrecisionComparison,
+    chosen: PrecisionComparison,
+    fp32_modules: Mapping[str, str],
+) -> Iterable[PrecisionRecord]:
     for name, span in ranges.items():
         yield {
             "name": name,
             "component": span.stack[0],
             **_range(span),
-            "fp16": name in none.low,
-            "fp32_module": within(span.stack[-1], fp32_modules),
-            "snr_none_db": _db(none.snr.get(name)),
-            "snr_db": _db(chosen.snr.get(name)),
+            "fp16": name in fp16.reduced,
+            "in_fp32_module": is_inside(span.stack[-1], fp32_modules),
+            "snr_fp16_db": _db(fp16.snr.get(name)),
+            "snr_chosen_db": _db(chosen.snr.get(name)),
         }
 
 
-def _range(span: Range) -> Record:
+def _range(span: ValueRange) -> PrecisionRecord:
     return {
         "largest": float(f"{span.largest:.5g}"),
         "rms": float(f"{span.rms:.5g}"),
@@ -194,13 +247,13 @@ def _range(span: Range) -> Record:
     }
 
 
-def _share(model: DOD, choice: Choice) -> float:
-    """The share of the parameters that stay in float32."""
+def _share(model: DOD, choice: ModuleChoice) -> float:
+    """Return the share of the parameters that stay in float32."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(size for name, size in sizes.items() if within(name, choice.fp32_modules)) / sum(sizes.values())
+    return sum(size for name, size in sizes.items() if is_inside(name, choice.fp32_modules)) / sum(sizes.values())
 
 
-def _judged(value: Judged) -> Record:
+def _quality(value: Quality | Trial) -> PrecisionRecord:
     return {"psnr_db": _db(value.psnr_db), "z0_snr_db": _db(value.z0_snr_db)}
 
 

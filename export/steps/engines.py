@@ -15,8 +15,8 @@ from dod_runtime.bundle.schema import REFITTED, MergeEntry
 from dod_runtime.console import progress
 from export.cache import Artifact, Facts
 from export.engines.build import EngineJob, build_engines
-from export.engines.targets import TARGETS, Target, gpu_here
-from export.graphs import conditions
+from export.engines.targets import TARGETS, EngineTarget, gpu_here
+from export.graphs import condition_files
 from export.interface import ComponentSpecs, engine_list, library_version, profile
 from export.plan import BuildPlan
 from export.reproducible import fixed_addresses, fixed_length_links
@@ -25,7 +25,7 @@ from export.steps.model_files import condition_file, graph_file, weights_file
 
 __all__ = ["artifacts", "engine_file"]
 
-SOURCES = ("export/engines", "export/graphs/conditions.py", "dod_runtime/bundle")
+SOURCES = ("export/engines", "export/graphs/condition_files.py", "dod_runtime/bundle")
 """Rooms that configure the builder and merge what it builds."""
 BUILDERS_MEMORY = 8 << 30
 """Bytes that the builders at work may take together, so that a build of any size fits into 12 GB."""
@@ -80,13 +80,13 @@ def _refittable(model: DOD, engine: str) -> tuple[str, ...]:
     """The weights of the merged graph that depend on the condition, where an engine is refitted with them."""
     if engine != REFITTED:
         return ()
-    entries = (MergeEntry(**entry) for entry in conditions.merge_entries(model))
+    entries = (MergeEntry(**entry) for entry in condition_files.merge_entries(model))
     return tuple(name for entry in entries for name in entry.changes)
 
 
 def _build(
     plan: BuildPlan,
-    target: Target,
+    target: EngineTarget,
     components: Callable[[], Mapping[str, ComponentSpecs]],
     files: Mapping[str, Path],
 ) -> Generator[tuple[str, Facts], None, None]:
@@ -125,4 +125,6 @@ def _merged(plan: BuildPlan, graph: Path, weights: Path, values: Path, folder: P
     """Write the graph with the values of one condition merged into its weights to a new folder."""
     folder.mkdir()
     modulation = read_tensors(values)["modulation"]
-    return conditions.write_merged_graph(graph, weights, conditions.merge_entries(plan.model), modulation, folder)
+    return condition_files.write_merged_graph(
+        graph, weights, condition_files.merge_entries(plan.model), modulation, folder
+    )

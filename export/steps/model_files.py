@@ -13,9 +13,9 @@ from dod.model.dod import DOD
 from dod_runtime.console import progress
 from export.cache import Artifact, Facts, writes
 from export.fingerprints import hash_tensors
-from export.graphs import components, conditions, trace
+from export.graphs import components, condition_files, trace
 from export.graphs.fp16 import fp16_copy
-from export.graphs.workers import TraceJob, trace_all
+from export.graphs.trace_workers import TraceJob, trace_all
 from export.plan import BuildPlan
 from export.steps.precision import FP32_MODULES, read_fp32_modules
 
@@ -143,7 +143,7 @@ def conditions_of(plan: BuildPlan) -> list[Artifact]:
                 "prototype": hash_tensors({condition: plan.model.prototypes[condition]}),
                 "share": plan.model.share(condition),
             },
-            writes(conditions.write_condition, plan.model, condition),
+            writes(condition_files.write_condition, plan.model, condition),
         )
         for condition in plan.conditions
     ]

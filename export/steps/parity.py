@@ -16,9 +16,10 @@ from export.cache import Artifact, Facts
 from export.fingerprints import hash_images
 from export.graphs.components import graphs_of
 from export.interface import version
+from export.parity.bundle_process import CheckedRun
 from export.parity.check import check_count, check_parity
-from export.parity.compare import GATES, Figure
-from export.parity.reference import ParityCheck, Values, condition_of, load_sample, paths_of, sample_pixels
+from export.parity.compare import GATES, ParityResult
+from export.parity.runs import Values, condition_of, load_sample, paths_of, sample_pixels
 from export.plan import BuildPlan
 from export.report import write_comparison
 from export.results import read_results as read_rows
@@ -89,7 +90,7 @@ def artifacts(plan: BuildPlan, bundle: Callable[[], Bundle], values: Callable[[]
     return found
 
 
-def read_results(plan: BuildPlan) -> list[Figure]:
+def read_results(plan: BuildPlan) -> list[ParityResult]:
     """Return the results of every path, in the order of the steps.
 
     Args:
@@ -101,7 +102,7 @@ def read_results(plan: BuildPlan) -> list[Figure]:
 
 
 def _images_of(plan: BuildPlan) -> dict[str, list[Path]]:
-    """The images of each path, by the rule of `export.parity.reference.paths_of`."""
+    """The images of each path, by the rule of `export.parity.runs.paths_of`."""
     named = {image: condition_of(image.name, plan.conditions) for image in plan.images}
     chosen = {name: [image for image in plan.images if named[image] == name] for name in sorted(plan.conditions)}
     return {"auto": list(plan.images), **{name: each or [plan.images[0]] for name, each in chosen.items()}}
@@ -130,7 +131,7 @@ def _check(
         checks = list(progress(checked, check_count(opened, stale), "parity"))
     for path in stale:
         if record_file(path) in files:
-            results = [result for check in checks if check.path == path for result in check.figures]
+            results = [result for check in checks if check.path == path for result in check.results]
             write_results(results, files[record_file(path)])
             yield record_file(path), {}
     largest = opened.manifest.profile.size[2]
@@ -140,7 +141,7 @@ def _check(
             yield name, {}
 
 
-def _restored(checks: Sequence[ParityCheck], image: Path) -> np.ndarray:
+def _restored(checks: Sequence[CheckedRun], image: Path) -> np.ndarray:
     """The image as it was restored by the last of the steps that every bundle has."""
     shown = [each for each in checks if (each.sample, each.path) == (image.name, "auto") and each.step not in GATES]
     return shown[-1].restored

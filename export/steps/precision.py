@@ -13,8 +13,8 @@ from dod.model.dod import DOD
 from export.cache import Artifact, writes
 from export.fingerprints import hash_images
 from export.plan import BuildPlan
-from export.precision.record import Record, calibrate, degradations
-from export.precision.report import PLOT, draw
+from export.precision.plot import PLOT, draw
+from export.precision.record import PrecisionRecord, calibrate, degradations
 from export.sources import hash_sources
 
 __all__ = ["FP32_MODULES", "RECORD", "artifacts", "read_fp32_modules", "read_record"]
@@ -56,7 +56,7 @@ def artifacts(plan: BuildPlan) -> list[Artifact]:
     ]
 
 
-def read_record(plan: BuildPlan) -> Record | None:
+def read_record(plan: BuildPlan) -> PrecisionRecord | None:
     """Return the record of the measurement, None where the build has none.
 
     Args:
@@ -89,7 +89,7 @@ def _draw(record: Path, path: Path) -> None:
     draw(_read(record), path)
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path) -> PrecisionRecord:
     return json.loads(path.read_text())
 
 

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dod.model.dod import DOD
 from export.cache import Artifact, writes
 from export.graphs import costs
 from export.graphs.components import meta_copy
 from export.graphs.simplify import simplify
-from export.parity.compare import Figure, figure
-from export.parity.reference import FIRST, Values
-from export.precision.ranges import Outcome, Sample, load_image, restore
+from export.parity.compare import ParityResult, compare_output
+from export.parity.reference import DECODED, TorchPipeline
+from export.parity.runs import Values
+from export.precision.calibration import load_image
 from export.results import from_rows, rows
 from export.sources import hash_sources
 
 __all__ = ["COSTS", "Simplification", "read_costs", "read_results"]
 
 COSTS = "report/costs.json"
-SOURCES = ("export/precision", "export/parity/compare.py", "export/steps/simplification.py")
+SOURCES = ("export/precision", "export/parity", "export/steps/simplification.py")
 
 
 class Simplification:
@@ -59,17 +59,18 @@ class Simplification:
 
     def _measure(self, path: Path) -> None:
         model, image = self.model, load_image(self._image, self.model)
-        before, expected = costs.costs(meta_copy(model), folded=False), restore(model, image).decoded
+        before = costs.costs(meta_copy(model), folded=False)
+        expected = TorchPipeline(model).restore(image.image, image.crops)[DECODED].numpy()
         self.apply()
-        after, known = costs.costs(meta_copy(model)), {}
-        found = restore(model, image, known=known)
-        results = [figure(image.name, "auto", "pipeline", "simplified", expected, found.decoded)]
-        self.values = _values(image, found, *(known[component, id(model)] for component in FIRST))
+        after = costs.costs(meta_copy(model))
+        found = {name: value.numpy() for name, value in TorchPipeline(model).restore(image.image, image.crops).items()}
+        results = [compare_output(image.name, "auto", "pipeline", "simplified", expected, found.pop(DECODED))]
+        self.values = found
         data = {"graphs": costs.rows(before, after), "results": rows(results)}
         path.write_text(json.dumps(data, indent=1) + "\n")
 
 
-def read_results(path: Path) -> list[Figure]:
+def read_results(path: Path) -> list[ParityResult]:
     """Return the deviation of the simplified model.
 
     Args:
@@ -85,10 +86,3 @@ def read_costs(path: Path) -> dict[str, Any]:
         path: the finished `COSTS`.
     """
     return json.loads(path.read_text())["graphs"]
-
-
-def _values(image: Sample, found: Outcome, mfm: tuple[Tensor, Tensor], encoder: tuple[Tensor, list[Tensor]]) -> Values:
-    tensors = {"degraded": image.image, "crops": image.crops, "condition": mfm[0], "modulation": mfm[1]}
-    tensors |= {"latent": encoder[0]} | {f"skip_{i}": skip for i, skip in enumerate(encoder[1])}
-    values = {name: tensor.numpy() for name, tensor in tensors.items()}
-    return {**values, **found.decisions, "latent_restored": found.latent, "image": found.image}

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from export.ledger import CacheEntry
-from export.parity.compare import figure, unchecked
+from export.parity.compare import compare_output, unchecked
 from export.report import parity_table, report_text, write_comparison
 from tests.export.parity.test_compare import of_psnr
 from tests.export.test_results import MANIFEST, result
@@ -16,14 +16,14 @@ from tests.export.test_results import MANIFEST, result
 
 def test_the_table_shows_the_worst() -> None:
     reference, value = of_psnr(50)
-    good = figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5)
-    exact = figure("b.png", "auto", "pipeline", "torch fp16", reference, reference)
+    good = compare_output("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5)
+    exact = compare_output("b.png", "auto", "pipeline", "torch fp16", reference, reference)
     assert "50.0" in parity_table([exact, good]) and "FAILED" not in parity_table([exact, good])
     assert "exact" in parity_table([exact])
-    bad = figure("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
+    bad = compare_output("c.png", "auto", "pipeline", "torch fp16", *of_psnr(44))
     text = parity_table([good, bad, exact])
     assert "44.0" in text and "FAILED" in text and "50.0" not in text and "3 images" in text
-    lost = figure("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
+    lost = compare_output("c.png", "auto", "pipeline", "torch fp16", reference + 0.5, value * np.inf)
     assert "-inf" in parity_table([lost]) and "exact" not in parity_table([lost])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.parity.compare import Figure, figure
+from export.parity.compare import ParityResult, compare_output
 from export.results import manifest_rows, margin, read_results, rows, verdict, write_results
 from tests.export.parity.test_compare import of_psnr, of_snr
 
@@ -27,18 +27,20 @@ MANIFEST: dict[str, Any] = {
 }
 
 
-def result(step: str, decibels: float, image: str = "a.png", path: str = "auto", component: str = "pipeline") -> Figure:
+def result(
+    step: str, decibels: float, image: str = "a.png", path: str = "auto", component: str = "pipeline"
+) -> ParityResult:
     arrays = of_psnr(decibels) if component == "pipeline" and step in ("torch fp16", "openvino bf16") else None
-    return figure(image, path, component, step, *(arrays or of_snr(decibels)))
+    return compare_output(image, path, component, step, *(arrays or of_snr(decibels)))
 
 
 def test_results_survive_the_file(tmp_path: Path) -> None:
     reference, value = of_psnr(50)
     results = [
-        figure("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
-        figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
-        figure("a.png", "auto", "encoder", "onnx fp32", reference, reference),
-        figure("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
+        compare_output("a.png", "auto", "pipeline", "torch fp16", reference + 0.5, value + 0.5),
+        compare_output("a.png", "auto", "pipeline", "onnx fp32", reference, reference),
+        compare_output("a.png", "auto", "encoder", "onnx fp32", reference, reference),
+        compare_output("b.png", "auto", "pipeline", "torch fp16", reference, value * np.inf),
     ]
     write_results(results, tmp_path / "parity.json")
     assert read_results(tmp_path / "parity.json") == results
@@ -71,7 +73,7 @@ def test_the_manifest_has_what_the_runtime_decides_by() -> None:
 @pytest.mark.parametrize(("factor", "decibels"), [(1.0, None), (np.inf, 0.0), (np.nan, 0.0)])
 def test_the_manifest_has_finite_numbers_only(factor: float, decibels: float | None) -> None:
     reference = of_psnr(50)[0] + 0.5
-    lost = figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference * factor)
+    lost = compare_output("a.png", "auto", "pipeline", "onnx fp32", reference, reference * factor)
     (row,) = manifest_rows([lost], ("auto",))
     assert row["snr_db"] == decibels and row["passed"] is (decibels is None)
     json.dumps(row, allow_nan=False)
@@ -91,9 +93,9 @@ def test_margin() -> None:
     assert margin(result("torch fp16", 44)) == pytest.approx(-1, abs=0.01)
     assert margin(result("onnx fp32", 90, component="decoder")) is None
     reference, value = of_psnr(50)
-    assert margin(figure("a.png", "auto", "pipeline", "onnx fp32", reference, reference)) == math.inf
+    assert margin(compare_output("a.png", "auto", "pipeline", "onnx fp32", reference, reference)) == math.inf
     for lost in (np.inf, np.nan):
-        assert margin(figure("a.png", "auto", "pipeline", "onnx fp32", reference, value * lost)) == -math.inf
+        assert margin(compare_output("a.png", "auto", "pipeline", "onnx fp32", reference, value * lost)) == -math.inf
 
 
 def test_the_verdict_names_the_worst_margin_and_what_was_not_checked() -> None:

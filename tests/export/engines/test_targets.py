@@ -1,4 +1,4 @@
-"""Which targets and compute capabilities can be built, and what a bad wish gives."""
+"""Targets and compute capabilities: what can be built, and errors for what cannot."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.engines.targets import CAPABILITIES, TENSORRT_RTX, Target, is_fp16, unavailable_reason, why_no_gpu
+from export.engines.targets import (
+    CAPABILITIES,
+    TENSORRT_RTX,
+    EngineTarget,
+    gpu_unavailable_reason,
+    is_fp16,
+    unavailable_reason,
+)
 from export.errors import TargetError
 from tests.export.small_graphs import build_rtx, tiny_graph
 
 tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
 
-def test_why_not() -> None:
+def test_reasons_for_unavailable_targets() -> None:
     assert unavailable_reason(TENSORRT_RTX) is None
-    absent = Target("tensorrt", module="no_such_library", extra="tensorrt", built_on_gpu=True)
-    assert unavailable_reason(absent) == "no_such_library is not installed: pip install -e '.[tensorrt]'"
-    here_but_for_the_gpu = Target("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
-    assert unavailable_reason(here_but_for_the_gpu) == why_no_gpu()
+    absent = EngineTarget("tensorrt", module="no_such_library", extra="tensorrt", built_on_gpu=True)
+    reason = unavailable_reason(absent) or ""
+    assert "no_such_library" in reason and ".[tensorrt]" in reason
+    without_gpu = EngineTarget("tensorrt", module="tensorrt_rtx", extra="tensorrt", built_on_gpu=True)
+    assert unavailable_reason(without_gpu) == gpu_unavailable_reason()
 
 
 def test_the_capabilities_known_are_the_librarys() -> None:
@@ -31,11 +39,11 @@ def test_the_capabilities_known_are_the_librarys() -> None:
 @pytest.mark.parametrize(
     ("capabilities", "message"),
     [
-        ((), "needs compute capabilities by name"),
-        (("8.6", "8.8"), r"'8.8' \(did you mean '8.\d'\?\): choose one of 7.5, 8.0"),
-        (("89",), "did you mean '8.9'"),
-        (("9.0",), "unknown compute capability '9.0'"),
-        (("8.6", "7.5"), "7.5 does not build with fp16"),
+        ((), "compute capabilities"),
+        (("8.6", "8.8"), r"'8.8'.*'8.\d'.*7.5, 8.0"),
+        (("89",), "'89'.*'8.9'"),
+        (("9.0",), "'9.0'"),
+        (("8.6", "7.5"), "7.5.*fp16"),
     ],
 )
 def test_bad_capabilities(graph: Path, tmp_path: Path, capabilities: tuple[str, ...], message: str) -> None:
@@ -44,7 +52,7 @@ def test_bad_capabilities(graph: Path, tmp_path: Path, capabilities: tuple[str, 
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_half(graph: Path, tmp_path: Path) -> None:
+def test_graphs_in_fp16(graph: Path, tmp_path: Path) -> None:
     assert is_fp16(graph)
     single = onnx.load(tiny_graph(tmp_path / "single.onnx", helper.make_node("Relu", ["image"], ["restored"])))
     del single.graph.initializer[:]

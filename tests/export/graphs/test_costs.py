@@ -1,4 +1,4 @@
-"""Counts against what can be worked out by hand, and what the simplifications must save."""
+"""Costs: correct by hand, and lower after the simplifications."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Small(nn.Module):
         return (found + found).flatten(1)
 
 
-def test_by_hand() -> None:
+def test_one_convolution_by_hand() -> None:
     planned = components.GraphPlan(
         Small().to("meta"), {"image": torch.empty(2, 3, 8, 6, device="meta")}, {}, ("out",), 1
     )
@@ -35,7 +35,7 @@ def test_by_hand() -> None:
     assert cost(planned) == Cost(2, 3 * 5 * 9 + 5, pixels * 3 * 5 * 9, 4 * moved)
 
 
-def test_what_is_saved() -> None:
+def test_simplifications_save_operators() -> None:
     model = DOD.from_preset(tiny())
     before = costs(components.meta_copy(model), folded=False)
     other = copy.deepcopy(model)
@@ -47,7 +47,7 @@ def test_what_is_saved() -> None:
         doubled = name in ("unet_dynamic", "unet_merged", "decoder")
         assert after[name].multiply_adds < before[name].multiply_adds or not doubled
         assert after[name].multiply_adds <= before[name].multiply_adds
-        # of the encoder, little but what is folded; the decoder's transposed kernels have 16 taps where 9 were
+        # the encoder loses few parameters; the decoder's transposed kernels have 16 taps instead of 9
         assert (after[name].parameters < before[name].parameters) or name in ("encoder", "decoder")
     written = section(rows(before, after))
     assert f"{before['decoder'].operators} → {after['decoder'].operators}" in written and "unet_merged" in written

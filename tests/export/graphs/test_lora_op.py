@@ -1,4 +1,4 @@
-"""Layers with conditional LoRA as one operator of a trace."""
+"""Layers with conditional LoRA as a single operator of a trace."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 class Layers(nn.Module):
-    """Every kind of layer that conditional LoRA is put on. x: [B, 3, H, W], modulation: [B, 4, 2, 2]."""
+    """All types of layers with conditional LoRA. x: [B, 3, H, W], modulation: [B, 4, 2, 2]."""
 
     def __init__(self) -> None:
         super().__init__()

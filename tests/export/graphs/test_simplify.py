@@ -1,4 +1,4 @@
-"""Each exact simplification against the model as it was, alone and together."""
+"""Each exact simplification compared with the original model, alone and together."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from export.parity.compare import snr_db
 from tests.dod.small_model import image, randomise, tiny
 
 EXACT = 110.0
-"""dB: what is left is float32's rounding in another order."""
+"""Minimum SNR in dB: float32 rounds in another order."""
 
 
 @pytest.fixture
 def twins() -> tuple[DOD, DOD]:
-    """A model all of whose parameters matter, and its copy."""
+    """A model in which every parameter affects the result, and its copy."""
     model = randomise(DOD.from_preset(tiny()), strength=0.3)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
@@ -85,7 +85,7 @@ def test_details(twins: tuple[DOD, DOD]) -> None:
         latent, skips = model.encoder(image(2))
         expected, found = model.decoder(latent, skips), other.decoder(latent, skips)
         assert snr_db(expected.numpy(), found.numpy()) > EXACT
-        assert snr_db(model.decoder(latent).numpy(), expected.numpy()) < 60  # the modules did something
+        assert snr_db(model.decoder(latent).numpy(), expected.numpy()) < 60  # the modules have an effect
     assert parameters(other.decoder) < parameters(model.decoder)
 
 
@@ -93,7 +93,7 @@ def test_upsampling(twins: tuple[DOD, DOD]) -> None:
     model, other = twins
     for part in (other.unet, other.decoder):
         simplify.fold_upsampling(part)
-        simplify.fold_upsampling(part)  # a second time there is nothing left
+        simplify.fold_upsampling(part)  # a second call changes nothing
     latent, modulation = torch.randn(2, 4, 8, 12), model.modulation(image(2))[1]
     with torch.no_grad():
         expected, found = model.unet(latent, modulation), other.unet(latent, modulation)

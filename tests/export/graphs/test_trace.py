@@ -1,31 +1,25 @@
-"""Two components traced for real: names, dimensions, weights by reference, the same numbers at other sizes."""
+"""Traces of two components: names, dimensions, weights by reference, and results at other sizes."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto
-from onnxscript import optimizer
 from torch import nn
 
 from dod.model.dod import DOD
-from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans, write_tensors
+from dod_runtime.bundle.safetensors import ALIGNMENT, read_tensors, tensor_spans
 from export.errors import GraphError
-from export.graphs import trace as graphs
-from export.graphs.components import GRAPHS, GraphPlan, meta_copy, neutral_modulation, plan
+from export.graphs.components import GRAPHS, meta_copy, neutral_modulation, plan
 from export.graphs.fp16 import fp16_copy
-from export.graphs.optimize import tidy
-from export.graphs.trace import OPSETS, _label, _plain, trace, trace_planned, weights_of, write_weights
-from tests.dod.small_model import image, normal, randomise, snr_db, tiny
+from export.graphs.trace import OPSETS, _label, _plain, trace, weights_of, write_weights
+from tests.dod.small_model import image, randomise, snr_db, tiny
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -169,7 +163,7 @@ def test_gate_and_postprocessed_decoder_compute_what_pytorch_does(precision: str
 
 
 def test_values_of_the_file_decide(encoder: Traced, model: DOD, tmp_path: Path) -> None:
-    """Another model's weights in the same graph give the other model: nothing of the first was folded into it."""
+    """Changed weights in the file change the result: no value was folded into the graph."""
     other = Traced(tmp_path / encoder.path.name, tmp_path / encoder.weights.name, encoder.graph)
     other.path.write_bytes(encoder.path.read_bytes())
     data = bytearray(encoder.weights.read_bytes())
@@ -180,14 +174,6 @@ def test_values_of_the_file_decide(encoder: Traced, model: DOD, tmp_path: Path) 
     pixels = image(1, 16, 16)
     before, after = run(encoder, "image", pixels), run(other, "image", pixels)
     assert not np.allclose(before[0], after[0], atol=1e-3)
-
-
-def test_what_is_planned(model: DOD) -> None:
-    decoder, merged = plan(model, "decoder"), plan(model, "unet_merged")
-    assert list(decoder.inputs) == ["latent_restored", "skip_0", "skip_1"] and decoder.outputs == ("image",)
-    assert decoder.axes["skip_1"] == decoder.axes["latent_restored"] == {0: "batch", 2: "height/2", 3: "width/2"}
-    assert decoder.axes["skip_0"] == {0: "batch", 2: "height", 3: "width"}
-    assert list(merged.inputs) == ["latent"] and not [n for n, _ in merged.module.named_parameters() if "lora" in n]
 
 
 def test_both_unet_graphs_share_one_file(model: DOD) -> None:
@@ -206,16 +192,6 @@ def test_both_unet_graphs_share_one_file(model: DOD) -> None:
     assert not neutral_modulation(model).any()
 
 
-def test_a_skeleton_has_the_structure_and_no_values(model: DOD) -> None:
-    bones = meta_copy(model)
-    assert {tensor.device.type for tensor in bones.state_dict().values()} == {"meta"}
-    assert {name: value.shape for name, value in bones.state_dict().items()} == {
-        name: value.shape for name, value in model.state_dict().items()
-    }
-    assert {tensor.device.type for tensor in model.state_dict().values()} == {"cpu"}
-    pickle.loads(pickle.dumps(bones))  # it is handed to worker processes
-
-
 def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path) -> None:
     fp16 = fp16_copy(meta_copy(model), ("unet.unet.conv_out",))
     facts = write_weights(model, fp16, "unet", tmp_path / "unet.safetensors")
@@ -225,37 +201,17 @@ def test_weights_are_written_in_the_dtypes_of_another(model: DOD, tmp_path: Path
     expected = weights_of(fp16_copy(model, ("unet.unet.conv_out",)), "unet")
     assert stored.keys() == expected.keys()
     for name, value in expected.items():
-        # what is computed from weights is computed before they are rounded
+        # derived tensors are computed before the weights are rounded
         tolerance = 2e-3 if name.endswith(".output") else 0
         np.testing.assert_allclose(stored[name], value.detach().numpy(), rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("groups", "shape"), [(1, (1, 8, 256, 192)), (1, (1, 8, 40000)), (2, (2, 8, 512, 512)), (4, (1, 8, 200000))]
-)
-def test_a_norm_adds_up_in_pieces(tmp_path: Path, groups: int, shape: tuple[int, ...]) -> None:
-    """The constants that let an image's tone through cost no precision; as one sum they take 20 dB and more."""
-    norm = nn.GroupNorm(groups, 8, eps=1e-6)
-    norm.load_state_dict({"weight": normal(8, seed=1), "bias": normal(8, seed=2)})
-    signs = torch.tensor([25.0, -25.0]).repeat(4).view(8, *(1 for _ in shape[2:]))
-    x = normal(*shape, seed=3) + signs
-    stored = {name: value.detach().numpy() for name, value in norm.state_dict().items()}
-    specs = {name: (value.dtype, value.shape) for name, value in stored.items()}
-    write_tensors(tmp_path / "norm.safetensors", specs, stored.values())
-    planned = GraphPlan(meta_copy(norm), {"input": torch.empty(shape, device="meta")}, {"input": {}}, ("y",), 1)
-    trace_planned(planned, "encoder", tmp_path / "norm.onnx", tmp_path / "norm.safetensors", OPSETS["fp32"])
-    assert type(norm) is nn.GroupNorm
-    session = onnxruntime.InferenceSession(tmp_path / "norm.onnx", providers=["CPUExecutionProvider"])
-    found = session.run(None, {"input": x.numpy()})[0]
-    assert snr_db(norm.double()(x.double()).detach(), found) >= 118
-
-
-def test_a_refused_trace_is_an_error_of_ours(model: DOD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_trace_is_a_graph_error(model: DOD, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise torch.onnx.OnnxExporterError("long story\nno operator for this")
 
     monkeypatch.setattr(torch.onnx, "export", refuse)
-    with pytest.raises(GraphError, match="mfm: torch.onnx.export refused it: no operator for this"):
+    with pytest.raises(GraphError, match="mfm.*no operator for this"):
         trace(model, "mfm", tmp_path / "mfm.onnx", tmp_path / "mfm.safetensors", 20)
     assert not (tmp_path / "mfm.onnx").exists()
 
@@ -287,20 +243,3 @@ def test_label(size: int, known: int, label: str, expected: str) -> None:
 )
 def test_plain_names(name: str, expected: str) -> None:
     assert _plain(name) == expected
-
-
-@pytest.mark.parametrize("graph", ["mfm", "decoder"])
-def test_a_graph_is_as_tidy_as_the_exporters_optimizer_leaves_it(
-    model: DOD, graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    optimised: list[ir.Model] = []
-
-    def both(raw: ir.Model) -> None:
-        optimised.append(ir.serde.deserialize_model(ir.serde.serialize_model(raw)))
-        optimizer.optimize(optimised[0])
-        tidy(raw)
-
-    monkeypatch.setattr(graphs, "tidy", both)
-    found = traced(model, graph, tmp_path).graph
-    wanted = Counter(node.op_type for node in optimised[0].graph)
-    assert Counter(node.op_type for node in found.node) == wanted

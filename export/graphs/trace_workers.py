@@ -1,4 +1,4 @@
-"""Graphs traced side by side, in worker processes that hold the model's structure but none of its values."""
+"""Parallel tracing in worker processes, which hold the model's structure but none of its values."""
 
 from __future__ import annotations
 
@@ -18,10 +18,21 @@ from dod.model.dod import DOD
 from export.errors import GraphError
 from export.graphs.trace import trace
 
+__all__ = ["TraceJob", "trace_all"]
+
 
 @dataclass(frozen=True)
 class TraceJob:
-    """One graph to trace to `path`; its weights lie in `weights`, in the folder that the finished graph will be in."""
+    """One graph to trace.
+
+    Attributes:
+        name: Name of the finished file in the bundle.
+        precision: `fp32` or `fp16`.
+        graph: One of `export.graphs.components.GRAPHS`.
+        path: ONNX file to write.
+        weights: Weights file, in the folder of the finished graph.
+        opset: ONNX opset.
+    """
 
     name: str
     precision: str
@@ -34,15 +45,22 @@ class TraceJob:
 def trace_all(
     meta_copies: Mapping[str, DOD], jobs: Sequence[TraceJob], workers: int
 ) -> Iterator[tuple[TraceJob, float]]:
-    """Trace every job, at most `workers` at once; yields each job with its seconds as it is done.
+    """Trace several graphs in parallel. Closing the generator early ends the workers.
 
-    skeletons: the model of each precision, see `plans.skeleton`.
+    Args:
+        meta_copies: The model of each precision, see `export.graphs.components.meta_copy`.
+        jobs: Graphs to trace, in the order in which they start.
+        workers: Maximum number of processes.
 
-    Leaving the generator early ends the workers. Raises what a worker raised, GraphError where one is ended.
+    Yields:
+        Each job and its seconds, as soon as it is done.
+
+    Raises:
+        GraphError: If a trace is refused, or if a worker is killed from outside.
     """
     workers = min(workers, len(jobs))
     threads = max(1, (os.cpu_count() or 1) // workers)
-    # The structure goes with each job: handed to a starting process it would keep this one waiting, deaf to Ctrl-C.
+    # Each job carries the structure: as an argument of the processes it would block this one, deaf to Ctrl-C.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (threads,))
     try:
         for traced in as_completed([pool.submit(_trace, meta_copies[job.precision], job) for job in jobs]):
@@ -50,11 +68,11 @@ def trace_all(
         pool.shutdown()
     except BrokenProcessPool:
         raise GraphError(
-            "a tracing process was ended from outside or could not start: with too little memory --workers 1 "
-            "takes less; the same command goes on from what is finished"
+            "a tracing process was killed or could not start: if memory ran out, --workers 1 takes less; "
+            "the same command resumes from the finished files"
         ) from None
     finally:
-        for process in list((pool._processes or {}).values()):  # a shutdown alone would wait for what they are at
+        for process in list((pool._processes or {}).values()):  # shutdown alone waits for the running jobs
             process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""Tracing in worker processes: what a worker's end amounts to."""
+"""Tracing in worker processes: a killed worker is reported."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from export.errors import GraphError
-from export.graphs.workers import TraceJob, trace_all
+from export.graphs.trace_workers import TraceJob, trace_all
 
 
 class Ended:
-    """Ends the process that it is handed to, as the system does where memory is short."""
+    """Ends the process that unpickles it, as the system does when memory runs out."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os._exit, (9,)
 
 
-def test_a_worker_that_is_ended_is_told(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
     job = TraceJob("mfm.onnx", "fp32", "mfm", tmp_path / "mfm.onnx", tmp_path / "mfm.safetensors", 20)
     meta_copies: dict[str, Any] = {"fp32": Ended()}
-    with pytest.raises(GraphError, match="a tracing process was ended from outside or could not start"):
+    with pytest.raises(GraphError, match="killed.*--workers 1"):
         list(trace_all(meta_copies, [job, job], 1))

@@ -1,4 +1,4 @@
-"""Condition paths: which are chosen, what their files hold, and that the merge they feed is the model's own."""
+"""Condition files: the chosen conditions, their values, and a merge that equals the model's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dod_runtime.bundle.safetensors import tensor_spans
 from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError
 from dod_runtime.files import current_umask
-from export.graphs.conditions import (
+from export.graphs.condition_files import (
     chosen_conditions,
     engine_conditions,
     merge_entries,
@@ -33,14 +33,14 @@ from export.graphs.trace import write_weights
 def test_chosen_conditions(model: DOD) -> None:
     assert chosen_conditions(model, None) == chosen_conditions(model, []) == ("rain", "haze")
     assert chosen_conditions(model, ["haze", "rain", "haze"]) == ("haze", "rain")
-    with pytest.raises(UsageError, match=r"unknown condition 'rian' \(did you mean 'rain'\?\)"):
+    with pytest.raises(UsageError, match="'rian'.*'rain'"):
         chosen_conditions(model, ["haze", "rian"])
 
 
 def test_engine_conditions() -> None:
     assert engine_conditions(("rain", "haze"), None) == ("rain", "haze")
     assert engine_conditions(("rain", "haze"), []) == () and engine_conditions(("rain", "haze"), ["haze"]) == ("haze",)
-    with pytest.raises(UsageError, match="unknown condition 'noise'"):
+    with pytest.raises(UsageError, match="'noise'"):
         engine_conditions(("rain", "haze"), ["noise"])
 
 
@@ -48,7 +48,7 @@ def test_a_checkpoint_without_prototypes(model: DOD) -> None:
     bare = copy.copy(model)
     bare.prototypes = {}
     assert chosen_conditions(bare, None) == ()
-    with pytest.raises(UsageError, match="'rain': .*no prototypes.*python -m dod.training.stages calibrate"):
+    with pytest.raises(UsageError, match="'rain'.*no prototypes.*dod-train calibrate"):
         chosen_conditions(bare, ["rain"])
 
 
@@ -59,9 +59,9 @@ def test_the_file_of_a_condition(model: DOD, tmp_path: Path) -> None:
     assert stored["modulation"].shape == (len(model.layers), 2, model.preset.lora.rank)
     with torch.no_grad():
         expected = model.mfm.network(model.prototypes["rain"][None])[0].numpy()
-    assert np.array_equal(stored["modulation"], expected)
+    np.testing.assert_allclose(stored["modulation"], expected, atol=1e-6)
     mode = stat.S_IMODE((tmp_path / "rain.safetensors").stat().st_mode)
-    assert mode == 0o666 & ~current_umask(), "who serves a bundle may be another user than who built it"
+    assert mode == 0o666 & ~current_umask(), "a bundle may be served by another user than its builder"
     assert not np.allclose(expected, modulation_of(model, "haze"))
 
 

@@ -1,6 +1,7 @@
-"""Condition paths: a prototype's modulation as a file, and the merged UNet of one condition for an engine builder.
+"""Files of the condition paths: each condition's values, and a merged UNet for the engine builders.
 
-Prototypes are computed in `dod` and stored in the checkpoint; here they are only turned into values.
+`dod-train calibrate` computes the prototypes and stores them in the checkpoint. This module evaluates the modulation
+network at each prototype and writes the results.
 """
 
 from __future__ import annotations
@@ -22,12 +23,34 @@ from dod_runtime.bundle.schema import MergeEntry
 from dod_runtime.errors import UsageError, unknown
 from export.graphs.simplify import attentions
 
-CALIBRATE = "python -m dod.training.stages calibrate"
-"""The command that gives a checkpoint its prototypes."""
+__all__ = [
+    "CALIBRATE",
+    "chosen_conditions",
+    "engine_conditions",
+    "merge_entries",
+    "modulation_of",
+    "without_prototypes",
+    "write_condition",
+    "write_merged_graph",
+]
+
+CALIBRATE = "dod-train calibrate"
+"""Command that computes the prototypes of a checkpoint."""
 
 
 def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The conditions to build, all of the checkpoint's where none are named. UsageError for one it does not know."""
+    """Return the conditions to build.
+
+    Args:
+        model: The model, whose prototypes name the known conditions.
+        names: Conditions that were asked for; None or empty for all known ones.
+
+    Returns:
+        The conditions, each once.
+
+    Raises:
+        UsageError: If the checkpoint has no prototype of a named condition.
+    """
     known = tuple(model.prototypes)
     for name in names or ():
         if name not in known and not known:
@@ -38,13 +61,31 @@ def chosen_conditions(model: DOD, names: Sequence[str] | None) -> tuple[str, ...
 
 
 def without_prototypes(model: Mapping[str, Any]) -> str:
-    """Say what a checkpoint without prototypes lacks, and which command adds them. model: the manifest's `model`."""
-    command = f"{CALIBRATE} --preset {model['preset']} --photographs FOLDER"
+    """Return the warning for a checkpoint without prototypes, with the command that adds them.
+
+    Args:
+        model: The manifest's `model`: its `preset` and `checkpoint` are named.
+
+    Returns:
+        One line.
+    """
+    command = f"{CALIBRATE} --checkpoint {model['checkpoint']} --images FOLDER"
     return f"{model['checkpoint']} has no prototypes, so only the condition auto is built; calibrate it with: {command}"
 
 
 def engine_conditions(built: Sequence[str], names: Sequence[str] | None) -> tuple[str, ...]:
-    """The conditions that get an engine of their own: all that are built where none are named. Raises UsageError."""
+    """Return the conditions that get an engine of their own.
+
+    Args:
+        built: Conditions of the bundle.
+        names: Conditions that were asked for; None for all of `built`, an empty sequence for none.
+
+    Returns:
+        The conditions, each once.
+
+    Raises:
+        UsageError: If a name is not one of `built`.
+    """
     for name in names or ():
         if name not in built:
             raise unknown("condition", name, built)
@@ -53,12 +94,27 @@ def engine_conditions(built: Sequence[str], names: Sequence[str] | None) -> tupl
 
 @torch.no_grad()
 def modulation_of(model: DOD, condition: str) -> np.ndarray:
-    """gamma and beta at a condition's prototype: float32 [N, 2, r] (equation (5))."""
+    """Evaluate the modulation network at the prototype of a condition, Eq. (5).
+
+    Args:
+        model: The model.
+        condition: One of `model.prototypes`.
+
+    Returns:
+        gamma and beta of all N conditional layers: float32 [N, 2, r].
+    """
     return model.mfm.network(model.prototypes[condition][None].float())[0].numpy()
 
 
 def write_condition(model: DOD, condition: str, path: Path) -> None:
-    """Write the values of one condition: see `dod_runtime.Bundle.values`."""
+    """Write the values of one condition, in the form that `dod_runtime.bundle.bundle.Bundle.values` reads.
+
+    Args:
+        model: The model.
+        condition: One of `model.prototypes`.
+        path: Safetensors file to write: `modulation` [N, 2, r], and for a model with a gate `condition` [C] and
+            `share` [1]; all float32.
+    """
     values = {"modulation": modulation_of(model, condition)}
     if model.gate is not None:
         values["condition"] = model.prototypes[condition].float().numpy()
@@ -67,8 +123,16 @@ def write_condition(model: DOD, condition: str, path: Path) -> None:
 
 
 def merge_entries(model: DOD) -> list[dict[str, Any]]:
-    """The manifest's `merge`: for each conditional layer of the UNet its index, scale and tensors, and where the merged
-    graph holds something else than its weight and bias (see `simplify_merged`), what becomes of them."""
+    """Return the manifest's `merge`: the recipe for merging each conditional layer of the UNet.
+
+    Args:
+        model: The model.
+
+    Returns:
+        One entry for each layer, with its index, scale and tensor names. Where `simplify_merged` replaces weight or
+        bias, the entry also says by what: `bias_into` names the layer that takes over the bias, `input` and `output`
+        the constant that replaces a projection of the prompt.
+    """
     entries = []
     attention = {f"{name}.{end}": (name, each.is_cross_attention) for name, each in attentions(model.unet.unet)
                  for end in ("to_k", "to_v")}  # fmt: skip
@@ -77,9 +141,9 @@ def merge_entries(model: DOD) -> list[dict[str, Any]]:
         entry |= {"weight": f"{name}.weight", "A": f"{name}.lora_A.weight", "B": f"{name}.lora_B.weight"}
         entry["bias"] = None if name in attention else f"{name}.bias"
         if name in attention:
-            within, crosses = attention[name]
+            layer_name, crosses = attention[name]
             if name.endswith("to_v"):
-                entry["bias_into"] = f"{within}.to_out.0"
+                entry["bias_into"] = f"{layer_name}.to_out.0"
             if crosses:
                 entry |= {"input": "prompt", "output": f"{name}.output"}
         if isinstance(layer.get_base_layer(), nn.ConvTranspose2d):
@@ -91,10 +155,20 @@ def merge_entries(model: DOD) -> list[dict[str, Any]]:
 def write_merged_graph(
     onnx_path: Path, weights_path: Path, entries: Sequence[dict], modulation: np.ndarray, folder: Path
 ) -> Path:
-    """The merged UNet's graph and one condition's values in `folder`, for a builder that reads files.
+    """Write the merged UNet of one condition as files for an engine builder.
 
-    The runtime's own merge is used, so an engine holds exactly what a merged session computes with. Names, shapes and
-    types do not change, so neither do the offsets that the graph points to. Returns the graph's path.
+    The runtime's merge computes the values, so an engine holds exactly the weights of a merged session. Names, shapes
+    and dtypes do not change, so the offsets in the graph stay valid.
+
+    Args:
+        onnx_path: The merged UNet's graph.
+        weights_path: The UNet's weights file.
+        entries: The manifest's `merge`, see `merge_entries`.
+        modulation: Modulation of the condition, float32 [N, 2, r].
+        folder: Folder to write graph and weights to.
+
+    Returns:
+        Path of the graph in `folder`.
     """
     tensors = read_tensors(weights_path)
     shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
@@ -106,7 +180,7 @@ def write_merged_graph(
 def _merged(
     tensors: Mapping[str, np.ndarray], entries: Sequence[MergeEntry], modulation: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """The values of a condition in the order of `tensors`, merged layer by layer: never two UNets in memory."""
+    """Yield the merged tensors in the order of `tensors`, one layer at a time, so that memory holds only one UNet."""
     together = {each.layer: [each, *(other for other in entries if other.bias_into == each.layer)] for each in entries}
     changed = {name: together[entry.layer] for entry in entries for name in entry.changes}
     layer: dict[str, np.ndarray] = {}
