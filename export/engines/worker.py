@@ -168,7 +168,7 @@ def _end_with_parent(parent: int) -> None:
 def main() -> int:
     """Read the request, answer it, return the exit code."""
     request = json.loads(sys.argv[1])
-    _end_with_parent(request["parent"])
+    _end_with_parent(int(request["parent"]))
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the native libraries write on stdout
     from polygraphy.exception import PolygraphyException
