@@ -156,19 +156,19 @@ def _peak_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent(parent: str) -> None:
     """Let Ctrl-C and (on Linux) the parent's death end this process at once, also inside the native builder."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the native builder never returns to Python's own handler
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != parent:
+        if os.getppid() != int(parent):
             sys.exit(1)
 
 
 def main() -> int:
     """Read the request, answer it, return the exit code."""
     request = json.loads(sys.argv[1])
-    _end_with_parent(int(request["parent"]))
+    _end_with_parent(request["parent"])
     reply = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the native libraries write on stdout
     from polygraphy.exception import PolygraphyException
