@@ -6,7 +6,6 @@ The runtime does not read it. Without it a bundle is complete, and the next buil
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dod_runtime.bundle.bundle import LEDGER, hash_file
+from dod_runtime.files import atomic_write
 
 __all__ = [
     "LEDGER",
@@ -73,10 +73,9 @@ def write_ledger(path: Path, entries: Mapping[str, CacheEntry]) -> None:
         path: the ledger.
         entries: its entries by file name.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     data = {"files": {name: asdict(entry) for name, entry in sorted(entries.items())}}
-    temporary.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", "utf-8")
 
 
 def file_state(path: Path) -> list[int]:

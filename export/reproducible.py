@@ -1,23 +1,32 @@
 """Engines that are the same whenever they are built: the surroundings of the builder's processes, fixed.
 
 TensorRT-RTX numbers and orders parts of an engine by memory addresses. Two builds of one graph give the same bytes only
-where processes get the same addresses (no address space layout randomization) and allocate the same sizes, so the paths
-that they are given must have the same length.
+where processes get the same addresses (no address space layout randomization) and allocate the same sizes: the paths
+that they are given must have the same length, and their environment must be the same.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["fixed_addresses", "fixed_length_links"]
+__all__ = ["builder_environment", "fixed_addresses", "fixed_length_links"]
 
 ADDR_NO_RANDOMIZE = 0x0040000
 """Flag of `personality(2)` on Linux. Processes inherit it, and obey it from their start."""
 CURRENT = 0xFFFFFFFF
+KEPT = ("CUDA", "HOME", "LANG", "LC_", "LD_", "NVIDIA", "PATH", "PYTHON", "SYSTEMROOT", "TEMP", "TMP", "TRT")
+"""Beginnings of the names of environment variables that a builder may need."""
+
+
+def builder_environment() -> dict[str, str]:
+    """Return the environment of a builder's process: what it may need, and a fixed order of Python's sets."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT)}
+    return {**kept, "PYTHONHASHSEED": "0"}
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 
 from export.engines.targets import EngineTarget, gpu_here, validate_build
 from export.errors import EngineError, ExportError
+from export.reproducible import builder_environment
 
 __all__ = [
     "BUILDER",
@@ -235,7 +236,7 @@ class EngineBuild:
             "profile": dict(self.job.profile),
             "compute_capabilities": self.capabilities,
             "refittable": self.job.refittable,
-            "parent": os.getpid(),
+            "parent": f"{os.getpid():010}",  # of one length, see export.reproducible
         }
         rtx = "1" if self.job.target.module == "tensorrt_rtx" else "0"
         return subprocess.Popen(
@@ -243,7 +244,7 @@ class EngineBuild:
             stdin=subprocess.DEVNULL,
             stdout=self._reply,
             stderr=self._log,
-            env=os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": rtx},
+            env=builder_environment() | {"POLYGRAPHY_USE_TENSORRT_RTX": rtx},
         )
 
     def __enter__(self) -> EngineBuild:

@@ -220,12 +220,12 @@ def _peak_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent(parent: str) -> None:
     """Make Ctrl-C and, on Linux, the parent's death end this process at once, even inside the native builder."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the native builder never returns to Python's own handler
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
-        if os.getppid() != parent:
+        if os.getppid() != int(parent):
             sys.exit(1)
 
 

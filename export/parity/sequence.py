@@ -146,7 +146,7 @@ def fixed_values(bundle: Bundle, condition: str) -> dict[str, np.ndarray]:
     """
     if not bundle.manifest.gated:
         return {}
-    values = bundle.values(condition)
+    values = bundle.condition_tensors(condition)
     gains = np.zeros((1, bundle.manifest.filters), np.float32)
     return {"condition": values["condition"][None], "share": values["share"][None], "gains": gains}
 

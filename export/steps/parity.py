@@ -102,7 +102,7 @@ def read_results(plan: BuildPlan) -> list[ParityResult]:
 
 
 def _images_of(plan: BuildPlan) -> dict[str, list[Path]]:
-    """The images of each path, by the rule of `export.parity.runs.paths_of`."""
+    """The images of each path, by the rule of `export.parity.reference.paths_of`."""
     named = {image: condition_of(image.name, plan.conditions) for image in plan.images}
     chosen = {name: [image for image in plan.images if named[image] == name] for name in sorted(plan.conditions)}
     return {"auto": list(plan.images), **{name: each or [plan.images[0]] for name, each in chosen.items()}}

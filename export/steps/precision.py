@@ -23,7 +23,7 @@ RECORD = "report/precision.json"
 FP32_MODULES = "report/fp32_modules.json"
 """The names of the modules that stay in fp32 in the fp16 graphs. Those graphs are made from it, not from the record: a
 measurement that gives the same modules leaves them cached."""
-SOURCES = ("export/precision", "export/parity/compare.py")
+SOURCES = ("export/precision", "export/parity")
 
 
 def artifacts(plan: BuildPlan) -> list[Artifact]:
@@ -52,7 +52,7 @@ def artifacts(plan: BuildPlan) -> list[Artifact]:
     return [
         Artifact(RECORD, inputs, measure),
         Artifact(FP32_MODULES, {}, writes(_write_fp32_modules, record), (RECORD,)),
-        Artifact(PLOT, {"drawn by": hash_sources("export/precision/report.py")}, writes(_draw, record), (RECORD,)),
+        Artifact(PLOT, {"drawn by": hash_sources("export/precision/plot.py")}, writes(_draw, record), (RECORD,)),
     ]
 
 

@@ -24,7 +24,7 @@ from export.sources import hash_sources
 __all__ = ["COSTS", "Simplification", "read_costs", "read_results"]
 
 COSTS = "report/costs.json"
-SOURCES = ("export/precision", "export/parity", "export/steps/simplification.py")
+SOURCES = ("export/precision/calibration.py", "export/parity", "export/steps/simplification.py")
 
 
 class Simplification:

@@ -1,4 +1,4 @@
-"""A model with the same outputs whose intermediate values exceed the range of float16."""
+"""A model with the same results and an intermediate value that float16 cannot hold."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SCALE = 2.0**18
 
 @torch.no_grad()
 def plant_overflow(model: DOD, scale: float = SCALE) -> DOD:
-    """Return a copy in which one convolution of a detail module is scaled up and the weights after it are scaled down.
+    """Copy the model with one convolution of a detail module scaled up, and the weights that read its result down.
 
-    Leaky ReLU passes a positive factor through, and a power of two is exact in float32, so the outputs stay the same.
+    Leaky ReLU commutes with a positive factor, and a power of two does not round in float32, so results stay the same.
     """
     planted = copy.deepcopy(model)
     block: Any = planted.get_submodule(BLOCK)

@@ -1,4 +1,4 @@
-"""Small ONNX graphs for the tests of the engine builder, and the shapes they are built for."""
+"""Small real graphs for the tests of the engine builder, and their shape profile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THREE_GPUS = ("8.6", "8.9", "12.0")
 
 
 class Block(nn.Module):
-    """One layer of each kind that a diffusion UNet has: image [B, 3, H, W] to [B, 3, H, W]."""
+    """The types of layers of a diffusion UNet. image: [B, 3, H, W] -> [B, 3, H, W]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
 
 def export_block(path: Path) -> Path:
-    """Export `Block` in fp16 at opset 23, with dynamic batch, height and width and its weights inside the file."""
+    """Export a `Block` in fp16 at opset 23 with dynamic batch, height and width, and weights in the graph."""
     torch.manual_seed(0)
     torch.onnx.export(
         Block().half().eval(),
@@ -56,9 +56,9 @@ def export_block(path: Path) -> Path:
 
 
 def tiny_graph(path: Path, node: onnx.NodeProto) -> Path:
-    """Write a graph of one node from image (fp32) to restored, with the constants `half` (fp16) and `scales` (fp32)."""
+    """Write a graph of one node, from image (fp32) to restored, with the constants `one` (fp16) and `scales`."""
     constants = [
-        helper.make_tensor("half", TensorProto.FLOAT16, [1], [1.0]),
+        helper.make_tensor("one", TensorProto.FLOAT16, [1], [1.0]),
         helper.make_tensor("scales", TensorProto.FLOAT, [4], [1.0, 1.0, 2.0, 2.0]),
     ]
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, "height", "width"])
@@ -72,7 +72,7 @@ def tiny_graph(path: Path, node: onnx.NodeProto) -> Path:
 
 
 def store_outside(graph: Path, folder: Path, misaligned: int) -> Path:
-    """Move a graph's fp16 weights into block.safetensors, whose data start `misaligned` bytes past a multiple of 8."""
+    """Move the fp16 weights of a graph to block.safetensors. Its data start `misaligned` bytes off a multiple of 8."""
     model = onnx.load(graph)
     weights = [weight for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT16]
     arrays = [numpy_helper.to_array(weight) for weight in weights]
@@ -90,8 +90,8 @@ def store_outside(graph: Path, folder: Path, misaligned: int) -> Path:
     for weight, (start, end) in zip(weights, spans, strict=True):
         weight.ClearField("raw_data")
         weight.data_location = TensorProto.EXTERNAL
-        place = {"location": "block.safetensors", "offset": 8 + len(header) + start, "length": end - start}
-        for key, value in place.items():
+        location = {"location": "block.safetensors", "offset": 8 + len(header) + start, "length": end - start}
+        for key, value in location.items():
             weight.external_data.add(key=key, value=str(value))
     path = folder / graph.name
     path.write_bytes(model.SerializeToString())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.reproducible import fixed_addresses, fixed_length_links
+from export.reproducible import builder_environment, fixed_addresses, fixed_length_links
 
 PERSONALITY = Path("/proc/self/personality")
 
@@ -40,3 +40,12 @@ def test_links_of_any_folders_have_one_length(tmp_path: Path) -> None:
             lengths.add(len(str(link.absolute())))
         assert not link.exists() and (folder / "file").exists()
     assert len(lengths) == 1
+
+
+def test_the_builders_environment_does_not_depend_on_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = builder_environment()
+    monkeypatch.setenv("OLDPWD", "/somewhere")
+    monkeypatch.setenv("PYTEST_CURRENT_TEST", "another test")
+    assert builder_environment() == before and "PATH" in before
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/tensorrt")
+    assert builder_environment()["LD_LIBRARY_PATH"] == "/opt/tensorrt"

@@ -14,7 +14,7 @@ import torch
 
 from dod.model.dod import DOD
 from dod_runtime.bundle.bundle import Bundle
-from dod_runtime.bundle.schema import Component, Crops, Manifest, Precision, Profile, TensorSpec
+from dod_runtime.bundle.schema import ComponentSpec, Crops, Manifest, PrecisionFiles, ShapeProfile, TensorSpec
 from export.graphs.fp16 import default_fp32_modules
 from export.parity.bundle_process import CheckedRun, ReferenceStore, check_runs
 from export.parity.check import check_parity
@@ -42,10 +42,10 @@ def bundle(precisions: tuple[str, ...] = ("fp32",)) -> Bundle:
     manifest = Manifest(
         name="smaller",
         size_multiple=4,
-        profile=Profile((1, 1, 1), (16, 32, 64)),
+        profile=ShapeProfile((1, 1, 1), (16, 32, 64)),
         crops=Crops(4, 32),
-        components={name: Component(specs, ()) for name, specs in inputs.items()},
-        precisions={name: Precision({}, {}) for name in precisions},
+        components={name: ComponentSpec(specs, ()) for name, specs in inputs.items()},
+        precisions={name: PrecisionFiles({}, {}) for name in precisions},
         merge=(),
         conditions={"rain": "conditions/rain.safetensors"},
         targets={},
@@ -57,17 +57,17 @@ def bundle(precisions: tuple[str, ...] = ("fp32",)) -> Bundle:
 class PassingBundle(Bundle):
     """A bundle with a condition on which every image passes the model."""
 
-    def values(self, condition: str) -> dict[str, np.ndarray]:
+    def condition_tensors(self, condition: str) -> dict[str, np.ndarray]:
         return {"condition": np.zeros(32, np.float32), "share": np.ones(1, np.float32)}
 
 
 def gated(checked: Bundle) -> Bundle:
     """The same bundle with a gate; every image of a named condition passes the model."""
     float32 = {name: TensorSpec(name, "float32", ("batch", 2)) for name in ("crops", "condition", "share", "gains")}
-    gate = Component((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
+    gate = ComponentSpec((float32["crops"], float32["condition"]), (float32["share"], float32["gains"]))
     decisions = (TensorSpec("degraded", "float32", ()), float32["share"], float32["gains"])
     components = dict(checked.manifest.components)
-    components["decoder"] = Component((*components["decoder"].inputs, *decisions), ())
+    components["decoder"] = ComponentSpec((*components["decoder"].inputs, *decisions), ())
     return PassingBundle(checked.folder, replace(checked.manifest, components={**components, "gate": gate}))
 
 

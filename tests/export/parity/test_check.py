@@ -22,7 +22,7 @@ from export.parity.check import check_count
 from export.parity.reference import TorchPipeline
 from export.parity.runs import ParitySample, Values, load_sample, parity_steps, paths_of
 from export.parity.sequence import EncoderCache, run_pipeline
-from export.steps import simplify as simplify_step
+from export.steps.simplification import COSTS, Simplification, read_results
 from tests.dod.small_model import image
 from tests.export.parity.stand_ins import Substitute, bundle, checks_of, gated, passing_model, results_of
 
@@ -181,10 +181,14 @@ def test_the_simplify_step_computes_the_values_of_the_reference(model: DOD, tmp_
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "rain_1.png")
     simplified = copy.deepcopy(model)
+    photograph, inputs = tmp_path / "rain_1.png", {"of": "this"}
     with BuildCache(tmp_path / "bundle") as cache:
-        results, values = simplify_step.measured(cache, simplified, tmp_path / "rain_1.png", {"of": "this"}, False)
-        again = simplify_step.measured(cache, copy.deepcopy(model), tmp_path / "rain_1.png", {"of": "this"}, False)
-    assert again == (results, {}) and [each.component for each in results] == ["pipeline"]
+        first = Simplification(simplified, photograph, inputs)
+        assert [name for name, _ in cache.make(first.artifacts())] == [COSTS]
+        again = Simplification(copy.deepcopy(model), photograph, inputs)
+        assert list(cache.make(again.artifacts())) == [] and again.values == {}
+        assert [each.component for each in read_results(cache.path(COSTS))] == ["pipeline"]
+    values = first.values
     run = paths_of(bundle(), [load_sample(tmp_path / "rain_1.png", bundle(), ("rain",))])["auto"][0]
     expected = run_pipeline(TorchPipeline(simplified), run, bundle(), EncoderCache(tmp_path))
     assert check._is_of(values, run) and values.keys() == expected.keys()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from export.parity.reference import Sample, condition_of, paths_of
+from export.parity.runs import ParitySample, condition_of, paths_of
 from export.steps.parity import artifacts, comparison_file, record_file
 from tests.export.conftest import MakePlan
-from tests.export.parity.test_check import bundle
+from tests.export.parity.stand_ins import bundle
 
 
 def unused(*_: object) -> None:
@@ -35,7 +35,7 @@ def test_the_images_of_a_path_are_those_that_it_runs(make: MakePlan) -> None:
     conditions = {name: f"conditions/{name}.safetensors" for name in plan.conditions}
     opened = bundle()
     opened.manifest = replace(opened.manifest, conditions=conditions)
-    samples = [Sample(image.name, condition_of(image.name, plan.conditions), {}) for image in plan.images]
+    samples = [ParitySample(image.name, condition_of(image.name, plan.conditions), {}) for image in plan.images]
     for path, runs in paths_of(opened, samples).items():
         assert list(listed[record_file(path)]) == [run.sample.name for run in runs]
     assert comparison_file(plan.images[0]) in listed
