@@ -21,7 +21,7 @@ CHECK_RUNTIME = $(addprefix tests/runtime/, \
 	test_console.py bundle/test_merge.py bundle/test_safetensors.py image/test_geometry.py image/test_write.py)
 CHECK_UNITS = \
 	$(addprefix tests/dod/, test_config.py test_prototypes.py data/test_degradations.py model/test_modulation.py) \
-	$(addprefix tests/export/, test_cache.py engines/test_targets.py graphs/test_workers.py parity/test_compare.py) \
+	$(addprefix tests/export/, test_cache.py engines/test_targets.py graphs/test_trace_workers.py parity/test_compare.py) \
 	$(addprefix tests/benchmarks/, test_common_options.py test_comparison.py test_json_file.py test_timing.py) \
 	tests/examples/test_readme.py
 

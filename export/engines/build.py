@@ -27,14 +27,14 @@ __all__ = [
     "EngineJob",
     "EngineRecord",
     "Shape",
-    "ShapeProfile",
+    "InputShapes",
     "TensorInfo",
     "build_engine",
     "build_engines",
 ]
 
 Shape = tuple[int, ...]
-ShapeProfile = Mapping[str, tuple[Shape, Shape, Shape]]
+InputShapes = Mapping[str, tuple[Shape, Shape, Shape]]
 """Minimum, optimum and maximum shape of each input. The builder optimises for the second."""
 
 BUILDER = Path(__file__).with_name("builder_process.py")
@@ -111,7 +111,7 @@ class EngineJob:
     onnx_path: Path
     engine_path: Path
     target: EngineTarget
-    profile: ShapeProfile = field(hash=False)
+    profile: InputShapes = field(hash=False)
     compute_capabilities: tuple[str, ...] = ()
     refittable: tuple[str, ...] = ()
     memory: int = 0
@@ -122,7 +122,7 @@ def build_engine(
     engine_path: str | os.PathLike[str],
     *,
     target: EngineTarget,
-    profile: ShapeProfile,
+    profile: InputShapes,
     compute_capabilities: Sequence[str] = (),
 ) -> EngineRecord:
     """Build one engine and wait for it. The file at `engine_path` is complete or absent.

@@ -236,7 +236,7 @@ def test_no_room_on_the_disk(image: Path, tmp_path: Path, toy: Bundle) -> None:
 
 def test_debug_shows_the_traceback(image: Path, tmp_path: Path) -> None:
     done = run(image, tmp_path / "out.png", "--debug", bundle=tmp_path / "none")
-    assert done.returncode == 2 and "Traceback" in done.stderr and "BundleError" in done.stderr
+    assert done.returncode == 2 and "Traceback" in done.stderr and "BundleNotFoundError" in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
