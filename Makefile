@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv engines test test-paths test-units test-runtime test-all check check-units check-runtime quality format \
+.PHONY: help venv engines test test-paths test-export test-dod test-runtime test-all check check-units check-runtime quality format \
 	bench clean
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ READY := $(VENV)/.ready
 # One thread each: the tensors of tests are too small to be shared between threads, and two processes run at a time.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --continue-on-collection-errors
 SELECT ?= -m "not slow"
+PARTS = test-paths test-export test-dod test-runtime
 IN_PARALLEL = @$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target
 
 # Fast test modules of every folder. Paths are listed, because collecting every module would take longer than the tests.
@@ -43,19 +44,22 @@ engines: $(READY)  ## Build the bundle of the shipped model and restore the samp
 # Each part is a target and a process of its own: if one fails, the others still run and report. The runtime's process
 # has no torch, as in applications.
 test: $(READY)  ## Run the tests and doctests, without slow ones
-	$(IN_PARALLEL) test-paths test-units test-runtime
+	$(IN_PARALLEL) $(PARTS)
 
 test-paths: $(READY)
 	$(PYTEST) $(SELECT) --doctest-modules benchmarks tests/end_to_end tests/benchmarks tests/examples
 
-test-units: $(READY)
-	$(PYTEST) $(SELECT) --doctest-modules dod export tests/dod tests/export
+test-export: $(READY)
+	$(PYTEST) $(SELECT) --doctest-modules export tests/export
+
+test-dod: $(READY)
+	$(PYTEST) $(SELECT) --doctest-modules dod tests/dod
 
 test-runtime: $(READY)
 	$(PYTEST) $(SELECT) --doctest-modules runtime/dod_runtime tests/runtime
 
 test-all: $(READY)  ## Run all tests and doctests
-	$(IN_PARALLEL) SELECT= test-paths test-units test-runtime
+	$(IN_PARALLEL) SELECT= $(PARTS)
 
 check: $(READY)  ## Run a quick selection of tests from every folder
 	$(IN_PARALLEL) check-units check-runtime

@@ -11,6 +11,7 @@ from benchmarks.graphs import main
 from tests.benchmarks.commands import refused, run, run_here
 
 
+@pytest.mark.slow
 def test_graphs_before_and_after(tiny_checkpoint: Path, tmp_path: Path) -> None:
     written = tmp_path / "graphs.json"
     names = "mfm", "encoder"
@@ -38,6 +39,7 @@ def test_graphs_before_and_after(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert costs["after"]["parameters"] < costs["before"]["parameters"]
 
 
+@pytest.mark.slow
 def test_cost_of_lora_in_the_unet(tiny_checkpoint: Path, tmp_path: Path) -> None:
     names = "unet_plain", "unet_merged", "unet_dynamic"
     options = "--backends", "torch", "--after", "--size", 64, "--runs", 2, "--json", tmp_path / "graphs.json"

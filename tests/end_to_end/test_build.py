@@ -33,7 +33,7 @@ ENGINES = {"mfm", "encoder", "decoder", "unet_dynamic", *(f"unet_{name}" for nam
 
 
 def restore(*arguments: object, where: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dod_runtime", *map(str, arguments)]
+    command = [sys.executable, "-m", "dod_runtime", "restore", *map(str, arguments)]
     environment = {"PYTHONPATH": str(ROOT / "runtime"), "PATH": "/usr/bin:/bin"}
     return subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300, env=environment)
 
@@ -224,6 +224,7 @@ def test_a_changed_byte_is_refused_and_built_again(
     assert restore(*call, where=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_build_resumes(tiny_build: Build, tmp_path: Path) -> None:
     _, _, arguments = tiny_build
     arguments = [*arguments, "--out", str(tmp_path / "other"), "--conditions", "noise"]
@@ -247,6 +248,7 @@ def command_of(process: psutil.Process) -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_a_killed_builder_is_named_and_the_rest_is_kept(copy: tuple[Path, list[str]], tmp_path: Path) -> None:
     bundle, arguments = copy
     lost = [bundle / "engines" / "tensorrt_rtx" / f"{name}.engine" for name in ("unet_dynamic", "mfm")]

@@ -44,7 +44,7 @@ def test_a_failing_folder_does_not_hide_the_others(failing: str | None, tmp_path
 @pytest.mark.parametrize(("target", "slow"), [("test", False), ("test-all", True)])
 def test_slow_tests_run_in_test_all_only(target: str, slow: bool, tmp_path: Path) -> None:
     passed, ran = make(target, tmp_path)
-    assert passed and len(ran) == 3
+    assert passed and len(ran) == 4
     for arguments in ran:
         assert ("not slow" in arguments) == (not slow) and "--doctest-modules" in arguments
     assert set(DOCTESTS) <= {argument for arguments in ran for argument in arguments}

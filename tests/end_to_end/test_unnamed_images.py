@@ -23,6 +23,7 @@ def unnamed(photographs: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_condition_is_checked_and_none_is_dropped_without_force(
     tiny_checkpoint: Path, unnamed: Path, tmp_path: Path
 ) -> None:
@@ -45,6 +46,7 @@ def test_every_condition_is_checked_and_none_is_dropped_without_force(
     assert set(Bundle.open(out).manifest.conditions) == {"noise"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_prototypes_says_so(unnamed: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = build_engines("--checkpoint", "tiny", "--out", str(out), *QUICK, "--images", str(unnamed), where=tmp_path)

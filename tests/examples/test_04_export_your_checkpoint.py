@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dod_runtime import Bundle
 from tests.conftest import SIZES
 from tests.examples.conftest import Example
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_bundle_that_restores(
     run_example: Example, tiny_checkpoint: Path, photographs: Path, tmp_path: Path
 ) -> None:

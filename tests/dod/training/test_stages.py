@@ -175,6 +175,7 @@ def two_processes(words: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_twice_the_batch(folder: Path) -> None:
     for part in ("vae", "unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0

@@ -16,7 +16,7 @@ from export.graphs.components import GRAPHS
 from export.graphs.optimize import tidy
 
 
-@pytest.mark.parametrize("graph", ["mfm", "decoder"])
+@pytest.mark.parametrize("graph", ["mfm", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_graph_is_as_tidy_as_the_exporters_optimizer_leaves_it(
     model: DOD, graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
