@@ -33,7 +33,7 @@ from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_source, preset_from, samples_from
 from ..training.schedule_arguments import add_schedule
-from ..training.stage_arguments import CLEAN_FRACTION
+from ..training.stage_arguments import CLEAN_FRACTION, W_LR_MULTIPLIER, W_START
 from ..training.stages import stage_1, stage_2
 from ..training.state import Schedule
 from .ablation_table import ROWS, AblationVariant, Results, Values, as_markdown
@@ -53,7 +53,8 @@ def parser() -> Parser:
     """Return the parser of `dod-evaluate ablations`."""
     parser = Parser(
         prog="dod-evaluate ablations",
-        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with equal, short runs.",
+        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with runs of equal length, "
+        "by default short ones.",
     )
     add_source(parser)
     test = parser.add_argument_group("test images", "Give either --held-out or --test.")
@@ -103,7 +104,7 @@ def parser() -> Parser:
         type=int,
         nargs=2,
         default=(300, 300),
-        metavar=("ONE", "TWO"),
+        metavar=("STAGE1", "STAGE2"),
         help="number of steps of stage 1 and stage 2 (default: 300 300)",
     )
     schedule.add_argument(
@@ -111,12 +112,12 @@ def parser() -> Parser:
         type=float,
         nargs=2,
         default=(1e-3, 2e-3),
-        metavar=("ONE", "TWO"),
+        metavar=("STAGE1", "STAGE2"),
         help="peak learning rates of stage 1 and stage 2 (default: 0.001 0.002)",
     )
     loss = parser.add_argument_group("loss of stage 1")
     for name, weight, term in (
-        ("latent", 1.0, "latent term"),
+        ("latent", 1.0, "latent term: squared error of the restored latent at three scales"),
         ("rec", 0.0, "reconstruction term (8)"),
         ("perceptual", 0.0, "perceptual term (9), which needs --vgg"),
         ("dmd", 0.0, "distribution matching term (10)"),
@@ -216,7 +217,7 @@ def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: M
         vgg=arguments.vgg,
     )
     without = measure(model)
-    stage_2(model, dataset, schedules[1], state, w_lr_multiplier=3.0, w_start=0.2)
+    stage_2(model, dataset, schedules[1], state, w_lr_multiplier=W_LR_MULTIPLIER, w_start=W_START)
     return {False: without, True: measure(model)}
 
 

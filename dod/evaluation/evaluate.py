@@ -136,10 +136,20 @@ def parser() -> Parser:
     """Return the parser of `dod-evaluate images`."""
     parser = Parser(
         prog="dod-evaluate images",
-        description="Measure restored images, or images that a checkpoint restores first, with their clean versions.",
+        description="Compare restored images with clean ones; with --checkpoint, restore degraded images first.",
     )
-    parser.add_argument("folder", type=Path, help="folder of restored images; with --checkpoint, of degraded images")
-    parser.add_argument("truths", type=Path, help="folder of clean images with the same names; suffixes may differ")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="OUTPUTS",
+        help="folder of restored images; with --checkpoint, of degraded images",
+    )
+    parser.add_argument(
+        "truths",
+        type=Path,
+        metavar="TRUTHS",
+        help="folder of clean images with the same names; suffixes may differ",
+    )
     metrics = parser.add_argument_group("metrics")
     metrics.add_argument(
         "--metrics",

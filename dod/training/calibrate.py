@@ -33,17 +33,21 @@ def parser() -> Parser:
     """Return the parser of `dod-train calibrate`."""
     parser = Parser(
         prog="dod-train calibrate",
-        description="Calibrate a checkpoint: compute the prototype of each condition and the statistics of c.",
+        description="Calibrate a checkpoint: compute the prototype of each condition, its mean c, and the statistics of "
+        "c over all conditions. Weights do not change.",
     )
     add_source(parser)
-    add_checkpoint(parser)
-    add_output(parser)
+    add_checkpoint(parser, "preset whose checkpoint is calibrated")
+    add_output(
+        parser, "The checkpoint in the preset's folder is rewritten with the prototypes.", replaces="", overwrites=False
+    )
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--num-samples", type=int, default=256, metavar="N", help="samples of each condition (default: %(default)s)"
     )
     group.add_argument("--steps", dest="num_samples", type=int, default=SUPPRESS, help=SUPPRESS)  # former spelling
-    add_schedule(parser, Schedule(crop=256), ("crop", "seed"))
+    texts = {"crop": "side in px of the samples that c is computed from", "seed": "seed of the samples"}
+    add_schedule(parser, Schedule(crop=256), ("crop", "seed"), texts)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Folders that training commands write to, and the weights they never replace without `--overwrite`.
 
-The rule is `arguments.OUTPUT_RULE`, which the commands' help shows.
+The rule is in `arguments.add_output`, whose text the commands' help shows.
 """
 
 from __future__ import annotations

@@ -50,17 +50,19 @@ class Prior(NamedTuple):
 
 PRIORS = {
     "vae": Prior(
-        "Train the autoencoder of a preset.",
+        "Train the autoencoder of a preset. Photographs stay clean: --setting and --oversample do not apply to them.",
         Schedule(steps=2000, batch_size=8, crop=96, learning_rate=1e-3),
         lambda preset: preset.vae_factor,
     ),
     "unet": Prior(
-        "Train the latent UNet of a preset, in the latents of its autoencoder.",
+        "Train the latent UNet of a preset, in the latents of its autoencoder. Photographs stay clean: --setting and "
+        "--oversample do not apply to them.",
         Schedule(steps=1200, batch_size=12, crop=128, learning_rate=5e-4),
         lambda preset: preset.size_multiple,
     ),
     "ddpm": Prior(
-        "Train the pixel DDPM of a preset, whose encoder gives the condition c.",
+        "Train the pixel DDPM of a preset, whose encoder gives the condition c. --setting and --oversample apply to the "
+        "images that --degraded-fraction degrades.",
         Schedule(steps=800, batch_size=16, crop=64, learning_rate=5e-4),
         lambda preset: 2 ** (len(preset.ddpm.block_out_channels) - 1),
     ),

@@ -200,7 +200,7 @@ class DetailObjective(RestorationObjective):
         rec: Weight of the reconstruction term (8).
         ssim: Weight of the SSIM term (12).
         w_lr_multiplier: Learning rate of w as a multiple of the schedule's.
-        w_start: Value of w before the first step, where it is smaller.
+        w_start: Minimum absolute value of w before the first step; a smaller w is set to it.
         decoder: Train the decoder of the base.
         plain: Weight of the reconstruction without modules, if the decoder is trained; with 0 the decoder may rely on
             them.

@@ -182,6 +182,8 @@ def stage_2(
 ) -> Log:
     """Train the detail modules of a model, in place. Eq. (13); see `DetailObjective`.
 
+    Weights of losses are the paper's. `dod-train stage2` has other defaults for w: `stage_arguments.W_LR_MULTIPLIER` and `W_START`.
+
     Args:
         model: The model.
         dataset: Samples (degraded, clean, index).
@@ -190,7 +192,7 @@ def stage_2(
         rec_weight: Weight of the reconstruction term (8).
         ssim_weight: Weight of the SSIM term (12).
         w_lr_multiplier: Learning rate of the modules' weight w as a multiple of the schedule's.
-        w_start: Value of w before the first step, where it is smaller.
+        w_start: Minimum absolute value of w before the first step; a smaller w is set to it.
         decoder: "frozen", "trained" with the modules, or "new" (trained from new weights).
         plain_weight: Weight of the reconstruction without modules, if the decoder is trained.
         decoder_lr_multiplier: Learning rate of the decoder as a multiple of the schedule's.
