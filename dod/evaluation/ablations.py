@@ -53,8 +53,8 @@ def parser() -> Parser:
     """Return the parser of `dod-evaluate ablations`."""
     parser = Parser(
         prog="dod-evaluate ablations",
-        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with runs of equal length, "
-        "by default short ones.",
+        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with runs of equal "
+        "length, short by default.",
     )
     add_source(parser)
     test = parser.add_argument_group("test images", "Give either --held-out or --test.")
@@ -74,14 +74,14 @@ def parser() -> Parser:
         type=int,
         default=256,
         metavar="PX",
-        help="side in px of the centre crops of --held-out (default: %(default)s)",
+        help="side in px of the center crops of --held-out (default: %(default)s)",
     )
     test.add_argument(
         "--crop-to-multiple",
         type=int,
         default=16,
         metavar="N",
-        help="crop the centre of the images of --test to multiples of N px (default: %(default)s)",
+        help="crop the center of the images of --test to multiples of N px (default: %(default)s)",
     )
     test.add_argument(
         "--metrics",
@@ -150,15 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate ablations`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: Options do not fit the preset, or a metric is unknown.
-        DataError: Images are missing or unusable.
-        TrainingError: See `dod.training.loop.train`.
+        ConfigError: options do not fit the preset, or a metric is unknown.
+        DataError: images are missing or unusable.
+        TrainingError: see `dod.training.loop.train`.
     """
     arguments = parser().parse_args(argv)
     preset = preset_from(arguments)
@@ -180,9 +180,9 @@ def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: M
     """Train both stages of a variant and measure it.
 
     Args:
-        variant: The model.
-        arguments: Arguments of `parser`.
-        measure: Measures a model.
+        variant: the model.
+        arguments: arguments of `parser`.
+        measure: measures a model.
 
     Returns:
         Results without (False) and with (True) detail modules.
@@ -222,7 +222,7 @@ def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: M
 
 
 def _on_photographs(arguments: Namespace, preset: Preset) -> Measure:
-    """Return a function that measures the centre of held-out photographs with each degradation. Raises DataError."""
+    """Return a function that measures the center of held-out photographs with each degradation. Raises DataError."""
     size = arguments.size
     held_out = load_photographs(arguments.held_out)
     if small := [name for name, pixels in held_out.items() if min(pixels.shape[:2]) < size]:
@@ -266,9 +266,9 @@ def write(results: Results, metrics: Sequence[Metric], arguments: Namespace) -> 
     """Write the tables as Markdown, and the results with their settings as JSON.
 
     Args:
-        results: Results by variant.
-        metrics: Metrics in addition to PSNR.
-        arguments: Arguments of `parser`.
+        results: results by variant.
+        metrics: metrics in addition to PSNR.
+        arguments: arguments of `parser`.
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "ablations.md").write_text(as_markdown(results, metrics) + "\n", "utf-8")

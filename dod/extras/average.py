@@ -70,7 +70,11 @@ def parser() -> Parser:
         parser, "The mean replaces checkpoint and decoder in the preset's folder.", replaces="", overwrites=False
     )
     add = parser.add_argument_group("average").add_argument
-    add("--other", metavar="PRESET", help="preset or checkpoint that is averaged with --checkpoint and does not change (required)")
+    add(
+        "--other",
+        metavar="PRESET",
+        help="preset or checkpoint that is averaged with --checkpoint and does not change (required)",
+    )
     add("--share", type=float, default=0.5, metavar="FRACTION", help="weight of --other, 0 to 1 (default: %(default)s)")
     add("former", nargs="?", help=SUPPRESS)  # before --other, it was positional
     return parser

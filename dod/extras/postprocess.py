@@ -40,7 +40,7 @@ DEFAULTS = Schedule(steps=12000, batch_size=256, crop=448, learning_rate=2e-3, w
 """Default schedule of the fit of the kernel."""
 HELP = {
     "steps": "number of optimizer steps of the filters' fit",
-    "batch_size": "image pairs of the filters' fit, and images of the gate's fit, in a batch",
+    "batch_size": "samples in a batch of either fit",
     "crop": "side of the images in px",
     "learning_rate": "peak learning rate of the filters' fit",
     "weight_decay": "weight decay of the filters' fit",
@@ -58,8 +58,8 @@ def parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
         prog="dod-train postprocess",
-        description="Fit the post-processing of a checkpoint: the gate, which decides how much of an image bypasses the "
-        "model, and the sharpening filters of that bypass.",
+        description="Fit the post-processing of a checkpoint: the gate, which decides how much of an image bypasses "
+        "the model, and the sharpening filters of that bypass.",
     )
     add_source(parser)
     add_checkpoint(parser, "preset whose post-processing is fitted")
@@ -71,11 +71,18 @@ def parser() -> Parser:
     add = parser.add_argument_group("fit").add_argument
     shown = "(default: %(default)s)"
     add("--num-samples", type=int, default=12000, metavar="N", help=f"number of images to fit the gate to {shown}")
-    add("--num-pairs", type=int, default=16000, metavar="N", help=f"number of image pairs to fit the filters to {shown}")
+    add(
+        "--num-pairs", type=int, default=16000, metavar="N", help=f"number of image pairs to fit the filters to {shown}"
+    )
     add("--pairs", type=int, dest="num_pairs", default=SUPPRESS, help=SUPPRESS)
     fraction = f"fraction of the gate's images that are not degraded, 0 to 1 {shown}"
     add("--clean-fraction", type=float, default=0.25, metavar="FRACTION", help=fraction)
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=f"precision of the DDPM encoder, which computes c {shown}")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help=f"precision of the DDPM encoder, which computes c {shown}",
+    )
     add_schedule(parser, DEFAULTS, OPTIONS, HELP)
     return parser
 

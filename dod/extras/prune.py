@@ -36,7 +36,7 @@ __all__ = ["ConvolutionFit", "main", "parser", "prune"]
 ROWS = 32
 """Number of rows of an image that are unfolded at a time."""
 RIDGE = 1e-7
-"""Regularisation relative to the mean power of the features, for features that are always zero."""
+"""Regularization relative to the mean power of the features, for features that are always zero."""
 
 
 class ConvolutionFit:
@@ -125,8 +125,8 @@ def parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(
         prog="dod-train prune",
-        description="Remove dense blocks from the detail modules of a checkpoint, down to `detail.dense` of the preset, "
-        "and fit the last convolution of those kept to the sum of all.",
+        description="Remove dense blocks from the detail modules of a checkpoint, down to `detail.dense` of the "
+        "preset, and fit the last convolution of those kept to the sum of all.",
     )
     add_source(parser)
     add_checkpoint(parser, "preset whose detail modules are pruned")

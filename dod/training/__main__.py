@@ -31,7 +31,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.

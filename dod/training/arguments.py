@@ -65,15 +65,15 @@ def command_name(argv: Sequence[str] | None, prog: str, names: Collection[str]) 
     """Split the name of a command from its arguments, for a module that has several.
 
     Args:
-        argv: Name and arguments, by default those of the process.
-        prog: The program, for help and errors.
-        names: Valid names.
+        argv: name and arguments, by default those of the process.
+        prog: the program, for help and errors.
+        names: valid names.
 
     Returns:
         The name, and the other arguments.
 
     Raises:
-        UsageError: The name is missing or unknown.
+        UsageError: the name is missing or unknown.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in names:
@@ -89,10 +89,10 @@ def training_parser(command: str, description: str, defaults: Schedule, continue
     """Return a parser with the options of a training command.
 
     Args:
-        command: Subcommand of `dod-train`.
-        description: One sentence for its help.
-        defaults: Default schedule.
-        continues: Add `--continue`.
+        command: subcommand of `dod-train`.
+        description: one sentence for its help.
+        defaults: default schedule.
+        continues: add `--continue`.
 
     Returns:
         The parser, to which further groups may be added.
@@ -124,8 +124,8 @@ def add_checkpoint(parser: ArgumentParser, role: str = "preset to train") -> Any
     """Add `--checkpoint` in a group of its own.
 
     Args:
-        parser: Parser of a command.
-        role: What the command does with the preset, for its help.
+        parser: parser of a command.
+        role: what the command does with the preset, for its help.
 
     Returns:
         The group.
@@ -140,16 +140,14 @@ def add_checkpoint(parser: ArgumentParser, role: str = "preset to train") -> Any
     return group
 
 
-def add_output(
-    parser: ArgumentParser, writes: str = WRITES, replaces: str = REPLACES, overwrites: bool = True
-) -> None:
+def add_output(parser: ArgumentParser, writes: str = WRITES, replaces: str = REPLACES, overwrites: bool = True) -> None:
     """Add the options that decide where weights are written; see `dod.training.output`.
 
     Args:
-        parser: Parser of a command.
-        writes: Sentence on what the command writes, for its help.
-        replaces: Sentence on what it replaces, for its help.
-        overwrites: Show `--overwrite`, which has no effect on a command that starts from the weights it replaces.
+        parser: parser of a command.
+        writes: sentence on what the command writes, for its help.
+        replaces: sentence on what it replaces, for its help.
+        overwrites: show `--overwrite`, which has no effect on a command that starts from the weights it replaces.
     """
     output = parser.add_argument_group("output", " ".join(filter(None, (writes, OUTPUT_RULE, replaces))))
     output.add_argument(
@@ -162,7 +160,7 @@ def add_output(
     output.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace existing weights that training does not start from (default: stop with an error)"
+        help="replace existing weights that would otherwise stay (default: stop with an error)"
         if overwrites
         else SUPPRESS,
     )
@@ -172,7 +170,7 @@ def add_source(parser: ArgumentParser) -> None:
     """Add the options that describe the training samples; see `samples_from`.
 
     Args:
-        parser: Parser of a command.
+        parser: parser of a command.
     """
     group = parser.add_argument_group("training data", "Give either --photographs or --data.")
     source = group.add_mutually_exclusive_group(required=True)
@@ -180,7 +178,7 @@ def add_source(parser: ArgumentParser) -> None:
         "--photographs",
         type=Path,
         metavar="FOLDER",
-        help="folder of clean photographs, which are degraded synthetically",
+        help="folder of clean photographs; where degraded images are needed, they are made from these",
     )
     source.add_argument(
         "--data", type=Path, metavar="FOLDER", help="data set tree of image pairs in the layout of PromptIR or AdaIR"
@@ -246,14 +244,14 @@ def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Pre
     """Load the preset that the arguments name, with the conditions of `--setting` if it is given.
 
     Args:
-        arguments: Arguments with `checkpoint`, and optionally `setting`.
-        keys: Overrides; see `load_preset`.
+        arguments: arguments with `checkpoint`, and optionally `setting`.
+        keys: overrides; see `load_preset`.
 
     Returns:
         The preset.
 
     Raises:
-        ConfigError: There is no such preset, or it is malformed.
+        ConfigError: there is no such preset, or it is malformed.
     """
     preset, setting = load_preset(arguments.checkpoint, keys), getattr(arguments, "setting", None)
     return preset if setting is None else replace(preset, conditions=SETTINGS[setting])
@@ -265,17 +263,17 @@ def samples_from(
     """Open the training samples.
 
     Args:
-        arguments: Arguments of a parser with `add_source`.
-        schedule: Its `crop` and `seed` are used.
-        degradations: Degradations of the samples.
-        clean_fraction: Fraction of samples that are not degraded.
+        arguments: arguments of a parser with `add_source`.
+        schedule: its `crop` and `seed` are used.
+        degradations: degradations of the samples.
+        clean_fraction: fraction of samples that are not degraded.
 
     Returns:
         The data set.
 
     Raises:
-        ConfigError: An option applies to the other source of samples.
-        DataError: Images are missing or unusable.
+        ConfigError: an option applies to the other source of samples.
+        DataError: images are missing or unusable.
     """
     crop, seed = schedule.crop, schedule.seed
     for source, name, default in SOURCE_OPTIONS:

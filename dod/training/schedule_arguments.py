@@ -39,10 +39,10 @@ def add_schedule(
     """Add an option for fields of `Schedule`.
 
     Args:
-        parser: Parser of a command.
-        defaults: Default values.
-        names: Fields that become options; by default all.
-        texts: Help of fields whose meaning differs from `SCHEDULE_HELP`.
+        parser: parser of a command.
+        defaults: default values.
+        names: fields that become options; by default all.
+        texts: help of fields whose meaning differs from `SCHEDULE_HELP`.
 
     Returns:
         The group.
@@ -66,13 +66,13 @@ def schedule_from(arguments: Namespace) -> Schedule:
     """Return the schedule that the arguments describe.
 
     Args:
-        arguments: Arguments of a parser with `add_schedule`.
+        arguments: arguments of a parser with `add_schedule`.
 
     Returns:
         The schedule; fields without an option have their defaults.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: a number is out of range.
     """
     names = {field.name for field in fields(Schedule)}
     return Schedule(**{name: value for name, value in vars(arguments).items() if name in names})

@@ -115,8 +115,7 @@ def _stage_2() -> Parser:
         type=float,
         default=W_LR_MULTIPLIER,
         metavar="X",
-        help="learning rate of w as a multiple of --learning-rate; the paper gives none "
-        "(default: %(default)s)",
+        help="learning rate of w as a multiple of --learning-rate; the paper gives none (default: %(default)s)",
     )
     detail.add_argument(
         "--w-start",
