@@ -3,10 +3,10 @@
 # CPU cores, not counting the DDPM. The result goes into the copies build/presets/mini and build/presets/mini-105; the shipped
 # weights stay as they are. Commands resume when they are given again. What each step was for: docs/experiments.md.
 #
-# The shipped weights saw three changes along the way that a new run need not repeat:
-# - photographs: 31 until seed 61, 65 until seed 101, 142 until seed 103, then all 247;
-# - mfm.crops in the preset: 9 until seed 51, 16 for seeds 52 and 53, then 25; detail.dense: 3 until prune, then 2;
-# - seeds 52 to 62 ran in fp32, on a CPU without matrix units.
+# A run is named by its --seed. The shipped weights saw three changes along the way that a new run need not repeat:
+# - photographs: 31 until run 61, 65 until run 101, 142 until run 103, then all 247;
+# - mfm.crops in the preset: 9 until run 51, 16 for runs 52 and 53, then 25; detail.dense: 3 until prune, then 2;
+# - runs 52 to 62 used fp32, on a CPU without matrix units.
 # Edit build/presets/mini/preset.yaml for the latter two (detail: {dense: 3} before the first command of stage 2, and
 # {dense: 2} before prune).
 set -euo pipefail
@@ -19,7 +19,7 @@ FP32=(--precision fp32)
 
 COMMON=("${IMAGES[@]}" --workers 0)
 DDPM=("${COMMON[@]}" --batch-size 16 --crop 64)
-# Stage 1 minimises the error of the restored latent alone, so that no decoder is run.
+# Stage 1 minimizes the error of the restored latent alone, so that no decoder is run.
 ONE=("${COMMON[@]}" --rec-weight 0 --dmd-weight 0 --perceptual-weight 0 --latent-weight 1)
 # Stage 2 trains the decoder with the detail modules, at two fifths of their learning rate.
 TWO=("${COMMON[@]}" --decoder trained --plain-weight 0 --decoder-lr-multiplier 0.4)
@@ -77,7 +77,7 @@ dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --oversample haze noise n
 dod-train calibrate "${IMAGES[@]}" --num-samples 130 --crop 512 --seed 178 --soft 0.5 "${ANY[@]}"
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --oversample haze noise noise noise rain rain rain low-light --soft 0.65 --seed 102 --steps 1900 --learning-rate 7e-4
 dod-train stage2 "${TWO[@]}" "${BF16[@]}" "${SOFT[@]}" --checkpoint build/presets/mini --out build/presets/mini-105 --oversample haze haze rain rain noise low-light --soft 0.6 --seed 105 --steps 1800 --batch-size 2 --tile-size 192 320 --learning-rate 6e-4
-dod-train average build/presets/mini-105
+dod-train average --other build/presets/mini-105
 
 # Gate and sharpening filter.
-dod-train postprocess --overwrite "${IMAGES[@]}" --soft 0.6 --mist 0.3 --color-jitter 0.25 "${ANY[@]}" --clean-fraction 0.25 --oversample haze haze rain rain low-light --num-samples 14000 --pairs 16000 --crop 384 --seed 205 --workers 2 --precision bf16
+dod-train postprocess --overwrite "${IMAGES[@]}" --soft 0.6 --mist 0.3 --color-jitter 0.25 "${ANY[@]}" --clean-fraction 0.25 --oversample haze haze rain rain low-light --num-samples 14000 --num-pairs 16000 --crop 384 --seed 205 --workers 2 --precision bf16

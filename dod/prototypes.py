@@ -1,4 +1,4 @@
-"""Nearest prototype of a condition, by cosine distance after standardisation. In numpy and float64, without torch."""
+"""Nearest prototype of a condition, by cosine distance after standardization. In numpy and float64, without torch."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def standardise(conditions: ArrayLike, statistics: ArrayLike) -> Array:
 
 
 def cosine_distances(conditions: ArrayLike, prototypes: ArrayLike, statistics: ArrayLike) -> Array:
-    """Return 1 - cosine of each condition and each prototype, both standardised.
+    """Return 1 - cosine of each condition and each prototype, both standardized.
 
     Args:
         conditions: conditions c, [N, C].

@@ -1,4 +1,4 @@
-"""Random changes of a clean training crop: orientation, colours, mist. They are part of the scene, not degradations."""
+"""Random changes of a clean training crop: orientation, colors, mist. They are part of the scene, not degradations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def random_orientation(rng: np.random.Generator, *windows: Pixels) -> list[Float
     """Rotate and mirror square windows, all in the same of the eight possible ways.
 
     Args:
-        rng: Source of the orientation.
+        rng: source of the orientation.
         *windows: uint8 [N, N, 3].
 
     Returns:
@@ -26,20 +26,20 @@ def random_orientation(rng: np.random.Generator, *windows: Pixels) -> list[Float
 
 
 def jitter_colors(image: FloatImage, rng: np.random.Generator) -> FloatImage:
-    """Change the colours of an image: permute channels, change white balance and saturation.
+    """Change the colors of an image: permute channels, change white balance and saturation.
 
-    White balance is 0.8 to 1.2 for each channel. The distance from grey is multiplied by 0.5 to 2.2.
+    White balance is 0.8 to 1.2 for each channel. The distance from gray is multiplied by 0.5 to 2.2.
 
     Args:
         image: float32 [H, W, 3] in 0 to 1.
-        rng: Source of randomness.
+        rng: source of randomness.
 
     Returns:
         float32 [H, W, 3], clipped to 0 to 1.
     """
     other = image[..., rng.permutation(3)] * rng.uniform(0.8, 1.2, 3).astype(np.float32)
-    grey = other.mean(axis=2, keepdims=True)
-    return np.clip(grey + np.float32(rng.uniform(0.5, 2.2)) * (other - grey), 0, 1, dtype=np.float32)
+    gray = other.mean(axis=2, keepdims=True)
+    return np.clip(gray + np.float32(rng.uniform(0.5, 2.2)) * (other - gray), 0, 1, dtype=np.float32)
 
 
 def add_mist(image: FloatImage, rng: np.random.Generator) -> FloatImage:
@@ -51,14 +51,14 @@ def add_mist(image: FloatImage, rng: np.random.Generator) -> FloatImage:
 
     Args:
         image: float32 [H, W, 3] in 0 to 1.
-        rng: Source of randomness.
+        rng: source of randomness.
 
     Returns:
         float32 [H, W, 3] in 0 to 1.
     """
     near, beta, airlight = rng.uniform(0.3, 0.7), rng.uniform(0.5, 3), rng.uniform(0.5, 0.95)
     cast = rng.uniform(0.05, 0.35)
-    colour = airlight * np.array([1 - cast, 1 - cast / 2, 1])[:: 1 if rng.random() < 0.75 else -1]
+    color = airlight * np.array([1 - cast, 1 - cast / 2, 1])[:: 1 if rng.random() < 0.75 else -1]
     far = np.clip((depth_map(image.shape[:2], rng) - near) / (1 - near), 0, 1)
     transmission = np.exp(-beta * far)[..., None]
-    return (image * transmission + colour * (1 - transmission)).astype(np.float32)
+    return (image * transmission + color * (1 - transmission)).astype(np.float32)

@@ -25,12 +25,12 @@ class Capture:
     """Parameters of a simulated camera pipeline: resizing and blur soften the image, then noise and JPEG are added.
 
     Attributes:
-        scale: Factor of the resize.
+        scale: factor of the resize.
         kernel: Pillow's resampling filter of the resize.
-        blur: Standard deviation of a Gaussian blur in px; 0 for none.
-        noise: Standard deviation of the sensor noise in uint8 levels; 0 for none.
+        blur: standard deviation of a Gaussian blur in px; 0 for none.
+        noise: standard deviation of the sensor noise in uint8 levels; 0 for none.
         quality: JPEG quality, or None for no compression.
-        subsampled: JPEG stores colour at half the resolution (4:2:0).
+        subsampled: JPEG stores color at half the resolution (4:2:0).
     """
 
     scale: float = 1.0
@@ -52,7 +52,7 @@ def random_capture(rng: np.random.Generator) -> Capture:
     (log-uniform), blur 0.3 to 2 px, noise 0.5 to 4 levels (log-uniform), JPEG quality 60 to 95.
 
     Args:
-        rng: Source of randomness.
+        rng: source of randomness.
 
     Returns:
         The capture.
@@ -90,12 +90,12 @@ def soften(image: FloatImage, capture: Capture, size: tuple[int, int] | None = N
 
 
 def record(image: FloatImage, capture: Capture, rng: np.random.Generator) -> FloatImage:
-    """Add the sensor noise and JPEG artefacts of a capture to an image.
+    """Add the sensor noise and JPEG artifacts of a capture to an image.
 
     Args:
         image: float32 [H, W, 3] in 0 to 1.
         capture: `noise`, `quality` and `subsampled` are applied.
-        rng: Source of the noise.
+        rng: source of the noise.
 
     Returns:
         float32 [H, W, 3], rounded to uint8 levels k/255.
@@ -132,7 +132,7 @@ def gaussian_blur(image: FloatImage, sigma: float) -> FloatImage:
 
     Args:
         image: float32 [H, W, 3].
-        sigma: Standard deviation in px; 0 returns the image itself.
+        sigma: standard deviation in px; 0 returns the image itself.
 
     Returns:
         float32 [H, W, 3].
@@ -156,7 +156,7 @@ def jpeg(pixels: Pixels, quality: int, subsampled: bool = True) -> Pixels:
     Args:
         pixels: uint8 [H, W, 3].
         quality: JPEG quality, 1 to 95.
-        subsampled: Use 4:2:0 chroma subsampling instead of 4:4:4.
+        subsampled: use 4:2:0 chroma subsampling instead of 4:4:4.
 
     Returns:
         uint8 [H, W, 3].

@@ -32,13 +32,13 @@ def load_photographs(folder: str | Path) -> dict[str, Pixels]:
     """Read every image directly in a folder.
 
     Args:
-        folder: The folder; subfolders are ignored.
+        folder: the folder; subfolders are ignored.
 
     Returns:
         RGB uint8 [H, W, 3] by file name, sorted by name.
 
     Raises:
-        DataError: The folder is missing, has no images, or has an unreadable one.
+        DataError: the folder is missing, has no images, or has an unreadable one.
     """
     folder = Path(folder)
     paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
@@ -53,12 +53,12 @@ def check_settings(crop: int, degradations: Sequence[str], clean_fraction: float
     """Check the settings that all data sets share.
 
     Args:
-        crop: Side of the crops in px.
-        degradations: Names of degradations.
-        clean_fraction: Fraction of clean samples.
+        crop: side of the crops in px.
+        degradations: names of degradations.
+        clean_fraction: fraction of clean samples.
 
     Raises:
-        DataError: Unknown degradation, crop below 1 px, or fraction outside 0 to 1.
+        DataError: unknown degradation, crop below 1 px, or fraction outside 0 to 1.
     """
     if unknown := [name for name in degradations if name not in DEGRADATIONS]:
         raise DataError(f"unknown degradation {unknown[0]!r}: it is one of {', '.join(DEGRADATIONS)}")
@@ -88,25 +88,25 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
     function of (seed, i), so worker processes and resumed runs see the same samples, and shuffling has no use.
 
     With a capture (`dod.data.capture`), both images are resized and blurred, before noise and blur are applied and
-    after other degradations; the degraded image then gets sensor noise and JPEG artefacts.
+    after other degradations; the degraded image then gets sensor noise and JPEG artifacts.
 
     Args:
-        folder: Folder of clean photographs.
-        crop: Side of the crops in px.
-        seed: Seed of all samples.
-        degradations: Degradations, all equally frequent.
-        clean_fraction: Fraction of samples that are not degraded.
-        length: Number of samples; it only sets where a sequential sampler stops.
-        color_jitter: Fraction of crops with changed colours (`augmentations.jitter_colors`): a small set of photographs
+        folder: folder of clean photographs.
+        crop: side of the crops in px.
+        seed: seed of all samples.
+        degradations: degradations, all equally frequent.
+        clean_fraction: fraction of samples that are not degraded.
+        length: number of samples; it only sets where a sequential sampler stops.
+        color_jitter: fraction of crops with changed colors (`augmentations.jitter_colors`): a small set of photographs
             has few hues.
-        mist: Fraction of crops with mist that the restoration must preserve (`augmentations.add_mist`).
-        crop_candidates: Number of windows from which the most detailed is taken. Flat sky teaches little, but a model
+        mist: fraction of crops with mist that the restoration must preserve (`augmentations.add_mist`).
+        crop_candidates: number of windows from which the most detailed is taken. Flat sky teaches little, but a model
             that never sees any takes a pale scene for haze.
-        oversample: Degradations that are drawn once more for each time they are listed.
-        soft: Fraction of samples with a random capture.
+        oversample: degradations that are drawn once more for each time they are listed.
+        soft: fraction of samples with a random capture.
 
     Raises:
-        DataError: Bad settings, or photographs that are missing, unreadable or smaller than `crop`.
+        DataError: bad settings, or photographs that are missing, unreadable or smaller than `crop`.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class PhotographCrops(Dataset[tuple[Tensor, Tensor, int]]):
         """Return the file name of the photograph that a sample is taken from, for messages.
 
         Args:
-            i: Index of the sample.
+            i: index of the sample.
 
         Returns:
             The file name.

@@ -35,9 +35,9 @@ def rng_for(name: str, degradation: str, seed: int) -> np.random.Generator:
     """Return a random generator that depends on the image, the degradation and the seed only.
 
     Args:
-        name: Name of the image.
-        degradation: Name of the degradation.
-        seed: Seed of the whole set.
+        name: name of the image.
+        degradation: name of the degradation.
+        seed: seed of the whole set.
 
     Returns:
         The generator.
@@ -51,15 +51,15 @@ def degrade(image: FloatImage, name: str, rng: np.random.Generator, **fixed: Any
 
     Args:
         image: float32 [H, W, 3] in 0 to 1.
-        name: One of `DEGRADATIONS`.
-        rng: Source of the parameters that are not fixed.
-        **fixed: Parameters of the degradation's function.
+        name: one of `DEGRADATIONS`.
+        rng: source of the parameters that are not fixed.
+        **fixed: parameters of the degradation's function.
 
     Returns:
         The degraded image, float32 [H, W, 3] on uint8 levels k/255, and all parameters used.
 
     Raises:
-        DataError: Unknown degradation or parameter, or an image of another shape, dtype or range.
+        DataError: unknown degradation or parameter, or an image of another shape, dtype or range.
 
     Example:
         >>> image = np.full((8, 8, 3), 0.5, np.float32)
@@ -93,8 +93,8 @@ def haze(
 
     Args:
         image: J, float32 [H, W, 3] in 0 to 1.
-        rng: Source of the parameters that are not given.
-        beta: Scattering coefficient, 0.5 to 1.5.
+        rng: source of the parameters that are not given.
+        beta: scattering coefficient, 0.5 to 1.5.
         airlight: A, 0.8 to 1, the same for all channels.
         depth: d, float32 [H, W] in 0.1 to 1; drawn by `depth_map` by default.
 
@@ -102,7 +102,7 @@ def haze(
         I, float32 [H, W, 3], and the parameters.
 
     Raises:
-        DataError: The depth has another size than the image.
+        DataError: the depth has another size than the image.
     """
     beta = _uniform(rng, 0.5, 1.5, beta)
     airlight = _uniform(rng, 0.8, 1.0, airlight)
@@ -112,7 +112,7 @@ def haze(
         raise DataError(f"the depth must be [H, W] = {list(image.shape[:2])} like the image, not {list(depth.shape)}")
     transmission = np.exp(-beta * depth)[..., None]
     hazy = image * transmission + airlight * (1 - transmission)
-    return _quantise(hazy), {"beta": beta, "airlight": airlight, "depth": depth}
+    return _quantize(hazy), {"beta": beta, "airlight": airlight, "depth": depth}
 
 
 def rain(
@@ -132,10 +132,10 @@ def rain(
 
     Args:
         image: J, float32 [H, W, 3] in 0 to 1.
-        rng: Source of R and of the parameters that are not given.
-        angle: Direction of the streaks, -35 to 35 degrees from the vertical.
-        length: Length of the longest streaks, 14 to 48 px.
-        width: Width of the streaks, 1 to 2.2 px.
+        rng: source of R and of the parameters that are not given.
+        angle: direction of the streaks, -35 to 35 degrees from the vertical.
+        length: length of the longest streaks, 14 to 48 px.
+        width: width of the streaks, 1 to 2.2 px.
         density: 1 to 5 streaks per 1,000 px of area.
         strength: s, 0.25 to 0.7.
         veil: v, 0 to 0.05.
@@ -152,16 +152,16 @@ def rain(
     field = streaks(image.shape[:2], rng, angle, length, width, density)
     rainy = image * (1 - veil) + 0.8 * veil + strength * field[..., None]
     parameters = {"angle": angle, "length": length, "width": width}
-    return _quantise(rainy), parameters | {"density": density, "strength": strength, "veil": veil}
+    return _quantize(rainy), parameters | {"density": density, "strength": strength, "veil": veil}
 
 
 def noise(image: FloatImage, rng: np.random.Generator, *, sigma: float | None = None) -> Degraded:
-    """Add Gaussian noise and truncate to uint8, as denoising benchmarks do: I = clip(J + sigma N).
+    """Add Gaussian noise and truncate to uint8, as denoising benchmarks do: I = floor(clip(J + sigma N)).
 
     Args:
         image: J, float32 [H, W, 3] in 0 to 1.
-        rng: Source of N, and of sigma unless it is given.
-        sigma: Standard deviation in uint8 levels, 1 to 60.
+        rng: source of N, and of sigma unless it is given.
+        sigma: standard deviation in uint8 levels, 1 to 60.
 
     Returns:
         I, float32 [H, W, 3], and the parameters.
@@ -176,7 +176,7 @@ def blur(image: FloatImage, rng: np.random.Generator, *, kernel: NDArray[np.floa
 
     Args:
         image: J, float32 [H, W, 3] in 0 to 1.
-        rng: Source of the kernel unless it is given.
+        rng: source of the kernel unless it is given.
         kernel: k, float32 [k, k], k odd, sum 1; by default motion or defocus, drawn by
             `dod.data.kernels.random_kernel`.
 
@@ -185,7 +185,7 @@ def blur(image: FloatImage, rng: np.random.Generator, *, kernel: NDArray[np.floa
     """
     drawn = random_kernel(rng)
     kernel = drawn if kernel is None else kernel
-    return _quantise(convolve(image, kernel)), {"kernel": kernel}
+    return _quantize(convolve(image, kernel)), {"kernel": kernel}
 
 
 def low_light(
@@ -203,11 +203,11 @@ def low_light(
 
     Args:
         image: J, float32 [H, W, 3] in 0 to 1.
-        rng: Source of n and of the parameters that are not given.
+        rng: source of n and of the parameters that are not given.
         exposure: e, 0.1 to 0.4, log-uniform.
         gamma: 1 to 1.4.
-        shot: Shot noise a, 0.0002 to 0.0015.
-        read: Read noise b, 0.001 to 0.006.
+        shot: shot noise a, 0.0002 to 0.0015.
+        read: read noise b, 0.001 to 0.006.
 
     Returns:
         I, float32 [H, W, 3], and the parameters.
@@ -220,7 +220,7 @@ def low_light(
     light = np.float32(exposure) * image ** np.float32(gamma)
     deviation = np.sqrt(np.float32(shot) * light + np.float32(read**2))
     dark = light + deviation * rng.standard_normal(image.shape, dtype=np.float32)
-    return _quantise(dark), {"exposure": exposure, "gamma": gamma, "shot": shot, "read": read}
+    return _quantize(dark), {"exposure": exposure, "gamma": gamma, "shot": shot, "read": read}
 
 
 def depth_map(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -231,7 +231,7 @@ def depth_map(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.fl
 
     Args:
         shape: (height, width, ...) in px.
-        rng: Source of randomness.
+        rng: source of randomness.
 
     Returns:
         float32 [H, W] in 0.1 to 1.
@@ -255,7 +255,7 @@ def _uniform(rng: np.random.Generator, low: float, high: float, fixed: float | N
     return drawn if fixed is None else fixed
 
 
-def _quantise(image: NDArray[np.floating]) -> FloatImage:
+def _quantize(image: NDArray[np.floating]) -> FloatImage:
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.float32) / np.float32(255)
 
 

@@ -41,13 +41,13 @@ def find_images(folder: Path) -> dict[str, Path]:
     """Find the image files below a folder.
 
     Args:
-        folder: The folder; its subfolders are searched too.
+        folder: the folder; its subfolders are searched too.
 
     Returns:
         Paths by name, sorted. A name is the path relative to `folder`, without its suffix.
 
     Raises:
-        DataError: The folder is missing or has no images, or two images have the same name.
+        DataError: the folder is missing or has no images, or two images have the same name.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -69,14 +69,14 @@ def match_images(folder: Path, truths: Path) -> dict[str, tuple[Path, Path]]:
     Subfolders of `folder` that `truths` does not have are ignored.
 
     Args:
-        folder: Folder of degraded or restored images.
-        truths: Folder of clean images with the same names; suffixes may differ.
+        folder: folder of degraded or restored images.
+        truths: folder of clean images with the same names; suffixes may differ.
 
     Returns:
         (image, clean image) by name, sorted; see `find_images` for names.
 
     Raises:
-        DataError: A folder is missing or empty, a name occurs twice, or an image has no counterpart.
+        DataError: a folder is missing or empty, a name occurs twice, or an image has no counterpart.
     """
     clean = find_images(truths)
     subfolders = {Path(name).parent for name in clean}
@@ -92,8 +92,8 @@ def few(names: Sequence[object], limit: int = 5) -> str:
     """Join the first few names for an error message and count the rest.
 
     Args:
-        names: The names.
-        limit: Maximum number of names that are listed.
+        names: the names.
+        limit: maximum number of names that are listed.
 
     Returns:
         The text.
@@ -110,7 +110,7 @@ def degradation_of(name: str) -> str:
     """Return the degradation that an image shows: the first folder of its name, or "." if it is in no folder.
 
     Args:
-        name: Name of an image, as `find_images` returns it.
+        name: name of an image, as `find_images` returns it.
 
     Returns:
         The name of the folder.
@@ -124,11 +124,11 @@ def degradation_of(name: str) -> str:
 
 
 def centre_crop(pixels: NDArray[np.generic], size: int) -> NDArray[Any]:
-    """Crop the centre of an image.
+    """Crop the center of an image.
 
     Args:
         pixels: [H, W, ...].
-        size: Maximum height and width of the result in px.
+        size: maximum height and width of the result in px.
 
     Returns:
         [min(H, size), min(W, size), ...], a view.
@@ -138,20 +138,20 @@ def centre_crop(pixels: NDArray[np.generic], size: int) -> NDArray[Any]:
 
 
 def crop_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
-    """Crop the centre of an image to sides that are multiples of a number.
+    """Crop the center of an image to sides that are multiples of a number.
 
     Where an odd number of pixels is removed, the extra one goes at the bottom or right, as in this field's usual
     scripts.
 
     Args:
         pixels: uint8 [H, W, C].
-        multiple: Divisor of the resulting height and width.
+        multiple: divisor of the resulting height and width.
 
     Returns:
         uint8 [H', W', C], a view.
 
     Raises:
-        DataError: A side is shorter than `multiple`.
+        DataError: a side is shorter than `multiple`.
 
     Example:
         >>> crop_to_multiple(np.zeros((35, 48, 3), np.uint8), 16).shape
@@ -168,13 +168,13 @@ def read_rgb(path: Path) -> Pixels:
     """Read an image file.
 
     Args:
-        path: The file.
+        path: the file.
 
     Returns:
         RGB uint8 [H, W, 3].
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         with Image.open(path) as image:

@@ -17,12 +17,12 @@ def motion_kernel(length: float, angle: float, bend: float = 0.0) -> Kernel:
     """Return the blur kernel of a camera that moves along an arc while the shutter is open.
 
     Args:
-        length: Chord of the arc in px.
-        angle: Direction of the chord in degrees, counter-clockwise from the horizontal.
-        bend: Height of the arc above its chord as a fraction of `length`; 0 for a straight line.
+        length: chord of the arc in px.
+        angle: direction of the chord in degrees, counter-clockwise from the horizontal.
+        bend: height of the arc above its chord as a fraction of `length`; 0 for a straight line.
 
     Returns:
-        float32 [k, k], k odd, sum 1, centroid at the centre.
+        float32 [k, k], k odd, sum 1, centroid at the center.
     """
     u = np.linspace(-1.0, 1.0, 4 * int(np.ceil(length)) + 1)
     along, across = u * (length - 1) / 2, bend * length * (1 - u**2)
@@ -39,7 +39,7 @@ def defocus_kernel(radius: float) -> Kernel:
     """Return the blur kernel of an unfocused lens: an anti-aliased disc.
 
     Args:
-        radius: Radius of the disc in px.
+        radius: radius of the disc in px.
 
     Returns:
         float32 [k, k], k odd, sum 1.
@@ -56,7 +56,7 @@ def random_kernel(rng: np.random.Generator) -> Kernel:
     Motion is 5 to 21 px long and straight or slightly curved; the radius of defocus is 1.2 to 4 px.
 
     Args:
-        rng: Source of randomness.
+        rng: source of randomness.
 
     Returns:
         float32 [k, k], k odd, sum 1.
@@ -81,7 +81,7 @@ def convolve(image: FloatImage, kernel: Kernel) -> FloatImage:
         float32 [H, W, 3].
 
     Raises:
-        DataError: The kernel is not square with an odd side, and would shift the image.
+        DataError: the kernel is not square with an odd side, and would shift the image.
     """
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise DataError(f"a blur kernel must be square with an odd side, got shape {list(kernel.shape)}")
@@ -106,11 +106,11 @@ def streaks(
 
     Args:
         shape: (height, width) in px.
-        rng: Source of randomness.
-        angle: Direction in degrees from the vertical.
-        length: Length of the longest streaks in px.
-        width: Width of the streaks in px.
-        density: Streaks per 1,000 px of area.
+        rng: source of randomness.
+        angle: direction in degrees from the vertical.
+        length: length of the longest streaks in px.
+        width: width of the streaks in px.
+        density: streaks per 1,000 px of area.
 
     Returns:
         float32 [H, W] in 0 to 1.

@@ -32,14 +32,14 @@ def list_files(folder: str | Path, degradations: Sequence[str] = tuple(LISTS)) -
     """Return the list files in a folder with the layout of PromptIR's `data_dir`.
 
     Args:
-        folder: The folder.
-        degradations: Degradations to return lists of; blur and low light have none.
+        folder: the folder.
+        degradations: degradations to return lists of; blur and low light have none.
 
     Returns:
         Paths by degradation.
 
     Raises:
-        DataError: A list file is missing.
+        DataError: a list file is missing.
     """
     files = {name: Path(folder) / LISTS[name] for name in degradations if name in LISTS}
     if missing := [path for path in files.values() if not path.is_file()]:
@@ -53,15 +53,15 @@ def check_pairs(pairs: Sequence[Pair], crop: int = 1, skip_broken: bool = False)
     """Check image pairs by the headers of their files.
 
     Args:
-        pairs: The pairs.
-        crop: Minimum width and height in px.
-        skip_broken: Leave out unreadable images and their pairs instead of raising.
+        pairs: the pairs.
+        crop: minimum width and height in px.
+        skip_broken: leave out unreadable images and their pairs instead of raising.
 
     Returns:
         The readable pairs, and the unreadable images.
 
     Raises:
-        DataError: Unreadable images (unless skipped), pairs of unequal sizes, or images that are too small. The message
+        DataError: unreadable images (unless skipped), pairs of unequal sizes, or images that are too small. The message
             has their number and the first few names.
     """
     paths = list(dict.fromkeys(path for pair in pairs for path in (pair.degraded, pair.clean) if path))
@@ -104,18 +104,18 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
     i) and the files, so worker processes and resumed runs see the same samples.
 
     Args:
-        root: A data set tree; see `dod.data.trees`.
-        crop: Side of the crops in px.
-        seed: Seed of all samples.
-        degradations: Degradations to read.
-        clean_fraction: Fraction of samples that are not degraded.
-        length: Number of samples; it only sets where a sequential sampler stops.
-        lists: Folder of list files as PromptIR's `data_dir`; by default every image is used.
-        skip_broken: Leave out unreadable images (`skipped`) instead of raising. An image whose header is readable and
+        root: a data set tree; see `dod.data.trees`.
+        crop: side of the crops in px.
+        seed: seed of all samples.
+        degradations: degradations to read.
+        clean_fraction: fraction of samples that are not degraded.
+        length: number of samples; it only sets where a sequential sampler stops.
+        lists: folder of list files as PromptIR's `data_dir`; by default every image is used.
+        skip_broken: leave out unreadable images (`skipped`) instead of raising. An image whose header is readable and
             whose data are not is replaced by another pair when it is drawn, with a warning.
 
     Raises:
-        DataError: Bad settings, or anything that `find_pairs` and `check_pairs` refuse. A sample whose image cannot be
+        DataError: bad settings, or anything that `find_pairs` and `check_pairs` refuse. A sample whose image cannot be
             decoded raises it when it is read.
     """
 
@@ -185,7 +185,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         """Return the path of the image that a sample is first drawn from, for messages.
 
         Args:
-            i: Index of the sample.
+            i: index of the sample.
 
         Returns:
             The path.
@@ -197,7 +197,7 @@ class PairedCrops(Dataset[tuple[Tensor, Tensor, int]]):
         """Return the pair that a sample is first drawn from, without reading it.
 
         Args:
-            i: Index of the sample.
+            i: index of the sample.
 
         Returns:
             The pair.

@@ -1,8 +1,8 @@
 """Download and prepare the photographs that the shipped model is trained and evaluated on.
 
 `dod-train photographs OUT` downloads the Debian packages listed in `photographs.yaml` and writes `OUT/train/*.png` and
-`OUT/held_out/*.png`. The images are not part of the repository because their licences belong to their authors. Every
-PNG has its source, author and licence in its text chunks.
+`OUT/held_out/*.png`. The images are not part of the repository because their licenses belong to their authors. Every
+PNG has its source, author and license in its text chunks.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Photograph:
     """An image inside a Debian package.
 
     Attributes:
-        name: Name of the prepared file, without suffix.
-        package: Name of the Debian package.
-        file: Path in the package.
-        author: Author of the photograph.
-        licence: SPDX-like name of its licence.
+        name: name of the prepared file, without suffix.
+        package: name of the Debian package.
+        file: path in the package.
+        author: author of the photograph.
+        licence: SPDX-like name of its license.
         split: "train" or "held_out".
     """
 
@@ -60,7 +60,7 @@ class Photograph:
         """Return the path of the prepared image.
 
         Args:
-            out: Folder that `prepare_photographs` writes to.
+            out: folder that `prepare_photographs` writes to.
 
         Returns:
             The path of a PNG file.
@@ -72,13 +72,13 @@ def listed_photographs(split: str | None = None) -> list[Photograph]:
     """Return the images listed in `photographs.yaml`, in that order.
 
     Args:
-        split: Name of a split; by default both.
+        split: name of a split; by default both.
 
     Returns:
         The photographs.
 
     Raises:
-        DataError: Unknown split.
+        DataError: unknown split.
     """
     if split not in (None, *SPLITS):
         raise DataError(f"unknown split {split!r}: it is one of {', '.join(SPLITS)}")
@@ -93,11 +93,11 @@ def listed_photographs(split: str | None = None) -> list[Photograph]:
 def prepare(image: Image.Image, longest: int) -> Image.Image:
     """Convert an image to upright RGB and reduce it.
 
-    The reduction averages out JPEG artefacts and sensor noise, which a restoration model must not learn as clean.
+    The reduction averages out JPEG artifacts and sensor noise, which a restoration model must not learn as clean.
 
     Args:
-        image: The original.
-        longest: Maximum length of the longer side in px. Smaller images are not enlarged.
+        image: the original.
+        longest: maximum length of the longer side in px. Smaller images are not enlarged.
 
     Returns:
         The prepared image.
@@ -116,15 +116,15 @@ def prepare_photographs(out: Path, packages_from: Path | None = None, longest: i
     Each file is written completely or not at all.
 
     Args:
-        out: Folder that receives `train/*.png` and `held_out/*.png`.
-        packages_from: Folder of .deb files to use instead of `apt-get download`.
-        longest: Maximum length of an image's longer side in px.
+        out: folder that receives `train/*.png` and `held_out/*.png`.
+        packages_from: folder of .deb files to use instead of `apt-get download`.
+        longest: maximum length of an image's longer side in px.
 
     Returns:
         The paths, in the order of the list.
 
     Raises:
-        DataError: A package cannot be downloaded or unpacked, or an image of it cannot be read.
+        DataError: a package cannot be downloaded or unpacked, or an image of it cannot be read.
     """
     if longest < 1:
         raise DataError(f"the longest side must be at least 1 px, not {longest}")
@@ -272,13 +272,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train photographs`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        DataError: See `prepare_photographs`.
+        DataError: see `prepare_photographs`.
     """
     arguments = parser().parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""Sample images of `docs/samples`: crops of held-out photographs with a shareable licence, each with one degradation.
+"""Sample images of `docs/samples`: crops of held-out photographs with a shareable license, each with one degradation.
 
 `dod-train samples [OUT] --photographs FOLDER`, where FOLDER was written by `dod-train photographs`, writes
 `OUT/<degradation>.png`, `OUT/clean/<degradation>.png` and `OUT/README.md`. The pixels are the same each time.
@@ -29,7 +29,7 @@ SHAREABLE: Mapping[str, str] = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
 }
-"""Licences under which a sample may be shared, and their texts."""
+"""Licenses under which a sample may be shared, and their texts."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class SampleImage:
     """A crop of a photograph and the degradation that is applied to it.
 
     Attributes:
-        degradation: Name of the degradation.
-        photograph: Name of the photograph.
+        degradation: name of the degradation.
+        photograph: name of the photograph.
         box: 4:3 crop (left, top, right, bottom) of the prepared photograph in px, reduced to 512x384.
-        change: Description of the change, as the licence demands.
-        seed: Seed of the degradation.
-        fixed: Parameters of the degradation that are not drawn.
+        change: description of the change, as the license demands.
+        seed: seed of the degradation.
+        fixed: parameters of the degradation that are not drawn.
     """
 
     degradation: str
@@ -86,8 +86,8 @@ def make_sample(sample: SampleImage, photograph: Image.Image) -> tuple[Image.Ima
     """Return (degraded, clean), both RGB 512x384.
 
     Args:
-        sample: Description of the sample.
-        photograph: The prepared photograph.
+        sample: description of the sample.
+        photograph: the prepared photograph.
 
     Returns:
         The degraded and the clean image.
@@ -103,14 +103,14 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
     """Write the samples, their clean versions and a README.
 
     Args:
-        out: Folder to write to.
-        photographs: Folder that `dod-train photographs` wrote.
+        out: folder to write to.
+        photographs: folder that `dod-train photographs` wrote.
 
     Returns:
         Paths of the samples.
 
     Raises:
-        DataError: A photograph is missing, or its licence does not allow sharing.
+        DataError: a photograph is missing, or its license does not allow sharing.
     """
     sources = {photograph.name: photograph for photograph in listed_photographs("held_out")}
     images = {}
@@ -133,7 +133,7 @@ def write_samples(out: Path, photographs: Path) -> list[Path]:
 
 
 def _readme(sources: Mapping[str, Photograph]) -> str:
-    """Return the README of the samples: authors, licences and changes."""
+    """Return the README of the samples: authors, licenses and changes."""
     rows = []
     for sample in SAMPLES:
         source = sources[sample.photograph]
@@ -186,13 +186,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train samples`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        DataError: See `write_samples`.
+        DataError: see `write_samples`.
     """
     arguments = parser().parse_args(argv)
     for path in write_samples(arguments.out, arguments.photographs):

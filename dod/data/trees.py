@@ -45,9 +45,9 @@ class Pair:
     """An image file and its clean counterpart.
 
     Attributes:
-        degradation: Name of the degradation.
-        degraded: The degraded image; None for noise, which is added when the image is read.
-        clean: The clean image.
+        degradation: name of the degradation.
+        degraded: the degraded image; None for noise, which is added when the image is read.
+        clean: the clean image.
     """
 
     degradation: str
@@ -60,9 +60,9 @@ class TreeLayout:
     """Folders of one degradation.
 
     Attributes:
-        folder: Path relative to the root of the tree.
-        degraded: Folder of degraded images in `folder`; empty where there are only clean images.
-        clean: Folder of clean images in `folder`.
+        folder: path relative to the root of the tree.
+        degraded: folder of degraded images in `folder`; empty where there are only clean images.
+        clean: folder of clean images in `folder`.
     """
 
     folder: str
@@ -98,16 +98,16 @@ def find_pairs(
     A clean image may belong to several hazy images or to none.
 
     Args:
-        root: Folder that holds `Train` and `test`.
-        degradation: One of `DEGRADATIONS`.
+        root: folder that holds `Train` and `test`.
+        degradation: one of `DEGRADATIONS`.
         split: "train" or "test".
-        list_file: File that lists the images to use; by default all of the tree.
+        list_file: file that lists the images to use; by default all of the tree.
 
     Returns:
         The pairs, sorted by name or in the order of `list_file`.
 
     Raises:
-        DataError: Unknown degradation or split, a missing or empty folder, two clean images of one name, images without
+        DataError: unknown degradation or split, a missing or empty folder, two clean images of one name, images without
             a counterpart, or listed files that do not exist. The message has their number and the first few names.
     """
     for what, given, known in (("degradation", degradation, DEGRADATIONS), ("split", split, SPLITS)):

@@ -11,7 +11,9 @@ from ..errors import DODError
 __all__ = ["COMMANDS", "run"]
 
 COMMANDS = (
-    Command("images", "dod.evaluation.evaluate", "measure restored images, or restore them with a checkpoint first"),
+    Command(
+        "images", "dod.evaluation.evaluate", "compare restored images with clean ones; with --checkpoint, restore first"
+    ),
     Command("conditions", "dod.evaluation.conditions", "measure how well the condition c distinguishes degradations"),
     Command("detail", "dod.evaluation.detail_figure", "draw crops with and without detail enhancement"),
     Command("ablations", "dod.evaluation.ablations", "train and measure the variants of the paper's ablations"),
@@ -24,7 +26,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.

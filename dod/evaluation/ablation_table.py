@@ -18,9 +18,9 @@ class AblationVariant:
     """A model that is trained: both stages.
 
     Attributes:
-        conditional: Networks whose LoRA is conditional: "none", "unet" or "unet+encoder".
-        rank: Rank of the LoRA.
-        narrow: Width of the decoder divided by that of the detail modules.
+        conditional: networks whose LoRA is conditional: "none", "unet" or "unet+encoder".
+        rank: rank of the LoRA.
+        narrow: width of the decoder divided by that of the detail modules.
     """
 
     conditional: str
@@ -33,10 +33,10 @@ class AblationRow:
     """A row of a table.
 
     Attributes:
-        table: Title of the table.
-        name: Name of the row.
-        variant: The model.
-        detail: The model is measured with its detail modules.
+        table: title of the table.
+        name: name of the row.
+        variant: the model.
+        detail: the model is measured with its detail modules.
         paper: PSNR in dB in the paper, or a word where it has none.
     """
 
@@ -73,8 +73,8 @@ def as_markdown(results: Results, metrics: Sequence[Metric]) -> str:
     """Format the tables: PSNR and other metrics, PSNR in the paper, and differences to the first row of each table.
 
     Args:
-        results: Results by variant.
-        metrics: Metrics in addition to PSNR.
+        results: results by variant.
+        metrics: metrics in addition to PSNR.
 
     Returns:
         Markdown.

@@ -33,7 +33,7 @@ from ..errors import ConfigError, DataError, run_command
 from ..model.dod import DOD
 from ..training.arguments import add_source, preset_from, samples_from
 from ..training.schedule_arguments import add_schedule
-from ..training.stage_arguments import CLEAN_FRACTION
+from ..training.stage_arguments import CLEAN_FRACTION, W_LR_MULTIPLIER, W_START
 from ..training.stages import stage_1, stage_2
 from ..training.state import Schedule
 from .ablation_table import ROWS, AblationVariant, Results, Values, as_markdown
@@ -53,7 +53,8 @@ def parser() -> Parser:
     """Return the parser of `dod-evaluate ablations`."""
     parser = Parser(
         prog="dod-evaluate ablations",
-        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with equal, short runs.",
+        description="Train and measure the variants of the paper's ablations (Tables 4 to 6) with runs of equal "
+        "length, short by default.",
     )
     add_source(parser)
     test = parser.add_argument_group("test images", "Give either --held-out or --test.")
@@ -73,14 +74,14 @@ def parser() -> Parser:
         type=int,
         default=256,
         metavar="PX",
-        help="side in px of the centre crops of --held-out (default: %(default)s)",
+        help="side in px of the center crops of --held-out (default: %(default)s)",
     )
     test.add_argument(
         "--crop-to-multiple",
         type=int,
         default=16,
         metavar="N",
-        help="crop the centre of the images of --test to multiples of N px (default: %(default)s)",
+        help="crop the center of the images of --test to multiples of N px (default: %(default)s)",
     )
     test.add_argument(
         "--metrics",
@@ -103,7 +104,7 @@ def parser() -> Parser:
         type=int,
         nargs=2,
         default=(300, 300),
-        metavar=("ONE", "TWO"),
+        metavar=("STAGE1", "STAGE2"),
         help="number of steps of stage 1 and stage 2 (default: 300 300)",
     )
     schedule.add_argument(
@@ -111,12 +112,12 @@ def parser() -> Parser:
         type=float,
         nargs=2,
         default=(1e-3, 2e-3),
-        metavar=("ONE", "TWO"),
+        metavar=("STAGE1", "STAGE2"),
         help="peak learning rates of stage 1 and stage 2 (default: 0.001 0.002)",
     )
     loss = parser.add_argument_group("loss of stage 1")
     for name, weight, term in (
-        ("latent", 1.0, "latent term"),
+        ("latent", 1.0, "latent term: squared error of the restored latent at three scales"),
         ("rec", 0.0, "reconstruction term (8)"),
         ("perceptual", 0.0, "perceptual term (9), which needs --vgg"),
         ("dmd", 0.0, "distribution matching term (10)"),
@@ -149,15 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate ablations`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: Options do not fit the preset, or a metric is unknown.
-        DataError: Images are missing or unusable.
-        TrainingError: See `dod.training.loop.train`.
+        ConfigError: options do not fit the preset, or a metric is unknown.
+        DataError: images are missing or unusable.
+        TrainingError: see `dod.training.loop.train`.
     """
     arguments = parser().parse_args(argv)
     preset = preset_from(arguments)
@@ -179,9 +180,9 @@ def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: M
     """Train both stages of a variant and measure it.
 
     Args:
-        variant: The model.
-        arguments: Arguments of `parser`.
-        measure: Measures a model.
+        variant: the model.
+        arguments: arguments of `parser`.
+        measure: measures a model.
 
     Returns:
         Results without (False) and with (True) detail modules.
@@ -216,12 +217,12 @@ def train_and_measure(variant: AblationVariant, arguments: Namespace, measure: M
         vgg=arguments.vgg,
     )
     without = measure(model)
-    stage_2(model, dataset, schedules[1], state, w_lr_multiplier=3.0, w_start=0.2)
+    stage_2(model, dataset, schedules[1], state, w_lr_multiplier=W_LR_MULTIPLIER, w_start=W_START)
     return {False: without, True: measure(model)}
 
 
 def _on_photographs(arguments: Namespace, preset: Preset) -> Measure:
-    """Return a function that measures the centre of held-out photographs with each degradation. Raises DataError."""
+    """Return a function that measures the center of held-out photographs with each degradation. Raises DataError."""
     size = arguments.size
     held_out = load_photographs(arguments.held_out)
     if small := [name for name, pixels in held_out.items() if min(pixels.shape[:2]) < size]:
@@ -265,9 +266,9 @@ def write(results: Results, metrics: Sequence[Metric], arguments: Namespace) -> 
     """Write the tables as Markdown, and the results with their settings as JSON.
 
     Args:
-        results: Results by variant.
-        metrics: Metrics in addition to PSNR.
-        arguments: Arguments of `parser`.
+        results: results by variant.
+        metrics: metrics in addition to PSNR.
+        arguments: arguments of `parser`.
     """
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "ablations.md").write_text(as_markdown(results, metrics) + "\n", "utf-8")

@@ -12,8 +12,8 @@ def add_model_options(parser: ArgumentParser, default: str | None = "mini") -> A
     """Add `--checkpoint`, `--base` and `--ddpm` in a group of their own.
 
     Args:
-        parser: Parser of a command.
-        default: Default of `--checkpoint`; None makes the model optional.
+        parser: parser of a command.
+        default: default of `--checkpoint`; None makes the model optional.
 
     Returns:
         The group.

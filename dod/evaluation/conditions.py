@@ -4,9 +4,9 @@
     dod-evaluate conditions photographs/held_out --checkpoint build/mine --degradations haze noise=15 noise=50
     dod-evaluate conditions --degraded degraded      # degraded/haze/*.png, degraded/rain/*.png, ...
 
-Each image is assigned to the nearest prototype, by cosine distance of c standardised with the calibration statistics of
+Each image is assigned to the nearest prototype, by cosine distance of c standardized with the calibration statistics of
 the checkpoint. Rows of the table are the degradations of the images, columns the prototypes. The table is printed and
-written to `conditions.json` in the folder `--out`; a t-SNE plot of the same standardised c is written to
+written to `conditions.json` in the folder `--out`; a t-SNE plot of the same standardized c is written to
 `conditions.png`. A model without prototypes gets the plot only.
 """
 
@@ -50,8 +50,8 @@ class DegradedImage(NamedTuple):
     """An image and its degradation.
 
     Attributes:
-        name: Name of the photograph.
-        degradation: Degradation, possibly with a level (`noise=25`).
+        name: name of the photograph.
+        degradation: degradation, possibly with a level (`noise=25`).
         pixels: float32 [H, W, 3] in 0 to 1.
     """
 
@@ -63,25 +63,25 @@ class DegradedImage(NamedTuple):
 def synthetic_images(
     folder: Path, degradations: Sequence[str], size: int, seed: int = 0, draws: int = 1
 ) -> Iterator[DegradedImage]:
-    """Degrade the centre of each photograph in a folder and its subfolders.
+    """Degrade the center of each photograph in a folder and its subfolders.
 
     Args:
-        folder: Folder of clean photographs.
-        degradations: Degradations, with a level (`noise=25`) or without, or "clean".
-        size: Maximum side of the centre in px.
-        seed: Seed of the first draw; draw k has the seed `seed + k`.
-        draws: Draws of each degradation for each photograph.
+        folder: folder of clean photographs.
+        degradations: degradations, with a level (`noise=25`) or without, or "clean".
+        size: maximum side of the center in px.
+        seed: seed of the first draw; draw k has the seed `seed + k`.
+        draws: draws of each degradation for each photograph.
 
     Yields:
         Degraded images.
 
     Raises:
-        ConfigError: Unknown degradation, or a level that is not a number.
-        DataError: Images are missing or unreadable, or two have the same name.
+        ConfigError: unknown degradation, or a level that is not a number.
+        DataError: images are missing or unreadable, or two have the same name.
     """
     chosen = [(given, *_parse(given)) for given in degradations]
     for name, path in find_images(folder).items():
-        clean = _centre(read_rgb(path), size)
+        clean = _center(read_rgb(path), size)
         for given, degradation, fixed in chosen:
             if degradation == CLEAN:
                 yield DegradedImage(name, given, clean)
@@ -92,17 +92,17 @@ def synthetic_images(
 
 
 def degraded_images(folder: Path, size: int) -> Iterator[DegradedImage]:
-    """Read the centre of each image in a folder with one subfolder per degradation.
+    """Read the center of each image in a folder with one subfolder per degradation.
 
     Args:
-        folder: The folder.
-        size: Maximum side of the centre in px.
+        folder: the folder.
+        size: maximum side of the center in px.
 
     Yields:
         Degraded images.
 
     Raises:
-        DataError: The folder is missing or has no subfolders, or one of them has no or unreadable images.
+        DataError: the folder is missing or has no subfolders, or one of them has no or unreadable images.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -111,7 +111,7 @@ def degraded_images(folder: Path, size: int) -> Iterator[DegradedImage]:
         raise DataError(f"{folder} has no subfolders: put images into one per degradation, such as {folder / 'haze'}")
     for subfolder in subfolders:
         for name, path in find_images(subfolder).items():
-            yield DegradedImage(name, subfolder.name, _centre(read_rgb(path), size))
+            yield DegradedImage(name, subfolder.name, _center(read_rgb(path), size))
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def condition_of(model: DOD, pixels: FloatImage) -> NDArray[np.float64]:
     """Return the condition c of an image, from its native crops as at run time.
 
     Args:
-        model: The model.
+        model: the model.
         pixels: float32 [H, W, 3] in 0 to 1.
 
     Returns:
@@ -189,15 +189,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate conditions`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        CheckpointError: The checkpoint is not readable, or lacks what the table needs.
-        ConfigError: Unknown degradation, or a number out of range.
-        DataError: Images or libraries are missing.
+        CheckpointError: the checkpoint is not readable, or lacks what the table needs.
+        ConfigError: unknown degradation, or a number out of range.
+        DataError: images or libraries are missing.
     """
     arguments = parser().parse_args(argv)
     for option in ("size", "draws"):
@@ -281,8 +281,8 @@ def _parse(given: str) -> tuple[str, dict[str, float]]:
         raise ConfigError(f"{given!r}: the level must be a number, as in noise=25") from None
 
 
-def _centre(pixels: Pixels, size: int) -> FloatImage:
-    """Return the centre of an image, at most `size` px on either side, as float32 in 0 to 1."""
+def _center(pixels: Pixels, size: int) -> FloatImage:
+    """Return the center of an image, at most `size` px on either side, as float32 in 0 to 1."""
     return centre_crop(pixels, size).astype(np.float32) / np.float32(255)
 
 

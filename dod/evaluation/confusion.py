@@ -16,10 +16,10 @@ class Classification:
     """Nearest prototype of an image.
 
     Attributes:
-        image: Name of the image.
-        degradation: Its degradation, possibly with a level (`noise=25`).
-        nearest: Name of the nearest prototype.
-        distance: Cosine distance to it, 0 to 2.
+        image: name of the image.
+        degradation: its degradation, possibly with a level (`noise=25`).
+        nearest: name of the nearest prototype.
+        distance: cosine distance to it, 0 to 2.
     """
 
     image: str
@@ -33,8 +33,8 @@ class Confusion:
     """Confusion table.
 
     Attributes:
-        rows: Degradations of the images.
-        columns: Names of the prototypes.
+        rows: degradations of the images.
+        columns: names of the prototypes.
         counts: counts[i][j] is the number of images of rows[i] whose nearest prototype is columns[j].
     """
 
@@ -48,7 +48,7 @@ class Confusion:
         Rows without a prototype do not count.
 
         Args:
-            row: Name of a row; by default all rows.
+            row: name of a row; by default all rows.
 
         Returns:
             Fraction in 0 to 1, or None if no row counts.
@@ -76,7 +76,7 @@ def base_degradation(degradation: str) -> str:
     """Return a degradation without its level.
 
     Args:
-        degradation: Degradation, possibly with a level.
+        degradation: degradation, possibly with a level.
 
     Returns:
         The name.
@@ -92,8 +92,8 @@ def confusion(found: Sequence[Classification], columns: Sequence[str]) -> Confus
     """Count images by degradation and nearest prototype.
 
     Args:
-        found: Classified images.
-        columns: Names of the prototypes.
+        found: classified images.
+        columns: names of the prototypes.
 
     Returns:
         The table; rows are in the order of their first image.
@@ -109,7 +109,7 @@ def report(found: Confusion) -> str:
     """Format a confusion table as text, with the accuracy of each row and of all images.
 
     Args:
-        found: The table.
+        found: the table.
 
     Returns:
         The text.
@@ -127,9 +127,9 @@ def as_json(found: Sequence[Classification], result: Confusion, **settings: Any)
     """Return settings, table, accuracies in 0 to 1 (null without a prototype) and images as JSON values.
 
     Args:
-        found: Classified images.
-        result: Their confusion table.
-        **settings: Settings that determine the images.
+        found: classified images.
+        result: their confusion table.
+        **settings: settings that determine the images.
 
     Returns:
         JSON values.

@@ -26,7 +26,7 @@ class SheetEntry:
     """Images of one scene, which are drawn next to each other under a caption.
 
     Attributes:
-        caption: The caption.
+        caption: the caption.
         images: uint8 [H, W, 3] each.
     """
 
@@ -35,12 +35,12 @@ class SheetEntry:
 
 
 def contact_sheet(entries: Sequence[SheetEntry], per_line: int, side: int = SIDE) -> Image.Image:
-    """Draw a contact sheet, row by row. Images are cropped to their centre and never resized.
+    """Draw a contact sheet, row by row. Images are cropped to their center and never resized.
 
     Args:
-        entries: At least one entry, all with the same number of images.
-        per_line: Entries per row.
-        side: Maximum side of an image in px.
+        entries: at least one entry, all with the same number of images.
+        per_line: entries per row.
+        side: maximum side of an image in px.
 
     Returns:
         The sheet.

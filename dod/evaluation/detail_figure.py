@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate detail`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The model has no detail modules, or a number is out of range.
-        DataError: Photographs are missing, unreadable or too small.
+        ConfigError: the model has no detail modules, or a number is out of range.
+        DataError: photographs are missing, unreadable or too small.
     """
     arguments = parser().parse_args(argv)
     model = load_model(arguments.checkpoint, arguments.base, arguments.ddpm)
@@ -109,15 +109,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def with_and_without_detail(
     model: DOD, name: str, pixels: Pixels, degradation: str, size: int, seed: int
 ) -> list[Pixels]:
-    """Degrade the centre of a photograph and restore it without and with DEM.
+    """Degrade the center of a photograph and restore it without and with DEM.
 
     Args:
-        model: The model.
-        name: Name of the photograph, which the degradation depends on.
+        model: the model.
+        name: name of the photograph, which the degradation depends on.
         pixels: uint8 [H, W, 3].
-        degradation: Name of the degradation.
-        size: Side of the centre in px.
-        seed: Seed of the degradation.
+        degradation: name of the degradation.
+        size: side of the center in px.
+        seed: seed of the degradation.
 
     Returns:
         uint8 [size, size, 3] each: degraded, restored without DEM, restored with DEM, clean.
@@ -137,17 +137,17 @@ def with_and_without_detail(
 
 
 def most_detailed(image: Pixels, window: int) -> tuple[slice, slice]:
-    """Find the window with the largest sum of absolute differences between neighbouring pixels.
+    """Find the window with the largest sum of absolute differences between neighboring pixels.
 
     Args:
         image: uint8 [H, W, 3].
-        window: Side of the window in px.
+        window: side of the window in px.
 
     Returns:
         Slices of rows and columns.
     """
-    grey = image.astype(np.float32).mean(axis=2)
-    change = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    gray = image.astype(np.float32).mean(axis=2)
+    change = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     total = np.pad(change.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     side = min(window, *change.shape)
     sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
@@ -160,7 +160,7 @@ def enlarge(image: Pixels, zoom: int) -> Pixels:
 
     Args:
         image: uint8 [H, W, 3].
-        zoom: Integer factor.
+        zoom: integer factor.
 
     Returns:
         uint8 [zoom H, zoom W, 3].

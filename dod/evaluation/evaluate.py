@@ -40,10 +40,10 @@ class Scene:
     """Files of an image.
 
     Attributes:
-        name: Name of the image.
-        truth: Clean image.
-        output: Restored image; None if it is to be restored.
-        degraded: Degraded image; None if it is unknown.
+        name: name of the image.
+        truth: clean image.
+        output: restored image; None if it is to be restored.
+        degraded: degraded image; None if it is unknown.
     """
 
     name: str
@@ -57,9 +57,9 @@ class Evaluation:
     """Result of `evaluate`.
 
     Attributes:
-        result: The results.
-        settings: Exact variant of each metric, as JSON values.
-        shown: First scenes of each degradation, for a contact sheet.
+        result: the results.
+        settings: exact variant of each metric, as JSON values.
+        shown: first scenes of each degradation, for a contact sheet.
     """
 
     result: EvaluationResult
@@ -80,20 +80,20 @@ def evaluate(
     """Measure scenes, and restore them first where they have no output.
 
     Args:
-        scenes: The scenes.
-        metrics: Names of metrics.
-        restore: Restores uint8 [H, W, 3]; needed for scenes without an output.
-        multiple: Crop the centre of all images to multiples of this number of px.
-        save: Folder for restored images.
-        device: Device of perceptual metrics.
-        show_progress: Show a progress bar.
+        scenes: the scenes.
+        metrics: names of metrics.
+        restore: restores uint8 [H, W, 3]; needed for scenes without an output.
+        multiple: crop the center of all images to multiples of this number of px.
+        save: folder for restored images.
+        device: device of perceptual metrics.
+        show_progress: show a progress bar.
 
     Returns:
         The evaluation.
 
     Raises:
-        ConfigError: Unknown metric.
-        DataError: Images cannot be compared, or a metric is not available.
+        ConfigError: unknown metric.
+        DataError: images cannot be compared, or a metric is not available.
     """
     shown: dict[str, list[SheetEntry]] = {}
     with Scorer(metrics, device) as scorer:
@@ -114,16 +114,16 @@ def find_scenes(folder: Path, truths: Path, inputs: Path | None = None, restored
     """Match images of two or three folders by name.
 
     Args:
-        folder: Folder of restored images, or of degraded ones.
-        truths: Folder of clean images.
-        inputs: Folder of degraded images, if `folder` has restored ones.
+        folder: folder of restored images, or of degraded ones.
+        truths: folder of clean images.
+        inputs: folder of degraded images, if `folder` has restored ones.
         restored: `folder` has restored images.
 
     Returns:
         The scenes, sorted by name.
 
     Raises:
-        DataError: A folder is missing or empty, or an image has no counterpart.
+        DataError: a folder is missing or empty, or an image has no counterpart.
     """
     degraded = match_images(inputs, truths) if inputs else {}
     found = match_images(folder, truths).items()
@@ -136,10 +136,20 @@ def parser() -> Parser:
     """Return the parser of `dod-evaluate images`."""
     parser = Parser(
         prog="dod-evaluate images",
-        description="Measure restored images, or images that a checkpoint restores first, with their clean versions.",
+        description="Compare restored images with clean ones; with --checkpoint, restore degraded images first.",
     )
-    parser.add_argument("folder", type=Path, help="folder of restored images; with --checkpoint, of degraded images")
-    parser.add_argument("truths", type=Path, help="folder of clean images with the same names; suffixes may differ")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        metavar="OUTPUTS",
+        help="folder of restored images; with --checkpoint, of degraded images",
+    )
+    parser.add_argument(
+        "truths",
+        type=Path,
+        metavar="TRUTHS",
+        help="folder of clean images with the same names; suffixes may differ",
+    )
     metrics = parser.add_argument_group("metrics")
     metrics.add_argument(
         "--metrics",
@@ -154,7 +164,7 @@ def parser() -> Parser:
         type=int,
         default=1,
         metavar="N",
-        help="crop the centre of all images to multiples of N px; most papers use 16 (default: %(default)s)",
+        help="crop the center of all images to multiples of N px; most papers use 16 (default: %(default)s)",
     )
     metrics.add_argument(
         "--device",
@@ -189,15 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-evaluate images`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        CheckpointError: The checkpoint is not readable.
-        ConfigError: Options contradict each other, or a metric is unknown.
-        DataError: Images cannot be compared, or a metric is not available.
+        CheckpointError: the checkpoint is not readable.
+        ConfigError: options contradict each other, or a metric is unknown.
+        DataError: images cannot be compared, or a metric is not available.
     """
     arguments = parser().parse_args(argv)
     _check(arguments)

@@ -26,13 +26,13 @@ class Metric:
     """Description of a metric.
 
     Attributes:
-        name: Name on the command line.
-        label: Column title.
-        sees: Images that it takes: "pair" (an output and its clean version), "output" (an output alone) or "set" (all
+        name: name on the command line.
+        label: column title.
+        sees: images that it takes: "pair" (an output and its clean version), "output" (an output alone) or "set" (all
             outputs and all clean images of a degradation).
-        higher_is_better: Direction of the metric.
-        digits: Decimals in tables.
-        colour: Colour space and range in which it is computed.
+        higher_is_better: direction of the metric.
+        digits: decimals in tables.
+        colour: color space and range in which it is computed.
     """
 
     name: str
@@ -57,7 +57,7 @@ def core_settings(name: str) -> dict[str, Any]:
     """Describe the exact variant of a metric of `CORE`.
 
     Args:
-        name: Name of the metric.
+        name: name of the metric.
 
     Returns:
         JSON values.
@@ -74,14 +74,14 @@ def psnr(a: Array, b: Array) -> float:
     """Return the peak signal-to-noise ratio in dB, 10 log10(1 / MSE), in float64.
 
     Args:
-        a: Image, uint8 or float in 0 to 1.
-        b: Image of the same shape.
+        a: image, uint8 or float in 0 to 1.
+        b: image of the same shape.
 
     Returns:
         PSNR; infinite for equal images.
 
     Raises:
-        DataError: Another shape, dtype or range.
+        DataError: another shape, dtype or range.
 
     Example:
         >>> round(psnr(np.zeros((8, 8, 3)), np.full((8, 8, 3), 0.1)), 6)
@@ -96,14 +96,14 @@ def ssim(a: Array, b: Array) -> float:
     """Return the structural similarity (Wang et al. 2004): 7x7 windows, mean of the channels, by scikit-image.
 
     Args:
-        a: Image [H, W, 3], uint8 or float in 0 to 1, at least 7x7 px.
-        b: Image of the same shape.
+        a: image [H, W, 3], uint8 or float in 0 to 1, at least 7x7 px.
+        b: image of the same shape.
 
     Returns:
         SSIM in -1 to 1.
 
     Raises:
-        DataError: Another shape, dtype or range, or scikit-image is missing.
+        DataError: another shape, dtype or range, or scikit-image is missing.
     """
     try:
         from skimage.metrics import structural_similarity
@@ -119,16 +119,16 @@ def core_values(name: str, output: Array, truth: Array, metrics: Collection[str]
     """Compute metrics of `CORE`.
 
     Args:
-        name: Name of the image, for errors.
-        output: Restored image [H, W, 3].
-        truth: Clean image [H, W, 3].
-        metrics: Names of metrics; those not in `CORE` are ignored.
+        name: name of the image, for errors.
+        output: restored image [H, W, 3].
+        truth: clean image [H, W, 3].
+        metrics: names of metrics; those not in `CORE` are ignored.
 
     Returns:
         Values by name.
 
     Raises:
-        DataError: The images cannot be compared.
+        DataError: the images cannot be compared.
     """
     functions = {"psnr": psnr, "ssim": ssim}
     try:

@@ -1,6 +1,6 @@
 """Perceptual metrics of the paper's tables, computed by pyiqa.
 
-pyiqa is an optional extra and imported on use: its licence (PolyForm Noncommercial) does not allow every use, it
+pyiqa is an optional extra and imported on use: its license (PolyForm Noncommercial) does not allow every use, it
 requires torchvision, and it downloads the weights of a metric on first use.
 """
 
@@ -23,9 +23,9 @@ from dod.evaluation.metrics import Metric
 __all__ = ["PERCEPTUAL", "PerceptualMetric", "open_metric"]
 
 RGB = "RGB in 0..1, float32"
-"""Colour space of metrics on RGB images."""
+"""Color space of metrics on RGB images."""
 SET = "uint8 RGB, each channel reduced to 299x299 by Pillow's bicubic filter (clean-fid)"
-"""Colour space and size of images for metrics of sets."""
+"""Color space and size of images for metrics of sets."""
 
 PERCEPTUAL: Mapping[str, Metric] = {
     metric.name: metric
@@ -52,10 +52,10 @@ class PerceptualMetric:
     """A metric of pyiqa that is ready to run.
 
     Attributes:
-        metric: Its description.
-        network: Object that `pyiqa.create_metric` returned.
-        settings: Exact variant, as JSON values.
-        device: Device it runs on.
+        metric: its description.
+        network: object that `pyiqa.create_metric` returned.
+        settings: exact variant, as JSON values.
+        device: device it runs on.
     """
 
     metric: Metric
@@ -67,8 +67,8 @@ class PerceptualMetric:
         """Compute the metric of one image.
 
         Args:
-            output: Restored image, uint8 [H, W, 3].
-            truth: Clean image, uint8 [H, W, 3]; unused by metrics of an output alone.
+            output: restored image, uint8 [H, W, 3].
+            truth: clean image, uint8 [H, W, 3]; unused by metrics of an output alone.
 
         Returns:
             The value.
@@ -83,8 +83,8 @@ class PerceptualMetric:
         """Compute the metric of all images below two folders.
 
         Args:
-            outputs: Folder of restored images.
-            truths: Folder of clean images.
+            outputs: folder of restored images.
+            truths: folder of clean images.
 
         Returns:
             The value.
@@ -105,8 +105,8 @@ def open_metric(metric: Metric, device: str = "cpu") -> PerceptualMetric:
     """Load a metric of pyiqa, which may download its weights.
 
     Args:
-        metric: The metric.
-        device: Device to run it on.
+        metric: the metric.
+        device: device to run it on.
 
     Returns:
         The metric.

@@ -20,7 +20,7 @@ def restore_image(model: DOD, image: Pixels) -> Pixels:
     to the preset's size multiple; the padding is cropped from the result.
 
     Args:
-        model: The model.
+        model: the model.
         image: uint8 [H, W, 3].
 
     Returns:

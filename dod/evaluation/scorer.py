@@ -24,13 +24,13 @@ def find_metrics(names: Sequence[str]) -> list[Metric]:
     """Return metrics by name.
 
     Args:
-        names: Names of metrics.
+        names: names of metrics.
 
     Returns:
         The metrics in the given order, without repetitions.
 
     Raises:
-        ConfigError: Unknown metric.
+        ConfigError: unknown metric.
     """
     known = {**CORE, **PERCEPTUAL}
     for name in names:
@@ -47,11 +47,11 @@ class Scorer:
     All metrics are loaded at the start, so that a missing one is an error before any image is read.
 
     Args:
-        names: Names of metrics.
-        device: Device of perceptual metrics.
+        names: names of metrics.
+        device: device of perceptual metrics.
 
     Raises:
-        ConfigError: Unknown metric.
+        ConfigError: unknown metric.
         DataError: pyiqa or weights are missing.
     """
 
@@ -86,15 +86,15 @@ class Scorer:
         """Measure one image.
 
         Args:
-            name: Name of the image; its first folder is the degradation.
-            output: Restored image, uint8 [H, W, 3].
-            truth: Clean image, uint8 [H, W, 3].
+            name: name of the image; its first folder is the degradation.
+            output: restored image, uint8 [H, W, 3].
+            truth: clean image, uint8 [H, W, 3].
 
         Returns:
             Its values.
 
         Raises:
-            DataError: The images cannot be compared, or a metric fails.
+            DataError: the images cannot be compared, or a metric fails.
         """
         values = core_values(name, output, truth, [metric.name for metric in self.metrics])
         try:
@@ -118,7 +118,7 @@ class Scorer:
             The results.
 
         Raises:
-            DataError: There are no images.
+            DataError: there are no images.
         """
         degradations = dict.fromkeys(degradation_of(each.name) for each in self._scores)
         of_sets = {

@@ -22,8 +22,8 @@ class Score:
     """Values of one image, or means.
 
     Attributes:
-        name: Name of the image or degradation.
-        values: Values by the name of the metric. PSNR is infinite for equal images.
+        name: name of the image or degradation.
+        values: values by the name of the metric. PSNR is infinite for equal images.
     """
 
     name: str
@@ -35,10 +35,10 @@ class EvaluationResult:
     """All values of an evaluation.
 
     Attributes:
-        metrics: The metrics.
-        images: Values of each image.
-        degradations: Mean values of each degradation.
-        mean: Mean of the degradations, which all have the same weight.
+        metrics: the metrics.
+        images: values of each image.
+        degradations: mean values of each degradation.
+        mean: mean of the degradations, which all have the same weight.
     """
 
     metrics: Sequence[Metric]
@@ -51,14 +51,14 @@ def mean(scores: Sequence[Score], name: str = "mean") -> Score:
     """Average each metric over scores. Decibels are averaged too, as in papers.
 
     Args:
-        scores: The scores.
-        name: Name of the result.
+        scores: the scores.
+        name: name of the result.
 
     Returns:
         The means.
 
     Raises:
-        DataError: There are no scores.
+        DataError: there are no scores.
     """
     if not scores:
         raise DataError("no images to average: the folder is empty")
@@ -72,15 +72,15 @@ def summarise(
     """Average images by degradation, and degradations: the averages of the paper's Table 1, where each is a test set.
 
     Args:
-        metrics: The metrics.
-        images: Values of each image.
-        of_sets: Values of metrics of sets, by degradation.
+        metrics: the metrics.
+        images: values of each image.
+        of_sets: values of metrics of sets, by degradation.
 
     Returns:
         The results.
 
     Raises:
-        DataError: There are no images.
+        DataError: there are no images.
     """
     groups: dict[str, list[Score]] = {}
     for each in images:
@@ -95,7 +95,7 @@ def text(result: EvaluationResult) -> str:
     """Format the table of the images and, if there are several, that of the degradations.
 
     Args:
-        result: The results.
+        result: the results.
 
     Returns:
         Plain text.
@@ -107,8 +107,8 @@ def markdown(result: EvaluationResult, settings: Mapping[str, Mapping[str, Any]]
     """Format the tables, and the exact variant of each metric.
 
     Args:
-        result: The results.
-        settings: Exact variant of each metric.
+        result: the results.
+        settings: exact variant of each metric.
 
     Returns:
         Markdown.
@@ -123,8 +123,8 @@ def as_json(result: EvaluationResult, settings: Mapping[str, Mapping[str, Any]])
     Values that are not finite, such as the PSNR of equal images, are null.
 
     Args:
-        result: The results.
-        settings: Exact variant of each metric.
+        result: the results.
+        settings: exact variant of each metric.
 
     Returns:
         JSON values.

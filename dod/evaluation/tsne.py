@@ -1,4 +1,4 @@
-"""t-SNE plot of vectors, coloured by group (Fig. 3 of the paper)."""
+"""t-SNE plot of vectors, colored by group (Fig. 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PERPLEXITY = 30.0
 INCHES, DPI = (7.2, 5.4), 160
 """Size of the plot, and its resolution."""
 INK, FAINT = "#303030", "#c8c8c8"
-"""Colours of text and frame."""
+"""Colors of text and frame."""
 
 COLOURS = {
     "haze": "#56b4e9",
@@ -31,9 +31,9 @@ COLOURS = {
     "low-light": "#404040",
     "clean": "#e69f00",
 }
-"""Colours by Okabe and Ito (2008), distinguishable with any colour vision. Markers differ too, for grey prints."""
+"""Colors by Okabe and Ito (2008), distinguishable with any color vision. Markers differ too, for gray prints."""
 SPARE = ("#cc79a7", "#8c6d1f", "#7a68c9")
-"""Colours of other groups."""
+"""Colors of other groups."""
 MARKERS = "os^DvPX*<>hp"
 """Markers of the groups."""
 
@@ -42,7 +42,7 @@ def require_libraries() -> None:
     """Check that scikit-learn and matplotlib are installed.
 
     Raises:
-        DataError: One of them is missing.
+        DataError: one of them is missing.
     """
     try:
         import matplotlib.figure  # noqa: F401
@@ -61,13 +61,13 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
 
     Args:
         vectors: [N, C].
-        seed: Seed of t-SNE.
+        seed: seed of t-SNE.
 
     Returns:
         [N, 2].
 
     Raises:
-        DataError: Fewer than 4 vectors, equal vectors, or scikit-learn is missing.
+        DataError: fewer than 4 vectors, equal vectors, or scikit-learn is missing.
     """
     require_libraries()
     from sklearn.manifold import TSNE
@@ -81,19 +81,19 @@ def embed(vectors: ArrayLike, seed: int = 0) -> NDArray[np.float64]:
         raise DataError(f"all {len(values)} images have the same condition: there is nothing to draw")
     perplexity = min(PERPLEXITY, (len(values) - 1) / 3)
     points = TSNE(2, perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(values)
-    centred = points - points.mean(axis=0)
-    return centred @ np.linalg.svd(centred, full_matrices=False)[2].T
+    centered = points - points.mean(axis=0)
+    return centered @ np.linalg.svd(centered, full_matrices=False)[2].T
 
 
 def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> None:
-    """Write a scatter plot with a colour and marker for each group, and a legend with its name and size.
+    """Write a scatter plot with a color and marker for each group, and a legend with its name and size.
 
-    Groups such as `noise=15` and `noise=25` share the colour and marker of `noise`; later ones are drawn stronger.
+    Groups such as `noise=15` and `noise=25` share the color and marker of `noise`; later ones are drawn stronger.
 
     Args:
         points: [N, 2].
-        groups: Group of each point.
-        title: Title of the plot.
+        groups: group of each point.
+        title: title of the plot.
         path: PNG file to write.
 
     Raises:
@@ -128,20 +128,20 @@ def draw(points: ArrayLike, groups: Sequence[str], title: str, path: Path) -> No
 
 
 def _styles(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return colour and marker of each group: a marker per degradation (the part before `=`), shades for levels."""
+    """Return color and marker of each group: a marker per degradation (the part before `=`), shades for levels."""
     members_of: dict[str, list[str]] = {}
     for name in names:
         members_of.setdefault(name.partition("=")[0], []).append(name)
     spare = iter(SPARE * math.ceil(len(names) / len(SPARE)))
     styles = {}
     for i, (degradation, members) in enumerate(members_of.items()):
-        colour = COLOURS.get(degradation) or next(spare)
+        color = COLOURS.get(degradation) or next(spare)
         for k, name in enumerate(members):
             shade = 1.0 if len(members) == 1 else 0.45 + 0.55 * k / (len(members) - 1)
-            styles[name] = {"color": _paler(colour, shade), "marker": MARKERS[i % len(MARKERS)]}
+            styles[name] = {"color": _paler(color, shade), "marker": MARKERS[i % len(MARKERS)]}
     return [styles[name] for name in names]
 
 
-def _paler(colour: str, strength: float) -> tuple[float, ...]:
-    """Return a colour `#rrggbb` mixed with white, as three numbers in 0 to 1; strength 1 leaves it unchanged."""
-    return tuple(1 - strength * (1 - int(colour[i : i + 2], 16) / 255) for i in (1, 3, 5))
+def _paler(color: str, strength: float) -> tuple[float, ...]:
+    """Return a color `#rrggbb` mixed with white, as three numbers in 0 to 1; strength 1 leaves it unchanged."""
+    return tuple(1 - strength * (1 - int(color[i : i + 2], 16) / 255) for i in (1, 3, 5))

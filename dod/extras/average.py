@@ -61,11 +61,20 @@ def average(model: DOD, other: DOD, share: float) -> int:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    parser = Parser(prog="dod-train average", description="Average the weights of two presets.")
-    add_checkpoint(parser)
-    add_output(parser)
+    parser = Parser(
+        prog="dod-train average",
+        description="Average the weights of two presets whose stage 2 started from the same weights.",
+    )
+    add_checkpoint(parser, "preset that receives the mean")
+    add_output(
+        parser, "The mean replaces checkpoint and decoder in the preset's folder.", replaces="", overwrites=False
+    )
     add = parser.add_argument_group("average").add_argument
-    add("--other", metavar="PRESET", help="preset or checkpoint whose weights are averaged in (required)")
+    add(
+        "--other",
+        metavar="PRESET",
+        help="preset or checkpoint that is averaged with --checkpoint and does not change (required)",
+    )
     add("--share", type=float, default=0.5, metavar="FRACTION", help="weight of --other, 0 to 1 (default: %(default)s)")
     add("former", nargs="?", help=SUPPRESS)  # before --other, it was positional
     return parser

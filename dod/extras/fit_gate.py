@@ -30,7 +30,7 @@ MISSED_WEIGHT = 5.0
 UNDEGRADED_DB = 40.0
 """PSNR in dB above which a degraded image counts as one that needs nothing removed."""
 NOISE, DROPOUT = 0.1, 0.2
-"""Standard deviation of the noise on standardised features, and dropout, during the fit."""
+"""Standard deviation of the noise on standardized features, and dropout, during the fit."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def fit_gate(gate: Gate, samples: GateSamples, names: Sequence[str], schedule: S
             log.append({"step": index + 1, "loss": float(loss.detach()), "share": shares()})
             text = ", ".join(f"{name} {share:.2f}" for name, share in log[-1]["share"].items())
             say(f"step {index + 1}: loss {log[-1]['loss']:.3f}; mean share of samples that are not fitted to: {text}")
-    with torch.no_grad():  # fold the standardisation into the weights
+    with torch.no_grad():  # fold the standardization into the weights
         first = cast(nn.Linear, gate.passing[0])
         gate.other_mean.copy_(samples.other.mean(0))
         first.weight /= spread

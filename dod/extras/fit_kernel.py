@@ -110,7 +110,7 @@ def fit_kernel(gate: Gate, post: Postprocess, moments: Moments, schedule: Schedu
         if (index + 1) % schedule.save_every == 0 or index + 1 == schedule.steps:
             log.append({"step": index + 1, "blur_gain_db": gain()})
             say(f"step {index + 1}: {log[-1]['blur_gain_db']:+.2f} dB on blurred samples that are not fitted to")
-    with torch.no_grad():  # fold the standardisation before the network and the scale after it into its weights
+    with torch.no_grad():  # fold the standardization before the network and the scale after it into its weights
         first, last = cast(nn.Linear, gate.sharpness[0]), cast(nn.Linear, gate.sharpness[-1])
         gate.spectrum_mean.copy_(mean)
         first.weight /= spread

@@ -47,7 +47,7 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor, schedule: Schedule, ind
 
     Args:
         optimizer: optimizer whose groups may have an "lr_multiplier".
-        loss: scalar to minimise.
+        loss: scalar to minimize.
         schedule: learning rate and maximum norm of the gradient.
         index: index of the step.
     """

@@ -1,9 +1,10 @@
-"""Fit of the post-processing, gate and sharpening filters, after both stages.
+"""Fit of the post-processing, the gate and the sharpening filters, after both stages.
 
     dod-train postprocess --photographs photographs/train --checkpoint mini --soft 0.6 --mist 0.3
 
-The kernel is fitted with the second moments of blurred and clean pairs, the gate's share with a classifier of spectrum,
-histogram and condition c. The UNet does not run. The command continues from the checkpoint that the preset names, or
+The sharpening filters, and the network that mixes them into one kernel per image, are fitted to the second moments of
+blurred and clean pairs. The gate's share is fitted as a classifier of spectrum, histogram and condition c. The UNet
+does not run. The command continues from the checkpoint that the preset names, or
 from that of a copy; fitting it again needs `--overwrite`.
 """
 
@@ -37,6 +38,16 @@ OPTIONS = ("steps", "batch_size", "crop", "learning_rate", "weight_decay", "seed
 """Fields of `Schedule` that are options of this command. They apply to the fit of the kernel."""
 DEFAULTS = Schedule(steps=12000, batch_size=256, crop=448, learning_rate=2e-3, weight_decay=0.03, save_every=2000)
 """Default schedule of the fit of the kernel."""
+HELP = {
+    "steps": "number of optimizer steps of the filters' fit",
+    "batch_size": "samples in a batch of either fit",
+    "crop": "side of the images in px",
+    "learning_rate": "peak learning rate of the filters' fit",
+    "weight_decay": "weight decay of the filters' fit",
+    "seed": "seed of the images and of initial weights",
+    "save_every": "number of steps of the filters' fit between two log lines",
+}
+"""Help of the options of the schedule."""
 GATE = {"steps": 2500, "learning_rate": 1e-3, "weight_decay": 0.1, "save_every": 500}
 """Fields of the schedule that differ in the fit of the gate."""
 KERNEL_CLEAN_FRACTION = 0.3
@@ -45,19 +56,34 @@ KERNEL_CLEAN_FRACTION = 0.3
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    parser = Parser(prog="dod-train postprocess", description="Fit the post-processing: gate and sharpening filters.")
+    parser = Parser(
+        prog="dod-train postprocess",
+        description="Fit the post-processing of a checkpoint: the gate, which decides how much of an image bypasses "
+        "the model, and the sharpening filters of that bypass.",
+    )
     add_source(parser)
-    add_checkpoint(parser)
-    add_output(parser)
+    add_checkpoint(parser, "preset whose post-processing is fitted")
+    add_output(
+        parser,
+        "The checkpoint in the preset's folder is rewritten with gate and filters.",
+        "Post-processing that was fitted before is replaced only with --overwrite.",
+    )
     add = parser.add_argument_group("fit").add_argument
     shown = "(default: %(default)s)"
     add("--num-samples", type=int, default=12000, metavar="N", help=f"number of images to fit the gate to {shown}")
-    add("--num-pairs", type=int, default=16000, metavar="N", help=f"number of image pairs to fit the kernel to {shown}")
+    add(
+        "--num-pairs", type=int, default=16000, metavar="N", help=f"number of image pairs to fit the filters to {shown}"
+    )
     add("--pairs", type=int, dest="num_pairs", default=SUPPRESS, help=SUPPRESS)
     fraction = f"fraction of the gate's images that are not degraded, 0 to 1 {shown}"
     add("--clean-fraction", type=float, default=0.25, metavar="FRACTION", help=fraction)
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=f"precision of the MFM {shown}")
-    add_schedule(parser, DEFAULTS, OPTIONS)
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help=f"precision of the DDPM encoder, which computes c {shown}",
+    )
+    add_schedule(parser, DEFAULTS, OPTIONS, HELP)
     return parser
 
 

@@ -36,7 +36,7 @@ __all__ = ["ConvolutionFit", "main", "parser", "prune"]
 ROWS = 32
 """Number of rows of an image that are unfolded at a time."""
 RIDGE = 1e-7
-"""Regularisation relative to the mean power of the features, for features that are always zero."""
+"""Regularization relative to the mean power of the features, for features that are always zero."""
 
 
 class ConvolutionFit:
@@ -123,15 +123,24 @@ def prune(whole: DOD, pruned: DOD, pairs: Samples, count: int, workers: int = 0)
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    parser = Parser(prog="dod-train prune", description="Remove dense blocks from the detail modules of a checkpoint.")
+    parser = Parser(
+        prog="dod-train prune",
+        description="Remove dense blocks from the detail modules of a checkpoint, down to `detail.dense` of the "
+        "preset, and fit the last convolution of those kept to the sum of all.",
+    )
     add_source(parser)
-    add_checkpoint(parser)
-    add_output(parser)
+    add_checkpoint(parser, "preset whose detail modules are pruned")
+    add_output(
+        parser,
+        "The pruned checkpoint is written to the preset's folder.",
+        "It replaces the existing one only with --overwrite.",
+    )
     add = parser.add_argument_group("fit").add_argument
     add("--num-samples", type=int, default=48, metavar="N", help="number of images to fit to (default: %(default)s)")
     fraction = "fraction of the images that are not degraded, 0 to 1 (default: %(default)s)"
     add("--clean-fraction", type=float, default=0.1, metavar="FRACTION", help=fraction)
-    add_schedule(parser, Schedule(crop=256, workers=2), ("crop", "seed", "workers"))
+    texts = {"crop": "side of the images in px", "seed": "seed of the images"}
+    add_schedule(parser, Schedule(crop=256, workers=2), ("crop", "seed", "workers"), texts)
     return parser
 
 

@@ -20,7 +20,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Residual block whose time embedding scales and shifts the second normalisation.
+    """Residual block whose time embedding scales and shifts the second normalization.
 
     Args:
         channels: number of input channels.
@@ -53,12 +53,12 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
         return self.combine(x, lambda h: self.out_layers[0](h) * (1 + scale) + shift)
 
-    def combine(self, x: Tensor, normalise: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run the block with a given second normalisation.
+    def combine(self, x: Tensor, normalize: Callable[[Tensor], Tensor]) -> Tensor:
+        """Run the block with a given second normalization.
 
         Args:
             x: input, [B, channels, H, W].
-            normalise: replacement of the scale-shift normalisation, [B, out_channels, H, W] to the same shape.
+            normalize: replacement of the scale-shift normalization, [B, out_channels, H, W] to the same shape.
 
         Returns:
             The output of the block.
@@ -66,7 +66,7 @@ class ResBlock(nn.Module):
         h = self.in_layers[1](self.in_layers[0](x))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        h = normalise(self.in_layers[2](h))
+        h = normalize(self.in_layers[2](h))
         return self.skip_connection(x) + self.out_layers[3](self.out_layers[1](h))
 
 

@@ -78,7 +78,7 @@ class RRDB(nn.Module):
 class DetailEnhancement(nn.Module):
     """Detail enhancement module (DEM), equation (6): F_m = F_d + w RRDB([Conv(F_e), F_d]).
 
-    Conv is a zero-initialised 1 x 1 convolution (`align`), and w a learnable scalar that starts at 0, so the untrained
+    Conv is a zero-initialized 1 x 1 convolution (`align`), and w a learnable scalar that starts at 0, so the untrained
     module is the identity. The RRDBs do not start at zero, so that the gradient reaches w. A 1 x 1 convolution (`fuse`)
     reduces the 2 C concatenated channels to the C / `config.narrow` channels of the RRDBs; if those are fewer than C,
     another one restores C channels after them.

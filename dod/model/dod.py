@@ -188,11 +188,14 @@ class DOD(nn.Module):
         return self.mfm(self.crops(image))
 
     def forward(self, image: Tensor, modulation: Tensor | None = None, crops: Tensor | None = None) -> Tensor:
-        """Restore images on the condition path `auto`.
+        """Restore images, by default on the condition path `auto`.
+
+        A gate predicts the share of the post-processing whatever the modulation is. The named condition paths of an
+        export have the share that `share` returns instead.
 
         Args:
             image: [B, 3, H, W] in [-1, 1].
-            modulation: [B, N, 2, r], by default that of each image's own condition.
+            modulation: [B, N, 2, r] of another condition. By default that of each image's own condition c.
             crops: crops of the native images, [B, K, 3, R, R], if `image` is padded. By default those of `image`.
 
         Returns:
@@ -209,7 +212,9 @@ class DOD(nn.Module):
         return self.postprocess(decoded, image, *self.gate(crops, condition))
 
     def share(self, condition: str) -> float:
-        """Return the share of the post-processing on a named condition path: 1 if the image bypasses the model, else 0.
+        """Return the weight of the sharpened input on a named condition path.
+
+        It is 1 for a condition whose images bypass the model (`postprocess.passing`), otherwise 0.
 
         Args:
             condition: name of the condition.

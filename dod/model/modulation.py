@@ -20,7 +20,7 @@ __all__ = ["MFM", "DiffusersHSpace", "ModulationNetwork", "crop_indices", "nativ
 def crop_indices(length: int, per_axis: int, size: int) -> list[list[int]]:
     """Return the pixel indices of the crops along one axis.
 
-    The i-th crop starts at i (length - size) / (per_axis - 1), rounded half up. A single crop is centred. An axis
+    The i-th crop starts at i (length - size) / (per_axis - 1), rounded half up. A single crop is centered. An axis
     shorter than `size` is first extended at its end by reflection, without repeating the border.
 
     Args:
@@ -92,7 +92,7 @@ class DiffusersHSpace(nn.Module):
             "no middle block": unet.mid_block is None,
             "class labels": unet.class_embedding is not None,
             "a time embedding that is not positional": unet.config["time_embedding_type"] != "positional",
-            "a centred input": unet.config["center_input_sample"],
+            "a centered input": unet.config["center_input_sample"],
         }
         if found := [what for what, present in refused.items() if present]:
             raise CheckpointError(f"a DDPM with {', '.join(found)} is not supported: use Down/AttnDown blocks alone")
@@ -130,7 +130,7 @@ class ModulationNetwork(nn.Module):
     """M of equation (5): gamma_i, beta_i = M([c, p_i]) for all N conditional layers at once.
 
     c and the learnable prompts p_i each pass a Linear, LayerNorm and ReLU, and are concatenated. A last Linear predicts
-    (gamma - 1, beta). It is zero-initialised, so the untrained network returns gamma = 1 and beta = 0: plain LoRA.
+    (gamma - 1, beta). It is zero-initialized, so the untrained network returns gamma = 1 and beta = 0: plain LoRA.
 
     Args:
         channels: C.
@@ -185,7 +185,7 @@ class MFM(nn.Module):
         self.h_space, self.network = h_space, network
 
     def condition(self, crops: Tensor) -> Tensor:
-        """Return the condition c, [B, C] float32. Its parameters are frozen.
+        """Return the condition c, [B, C] float32. The DDPM encoder that computes it is frozen.
 
         Args:
             crops: crops of the native images, [B, K, 3, R, R] in [-1, 1].

@@ -1,4 +1,4 @@
-"""Randomly initialised networks with the structures of Stable Diffusion 2.1 and of the published 256 px DDPMs."""
+"""Randomly initialized networks with the structures of Stable Diffusion 2.1 and of the published 256 px DDPMs."""
 
 from __future__ import annotations
 

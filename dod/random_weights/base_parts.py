@@ -168,7 +168,7 @@ def _calibrate_unet(
     say("unet: scaling")
     rescale(unet, lambda: run(latents[:2]), generator)
     carry(unet)
-    # Weaker and stronger latents too, or the fit would take the gain of the last normalisation for a constant.
+    # Weaker and stronger latents too, or the fit would take the gain of the last normalization for a constant.
     seen = torch.cat([latents, 0.8 * latents.flip(3), 1.2 * latents.flip(2)])
     say(f"unet: fitting the last layer on {len(seen)} latents")
     with inputs_of(unet.conv_out) as features:

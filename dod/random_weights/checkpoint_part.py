@@ -69,7 +69,7 @@ def write_checkpoint(
 
 
 def _spread_modulation(model: DOD, generator: torch.Generator) -> None:
-    """Make M standardise c with the calibration's statistics, as training would, and give its last layer values."""
+    """Make M standardize c with the calibration's statistics, as training would, and give its last layer values."""
     assert model.statistics is not None  # calibrate has just set it
     network = model.mfm.network
     between = torch.stack(list(model.prototypes.values())).var(dim=0, correction=0)

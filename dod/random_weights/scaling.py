@@ -1,7 +1,7 @@
 """Random weights that behave like trained ones: the output of each layer is scaled on photographs.
 
 Layer-sequential unit variance (Mishkin and Matas 2016, "All you need is a good init") in a single forward pass: a layer
-is rescaled right after it ran, before the next layer gets its output. A default initialisation leaves residual branches
+is rescaled right after it ran, before the next layer gets its output. A default initialization leaves residual branches
 two orders of magnitude weaker than their stream, so errors of precision and of graph rewrites would not show.
 """
 
@@ -32,7 +32,7 @@ CARRIED = 0.3
 """Scale of the latent in the channels that carry it, where other channels have a standard deviation of 1."""
 
 IMAGE_DEPENDENT = 0.3
-"""Factor of the last shortcut, whose input depends on the contrast of the image because it is not normalised."""
+"""Factor of the last shortcut, whose input depends on the contrast of the image because it is not normalized."""
 
 BRANCH_ENDS = ("conv2", "to_out.0", "ff.net.2", "proj_out", "out_layers.3")
 EMBEDDINGS = ("time_emb_proj", "emb_layers.1")
@@ -108,7 +108,7 @@ def fit(layer: nn.Conv2d, features: Sequence[Tensor], targets: Sequence[Tensor],
         layer: the convolution.
         features: inputs of the layer, [B, C_in, H, W] float32 each.
         targets: outputs that it should have, [B, C_out, H, W] float32 each.
-        ridge: regularisation relative to the mean square of the features.
+        ridge: regularization relative to the mean square of the features.
     """
     size = layer.weight[0].numel() + 1
     gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, layer.out_channels).double()
@@ -147,9 +147,9 @@ def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
     """Make a few channels of the outermost level carry z and -z from the input to the last layer, in place.
 
     At t = 999 a trained UNet predicts an eps that is nearly its input, which a random UNet has lost. The last layer can
-    recover z from z and -z, because silu(x) - silu(-x) = x. The last normalisation would divide z by its own standard
+    recover z from z and -z, because silu(x) - silu(-x) = x. The last normalization would divide z by its own standard
     deviation. The channels are therefore spread over its groups and weak compared with the others, whose standard
-    deviation depends little on the image because they come from normalised branches.
+    deviation depends little on the image because they come from normalized branches.
 
     Args:
         unet: the UNet.
@@ -166,9 +166,9 @@ def carry(unet: UNet2DConditionModel, share: float = CARRIED) -> None:
     shortcut.weight.mul_(IMAGE_DEPENDENT)
     resnet.conv2.weight.mul_(1 / BRANCH)
     cast(nn.Linear, attention.proj_out).weight.mul_(1 / BRANCH)
-    centre = first.kernel_size[0] // 2
+    center = first.kernel_size[0] // 2
     for k, channel in enumerate(chosen):
-        first.weight[channel, k % latent, centre, centre] = share if k < latent else -share
+        first.weight[channel, k % latent, center, center] = share if k < latent else -share
         shortcut.weight[channel, shortcut.in_channels - width + channel] = 1
 
 

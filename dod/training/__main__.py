@@ -19,7 +19,7 @@ COMMANDS = (
     Command("stage1", "dod.training.stages", "train stage 1: the adaptation to degraded images", ("stage1",)),
     Command("stage2", "dod.training.stages", "train stage 2: the detail modules", ("stage2",)),
     Command("calibrate", "dod.training.calibrate", "compute the prototypes of the conditions"),
-    Command("postprocess", "dod.extras.postprocess", "fit gate and sharpening filters"),
+    Command("postprocess", "dod.extras.postprocess", "fit the post-processing: gate and sharpening filters"),
     Command("prune", "dod.extras.prune", "remove dense blocks from detail modules"),
     Command("average", "dod.extras.average", "average the weights of two presets"),
     Command("random-weights", "dod.random_weights.__main__", "write a full-size checkpoint with random weights"),
@@ -31,7 +31,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,13 @@ COPIES = Path("build/presets")
 """Folder of the copies of shipped presets that are trained."""
 STATES = Path("build/training")
 """Folder of the states of interrupted runs."""
+WRITES = "Weights are written to the preset's folder."
 OUTPUT_RULE = (
-    "Weights are written to the preset's folder. With --out, and always for a shipped preset, they are written to a "
-    "copy: the first command copies the preset and its weights, later commands continue in the copy. Existing weights "
-    "are replaced only by training that starts from them (--continue, stage2), or with --overwrite."
+    "With --out, and always for a shipped preset, a copy is written instead: the first command copies the preset and "
+    "its weights, later commands continue in the copy."
+)
+REPLACES = (
+    "Existing weights are replaced only by training that starts from them (--continue, stage2), or with --overwrite."
 )
 SOURCE_OPTIONS: tuple[tuple[str, str, Any], ...] = (
     ("photographs", "color_jitter", 0.0),
@@ -62,15 +65,15 @@ def command_name(argv: Sequence[str] | None, prog: str, names: Collection[str]) 
     """Split the name of a command from its arguments, for a module that has several.
 
     Args:
-        argv: Name and arguments, by default those of the process.
-        prog: The program, for help and errors.
-        names: Valid names.
+        argv: name and arguments, by default those of the process.
+        prog: the program, for help and errors.
+        names: valid names.
 
     Returns:
         The name, and the other arguments.
 
     Raises:
-        UsageError: The name is missing or unknown.
+        UsageError: the name is missing or unknown.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in names:
@@ -86,10 +89,10 @@ def training_parser(command: str, description: str, defaults: Schedule, continue
     """Return a parser with the options of a training command.
 
     Args:
-        command: Subcommand of `dod-train`.
-        description: One sentence for its help.
-        defaults: Default schedule.
-        continues: Add `--continue`.
+        command: subcommand of `dod-train`.
+        description: one sentence for its help.
+        defaults: default schedule.
+        continues: add `--continue`.
 
     Returns:
         The parser, to which further groups may be added.
@@ -102,24 +105,27 @@ def training_parser(command: str, description: str, defaults: Schedule, continue
             "--continue",
             dest="continue_training",
             action="store_true",
-            help="start from the weights in the preset's folder (default: start from new weights)",
+            help="start a new run from the weights in the preset's folder; an interrupted run resumes from --state "
+            "without it (default: start from new weights)",
         )
     group.add_argument(
         "--state",
         type=Path,
         metavar="FOLDER",
-        help=f"folder of the state from which an interrupted run resumes (default: {STATES}/PRESET)",
+        help="folder where a run saves its state; the same command resumes an interrupted run from there "
+        f"(default: {STATES}/PRESET)",
     )
     add_output(parser)
     add_schedule(parser, defaults)
     return parser
 
 
-def add_checkpoint(parser: ArgumentParser) -> Any:
+def add_checkpoint(parser: ArgumentParser, role: str = "preset to train") -> Any:
     """Add `--checkpoint` in a group of its own.
 
     Args:
-        parser: Parser of a command.
+        parser: parser of a command.
+        role: what the command does with the preset, for its help.
 
     Returns:
         The group.
@@ -129,28 +135,34 @@ def add_checkpoint(parser: ArgumentParser) -> Any:
         "--checkpoint",
         default="mini",
         metavar="PRESET",
-        help="preset to train: name, folder or preset.yaml (default: %(default)s)",
+        help=f"{role}: name, folder or preset.yaml (default: %(default)s)",
     )
     return group
 
 
-def add_output(parser: ArgumentParser) -> None:
+def add_output(parser: ArgumentParser, writes: str = WRITES, replaces: str = REPLACES, overwrites: bool = True) -> None:
     """Add the options that decide where weights are written; see `dod.training.output`.
 
     Args:
-        parser: Parser of a command.
+        parser: parser of a command.
+        writes: sentence on what the command writes, for its help.
+        replaces: sentence on what it replaces, for its help.
+        overwrites: show `--overwrite`, which has no effect on a command that starts from the weights it replaces.
     """
-    output = parser.add_argument_group("output", OUTPUT_RULE)
+    output = parser.add_argument_group("output", " ".join(filter(None, (writes, OUTPUT_RULE, replaces))))
     output.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"train a copy of the preset in this folder (default: the preset itself; {COPIES}/NAME for a shipped one)",
+        help="folder of the copy that is written instead of the preset "
+        f"(default: the preset itself; {COPIES}/NAME for a shipped one)",
     )
     output.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace existing weights that training does not start from (default: stop with an error)",
+        help="replace existing weights that would otherwise stay (default: stop with an error)"
+        if overwrites
+        else SUPPRESS,
     )
 
 
@@ -158,7 +170,7 @@ def add_source(parser: ArgumentParser) -> None:
     """Add the options that describe the training samples; see `samples_from`.
 
     Args:
-        parser: Parser of a command.
+        parser: parser of a command.
     """
     group = parser.add_argument_group("training data", "Give either --photographs or --data.")
     source = group.add_mutually_exclusive_group(required=True)
@@ -166,7 +178,7 @@ def add_source(parser: ArgumentParser) -> None:
         "--photographs",
         type=Path,
         metavar="FOLDER",
-        help="folder of clean photographs, which are degraded synthetically",
+        help="folder of clean photographs; where degraded images are needed, they are made from these",
     )
     source.add_argument(
         "--data", type=Path, metavar="FOLDER", help="data set tree of image pairs in the layout of PromptIR or AdaIR"
@@ -182,14 +194,16 @@ def add_source(parser: ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of crops with changed colours, 0 to 1 (default: %(default)s)",
+        help="fraction of crops, input and target, with permuted channels and changed white balance and saturation, 0 "
+        "to 1 (default: %(default)s)",
     )
     synthetic.add_argument(
         "--mist",
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of crops with mist that the restoration must preserve, 0 to 1 (default: %(default)s)",
+        help="fraction of crops with synthetic mist in the distance of input and target, which the restoration must "
+        "preserve, 0 to 1 (default: %(default)s)",
     )
     synthetic.add_argument(
         "--crop-candidates",
@@ -210,7 +224,9 @@ def add_source(parser: ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="FRACTION",
-        help="fraction of crops that are resized, blurred, noisy or JPEG-compressed, 0 to 1 (default: %(default)s)",
+        help="fraction of crops with simulated camera softness, 0 to 1: input and target are resized and blurred, and "
+        "the input also gets sensor noise and JPEG compression, each at random; the target stays soft "
+        "(default: %(default)s)",
     )
     tree = parser.add_argument_group("image pairs", "Options of --data.")
     tree.add_argument(
@@ -228,14 +244,14 @@ def preset_from(arguments: Namespace, keys: dict[str, Any] | None = None) -> Pre
     """Load the preset that the arguments name, with the conditions of `--setting` if it is given.
 
     Args:
-        arguments: Arguments with `checkpoint`, and optionally `setting`.
-        keys: Overrides; see `load_preset`.
+        arguments: arguments with `checkpoint`, and optionally `setting`.
+        keys: overrides; see `load_preset`.
 
     Returns:
         The preset.
 
     Raises:
-        ConfigError: There is no such preset, or it is malformed.
+        ConfigError: there is no such preset, or it is malformed.
     """
     preset, setting = load_preset(arguments.checkpoint, keys), getattr(arguments, "setting", None)
     return preset if setting is None else replace(preset, conditions=SETTINGS[setting])
@@ -247,17 +263,17 @@ def samples_from(
     """Open the training samples.
 
     Args:
-        arguments: Arguments of a parser with `add_source`.
-        schedule: Its `crop` and `seed` are used.
-        degradations: Degradations of the samples.
-        clean_fraction: Fraction of samples that are not degraded.
+        arguments: arguments of a parser with `add_source`.
+        schedule: its `crop` and `seed` are used.
+        degradations: degradations of the samples.
+        clean_fraction: fraction of samples that are not degraded.
 
     Returns:
         The data set.
 
     Raises:
-        ConfigError: An option applies to the other source of samples.
-        DataError: Images are missing or unusable.
+        ConfigError: an option applies to the other source of samples.
+        DataError: images are missing or unusable.
     """
     crop, seed = schedule.crop, schedule.seed
     for source, name, default in SOURCE_OPTIONS:

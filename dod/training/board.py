@@ -16,8 +16,8 @@ class Board:
     """Writer of a run's curves and images, as a context manager.
 
     Args:
-        folder: Folder that `tensorboard --logdir` shows.
-        enabled: Write; otherwise every method does nothing.
+        folder: folder that `tensorboard --logdir` shows.
+        enabled: write; otherwise every method does nothing.
     """
 
     def __init__(self, folder: Path, enabled: bool = True) -> None:
@@ -42,8 +42,8 @@ class Board:
         """Add a point to each curve.
 
         Args:
-            step: Step of the point.
-            values: Values by the name of the curve; "step" is ignored.
+            step: step of the point.
+            values: values by the name of the curve; "step" is ignored.
         """
         if self._writer is not None:
             for name, value in values.items():
@@ -54,8 +54,8 @@ class Board:
         """Add sample images.
 
         Args:
-            step: Step that they belong to.
-            make: Returns images [3, H, W] in -1 to 1 by name; called only if they are written.
+            step: step that they belong to.
+            make: returns images [3, H, W] in -1 to 1 by name; called only if they are written.
         """
         if self._writer is not None:
             for name, image in make().items():

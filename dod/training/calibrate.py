@@ -33,17 +33,21 @@ def parser() -> Parser:
     """Return the parser of `dod-train calibrate`."""
     parser = Parser(
         prog="dod-train calibrate",
-        description="Calibrate a checkpoint: compute the prototype of each condition and the statistics of c.",
+        description="Calibrate a checkpoint: compute the prototype of each condition, its mean c, and the statistics "
+        "of c over all conditions. Weights do not change.",
     )
     add_source(parser)
-    add_checkpoint(parser)
-    add_output(parser)
+    add_checkpoint(parser, "preset whose checkpoint is calibrated")
+    add_output(
+        parser, "The checkpoint in the preset's folder is rewritten with the prototypes.", replaces="", overwrites=False
+    )
     group = parser.add_argument_group("calibration")
     group.add_argument(
         "--num-samples", type=int, default=256, metavar="N", help="samples of each condition (default: %(default)s)"
     )
     group.add_argument("--steps", dest="num_samples", type=int, default=SUPPRESS, help=SUPPRESS)  # former spelling
-    add_schedule(parser, Schedule(crop=256), ("crop", "seed"))
+    texts = {"crop": "side in px of the samples that c is computed from", "seed": "seed of the samples"}
+    add_schedule(parser, Schedule(crop=256), ("crop", "seed"), texts)
     return parser
 
 
@@ -51,15 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train calibrate`.
 
     Args:
-        argv: Arguments, by default those of the process.
+        argv: arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it belongs to another base.
-        ConfigError: The preset names no checkpoint, or there are too few samples.
-        DataError: Images are missing or unusable.
+        CheckpointError: there is no checkpoint, or it belongs to another base.
+        ConfigError: the preset names no checkpoint, or there are too few samples.
+        DataError: images are missing or unusable.
     """
     arguments = parser().parse_args(argv)
     preset, schedule = training_preset(arguments), schedule_from(arguments)
@@ -89,9 +93,9 @@ def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count:
     between degradations.
 
     Args:
-        model: The model, whose `prototypes` and `statistics` are set.
-        samples_of: Returns the degraded samples of the conditions given.
-        count: Number of samples of each condition.
+        model: the model, whose `prototypes` and `statistics` are set.
+        samples_of: returns the degraded samples of the conditions given.
+        count: number of samples of each condition.
     """
     per_condition = {}
     for name in progress(model.preset.conditions, label="calibrate"):
@@ -99,8 +103,8 @@ def calibrate(model: DOD, samples_of: Callable[[Sequence[str]], Dataset], count:
         per_condition[name] = torch.cat([model.modulation(dataset[i][0][None])[0] for i in range(count)])
     model.prototypes = {name: c.mean(0) for name, c in per_condition.items()}
     mean = torch.cat(list(per_condition.values())).mean(0)
-    centred = torch.cat([c - c.mean(0) + mean for c in per_condition.values()])
-    model.statistics = torch.from_numpy(statistics_of(centred.numpy())).float()
+    centered = torch.cat([c - c.mean(0) + mean for c in per_condition.values()])
+    model.statistics = torch.from_numpy(statistics_of(centered.numpy())).float()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Initial weights of new networks: the linear maps nearest to their task, so that short training learns the rest.
 
 Networks with random weights need long training before they preserve an image's brightness, whose errors are the most
-visible. Here, pairs of channels (+x, -x) carry colours or a latent from the first convolution to the last along the
+visible. Here, pairs of channels (+x, -x) carry colors or a latent from the first convolution to the last along the
 residual stream, and every residual branch starts at zero. All other channels of the stream are such pairs too, so that
-normalisation finds no mean to remove.
+normalization finds no mean to remove.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ..model.dod import alpha_bar
 __all__ = ["let_tone_through", "new_autoencoder", "new_latent_unet"]
 
 TONE = 8.0
-"""Deviation of the features before the last normalisation, which divides by it; see `let_tone_through`."""
+"""Deviation of the features before the last normalization, which divides by it; see `let_tone_through`."""
 COLOURS = 3
-"""Number of colour channels."""
+"""Number of color channels."""
 QUIET = 0.1
 """Factor of a last convolution's random weights for output channels that start as a copy of their input."""
 LOG_VARIANCE = -8.0
-"""Log variance of a new autoencoder's latents: a deviation of 1 % of the range of colours."""
+"""Log variance of a new autoencoder's latents: a deviation of 1 % of the range of colors."""
 
 
 @torch.no_grad()
 def new_autoencoder(config: VAEConfig) -> AutoencoderKL:
-    """Return a new autoencoder that starts as averaging: the first three latents are the mean colours of their blocks.
+    """Return a new autoencoder that starts as averaging: the first three latents are the mean colors of their blocks.
 
     Args:
-        config: Structure of the autoencoder.
+        config: structure of the autoencoder.
 
     Returns:
         The autoencoder.
@@ -78,7 +78,7 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
     For latents of deviation 1 that is eps = sqrt(1 - alpha_bar) z, carried along the outermost skip connection.
 
     Args:
-        preset: Preset whose UNet is made.
+        preset: preset whose UNet is made.
 
     Returns:
         The UNet.
@@ -101,16 +101,16 @@ def new_latent_unet(preset: Preset) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def let_tone_through(norm: Any, block: Any) -> None:
-    """Initialise the last normalisation of a network as nearly the identity, in place.
+    """Initialize the last normalization of a network as nearly the identity, in place.
 
-    The normalisation removes mean and deviation of each group of channels over the whole image. At the end of the
+    The normalization removes mean and deviation of each group of channels over the whole image. At the end of the
     residual stream these are the image's brightness, cast and contrast. Two channels of each group get opposite
     constants that outweigh the differences between images, so that the divisor is about `TONE` for all images. A group
     of two channels has no others left: `norm_num_groups` must be small.
 
     Args:
-        norm: The GroupNorm.
-        block: The block before it.
+        norm: the GroupNorm.
+        block: the block before it.
     """
     room = norm.num_channels // norm.num_groups
     constant = TONE * (room / 2) ** 0.5
@@ -129,7 +129,7 @@ def _carry(conv: Any, matrix: Tensor, kernel: Tensor | None = None, first: int =
     """Set the first rows of a convolution to `matrix` on the input channels from `first`.
 
     Weights of those rows for other channels are multiplied by `quiet`. kernel: spatial weights [kh, kw], by default the
-    centre tap.
+    center tap.
     """
     rows, columns = matrix.shape
     if kernel is None:
@@ -146,7 +146,7 @@ def _pair_up(conv: Any) -> None:
 
 
 def _silence(model: nn.Module) -> None:
-    """Initialise every residual branch as zero: residual blocks, attention and transformers."""
+    """Initialize every residual branch as zero: residual blocks, attention and transformers."""
     for name, module in model.named_modules():
         if name.endswith(("conv2", "proj_out")) or (name.endswith("to_out.0") and ".transformer_blocks." not in name):
             for parameter in module.parameters():

@@ -1,4 +1,4 @@
-"""Optimisation loop of every training command: accelerate, AdamW, warm-up and cosine decay, resuming."""
+"""Optimization loop of every training command: accelerate, AdamW, warm-up and cosine decay, resuming."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ LOGGER = logging.getLogger("dod.training")
 class Objective(nn.Module):
     """Loss of a run: a module that holds all networks that the loss needs, trained or frozen.
 
-    `forward(batch, generator)` returns the weighted loss terms by name; their sum is minimised. The batch is on the
+    `forward(batch, generator)` returns the weighted loss terms by name; their sum is minimized. The batch is on the
     device of the process, and the CPU generator is seeded for the step.
     """
 
@@ -72,11 +72,11 @@ def batches(
     The samples of the run are dataset[0], dataset[1], ..., so a resumed run continues with the same ones.
 
     Args:
-        dataset: Samples by index.
-        schedule: Batch size, accumulation, number of steps and workers.
-        start: First step.
-        process: Index of the process.
-        processes: Number of processes.
+        dataset: samples by index.
+        schedule: batch size, accumulation, number of steps and workers.
+        start: first step.
+        process: index of the process.
+        processes: number of processes.
 
     Returns:
         Iterator of batches.
@@ -106,25 +106,25 @@ def train(
     state_folder: Path,
     depends_on: Mapping[str, object] | None = None,
 ) -> Log:
-    """Minimise an objective.
+    """Minimize an objective.
 
     The state (parameters, AdamW's moments, step) is saved in `state_folder` every `save_every` steps and on SIGTERM. A
     run with the same schedule continues from it with bit-identical results. A finished run is loaded and not repeated;
     the state of another finished run is replaced. TensorBoard's files are written beside the state.
 
     Args:
-        name: Name of the run and of its state file.
-        objective: The loss; its trained parameters are updated in place.
-        dataset: Samples by index; its `identity`, if any, says what determines them.
-        schedule: Length, learning rate and precision.
-        state_folder: Folder of the state.
-        depends_on: Everything else that determines the run, by key, such as a hash of its frozen weights.
+        name: name of the run and of its state file.
+        objective: the loss; its trained parameters are updated in place.
+        dataset: samples by index; its `identity`, if any, says what determines them.
+        schedule: length, learning rate and precision.
+        state_folder: folder of the state.
+        depends_on: everything else that determines the run, by key, such as a hash of its frozen weights.
 
     Returns:
         The log: one entry for every `LOG_EVERY` steps with mean loss terms and images per second.
 
     Raises:
-        TrainingError: A loss or gradient is not finite, fp16 is requested without a GPU, or the state found belongs to
+        TrainingError: a loss or gradient is not finite, fp16 is requested without a GPU, or the state found belongs to
             another, unfinished run.
         SystemExit: SIGTERM was received (code 143); the state is saved.
     """

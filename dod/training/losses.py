@@ -20,7 +20,7 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 VGG_FEATURES = (1, 4, 8, 12, 16)
 """Indices in `VGG16` of the layers that are compared: relu1_2, 2_2, 3_3, 4_3, 5_3 (Zhang et al. 2018)."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Normalisation of VGG-16's input."""
+"""Normalization of VGG-16's input."""
 
 
 def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Tensor:
@@ -31,7 +31,7 @@ def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Te
     Args:
         output: [B, 3, H, W].
         target: [B, 3, H, W].
-        relative: Use the natural logarithm, which is PSNR up to a factor: degradations that are hard to restore then
+        relative: use the natural logarithm, which is PSNR up to a factor: degradations that are hard to restore then
             count no more than others.
 
     Returns:
@@ -44,12 +44,12 @@ def reconstruction(output: Tensor, target: Tensor, relative: bool = False) -> Te
 def multiscale(output: Tensor, target: Tensor, relative: bool = False) -> Tensor:
     """Mean squared error of latents at three scales: single values, 4 x 4 means and whole means.
 
-    The coarse scales weigh colour casts, which are the most visible errors.
+    The coarse scales weigh color casts, which are the most visible errors.
 
     Args:
         output: [B, 4, h, w].
         target: [B, 4, h, w].
-        relative: Use half the logarithm of each latent's sum, as in `reconstruction`.
+        relative: use half the logarithm of each latent's sum, as in `reconstruction`.
 
     Returns:
         The mean over the batch, a scalar.
@@ -98,7 +98,7 @@ class VGG(nn.Module):
             "torchvision" to take them from that library.
 
     Raises:
-        CheckpointError: The file has another layout.
+        CheckpointError: the file has another layout.
         ConfigError: torchvision is requested and not installed.
     """
 
@@ -138,7 +138,7 @@ class VGG(nn.Module):
         Returns:
             A scalar.
         """
-        a, b = self._normalise(output), self._normalise(target)
+        a, b = self._normalize(output), self._normalize(target)
         total = output.new_zeros(())
         for i, layer in enumerate(self.features):
             a, b = layer(a), layer(b)
@@ -146,7 +146,7 @@ class VGG(nn.Module):
                 total = total + (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean()
         return total
 
-    def _normalise(self, image: Tensor) -> Tensor:
+    def _normalize(self, image: Tensor) -> Tensor:
         return ((image.float() + 1) / 2 - self.mean) / self.std  # pyright: ignore[reportOperatorIssue]
 
 
@@ -155,7 +155,7 @@ def noised(x0: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
 
     Args:
         x0: [B, C, H, W].
-        eps: Standard normal noise [B, C, H, W].
+        eps: standard normal noise [B, C, H, W].
         abar: [B, 1, 1, 1].
 
     Returns:
@@ -169,7 +169,7 @@ def predicted_x0(noisy: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
 
     Args:
         noisy: [B, C, H, W].
-        eps: Predicted noise [B, C, H, W].
+        eps: predicted noise [B, C, H, W].
         abar: [B, 1, 1, 1].
 
     Returns:
@@ -185,8 +185,8 @@ def distribution_matching(latent: Tensor, real_x0: Tensor, fake_x0: Tensor) -> T
 
     Args:
         latent: float32 [B, 4, h, w].
-        real_x0: Prediction of the real denoiser at the noised latent, without gradient.
-        fake_x0: Prediction of the fake denoiser at the noised latent, without gradient.
+        real_x0: prediction of the real denoiser at the noised latent, without gradient.
+        fake_x0: prediction of the fake denoiser at the noised latent, without gradient.
 
     Returns:
         A scalar.

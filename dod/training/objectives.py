@@ -1,4 +1,4 @@
-"""Objectives of the priors: autoencoder, latent UNet and pixel DDPM."""
+"""Objectives of the frozen base networks, before the stages: autoencoder, latent UNet and pixel DDPM."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class AutoencoderObjective(Objective):
     """L1 of pixels, L1 of block means, and a small KL term.
 
     A block is the square of pixels that one latent covers. A restoration in latent space cannot correct a latent that
-    has every edge but not the mean colour of its block. The batch is (degraded, clean, ...); the clean images are used.
+    has every edge but not the mean color of its block. The batch is (degraded, clean, ...); the clean images are used.
 
     Args:
-        vae: The autoencoder, which is trained.
+        vae: the autoencoder, which is trained.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -79,10 +79,10 @@ class LatentNoiseObjective(Objective):
     The batch is (degraded, clean, ...); the clean images are used.
 
     Args:
-        unet: The UNet, which is trained.
-        vae: The autoencoder.
-        prompt: Prompt embedding [1, L, D].
-        step: Noise schedule.
+        unet: the UNet, which is trained.
+        vae: the autoencoder.
+        prompt: prompt embedding [1, L, D].
+        step: noise schedule.
     """
 
     def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, prompt: Tensor, step: StepConfig) -> None:
@@ -114,7 +114,7 @@ class PixelNoiseObjective(Objective):
     The batch is (degraded, ...); images are used as they come, degraded if the data set degrades them.
 
     Args:
-        ddpm: The DDPM, which is trained.
+        ddpm: the DDPM, which is trained.
     """
 
     def __init__(self, ddpm: UNet2DModel) -> None:
@@ -144,9 +144,9 @@ def noise_prediction(
     It is MSE(eps, predict(sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, t)) with uniform t.
 
     Args:
-        predict: Returns the predicted eps of noisy [B, C, H, W] at timesteps [B].
-        x0: Clean images or latents [B, C, H, W].
-        abar: Cumulative products of 1 - beta [T].
+        predict: returns the predicted eps of noisy [B, C, H, W] at timesteps [B].
+        x0: clean images or latents [B, C, H, W].
+        abar: cumulative products of 1 - beta [T].
         generator: CPU generator of t and eps.
 
     Returns:
@@ -162,7 +162,7 @@ def posterior_of(vae: AutoencoderKL, image: Tensor) -> DiagonalGaussianDistribut
     """Return the encoder's distribution over latents, without the scaling factor.
 
     Args:
-        vae: The autoencoder.
+        vae: the autoencoder.
         image: [B, 3, H, W] in -1 to 1.
 
     Returns:
@@ -175,7 +175,7 @@ def trainable(model: Any) -> Any:
     """Put a model in training mode with trainable parameters, in channels-last memory format.
 
     Args:
-        model: The model, changed in place.
+        model: the model, changed in place.
 
     Returns:
         The model.
@@ -187,9 +187,9 @@ def standard_normal(shape: Sequence[int], generator: torch.Generator, device: to
     """Draw standard normal values on the CPU, so that runs on different devices agree, and move them to a device.
 
     Args:
-        shape: Shape of the values.
+        shape: shape of the values.
         generator: CPU generator.
-        device: Device of the result.
+        device: device of the result.
 
     Returns:
         float32 tensor.

@@ -1,6 +1,6 @@
 """Folders that training commands write to, and the weights they never replace without `--overwrite`.
 
-The rule is `arguments.OUTPUT_RULE`, which the commands' help shows.
+The rule is in `arguments.add_output`, whose text the commands' help shows.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def training_preset(arguments: Namespace) -> Preset:
     """Return the preset that a command trains: that of its working folder if it exists, otherwise the named preset.
 
     Args:
-        arguments: Arguments of a parser with `add_checkpoint` and `add_output`.
+        arguments: arguments of a parser with `add_checkpoint` and `add_output`.
 
     Returns:
         The preset.
 
     Raises:
-        ConfigError: There is no such preset, or `--out` is a folder of something else.
+        ConfigError: there is no such preset, or `--out` is a folder of something else.
     """
     named = preset_from(arguments)
     folder = working_folder(arguments, named)
@@ -67,8 +67,8 @@ def working_folder(arguments: Namespace, named: Preset) -> Path:
     """Return the folder that a command writes to.
 
     Args:
-        arguments: Arguments of a parser with `add_output`.
-        named: The preset that the arguments name.
+        arguments: arguments of a parser with `add_output`.
+        named: the preset that the arguments name.
 
     Returns:
         `--out`, the folder of a shipped preset's copy, or the preset's own folder.
@@ -90,7 +90,7 @@ def state_folder(arguments: Namespace) -> Path:
     """Return the folder of a run's state.
 
     Args:
-        arguments: Arguments of a training command.
+        arguments: arguments of a training command.
 
     Returns:
         `--state`, or a default folder that no other preset's runs share.
@@ -107,7 +107,7 @@ def part_path(preset: Preset, part: str) -> Path:
     """Return the folder of a part of a preset.
 
     Args:
-        preset: The preset.
+        preset: the preset.
         part: "vae", "unet", "ddpm" or "checkpoint".
 
     Returns:
@@ -124,12 +124,12 @@ def check_output(arguments: Namespace, preset: Preset, writes: Mapping[str, bool
     Weights of a copy that still equal those of the original preset may be replaced: nothing is lost.
 
     Args:
-        arguments: Arguments of a parser with `add_checkpoint` and `add_output`.
-        preset: Preset that `training_preset` returned.
-        writes: Parts that the command writes (see `part_path`), and whether its training starts from them.
+        arguments: arguments of a parser with `add_checkpoint` and `add_output`.
+        preset: preset that `training_preset` returned.
+        writes: parts that the command writes (see `part_path`), and whether its training starts from them.
 
     Raises:
-        ConfigError: A part would be lost without `--overwrite`, or lies outside the copy that is trained.
+        ConfigError: a part would be lost without `--overwrite`, or lies outside the copy that is trained.
     """
     named = preset_from(arguments)
     folder = working_folder(arguments, named)
@@ -156,15 +156,15 @@ def open_output(arguments: Namespace, preset: Preset, writes: Mapping[str, bool]
     """Return the preset in the folder that a command writes to; a copy is made if it does not exist.
 
     Args:
-        arguments: Arguments of a parser with `add_checkpoint` and `add_output`.
-        preset: Preset that `training_preset` returned.
-        writes: See `check_output`.
+        arguments: arguments of a parser with `add_checkpoint` and `add_output`.
+        preset: preset that `training_preset` returned.
+        writes: see `check_output`.
 
     Returns:
         The preset to train.
 
     Raises:
-        ConfigError: See `check_output`.
+        ConfigError: see `check_output`.
     """
     check_output(arguments, preset, writes)
     named = preset_from(arguments)
@@ -182,14 +182,14 @@ def was_fitted(preset: Preset, part: str) -> bool:
     """Return True if the preset's checkpoint records a run that fitted a part.
 
     Args:
-        preset: The preset.
-        part: Name of the part, such as "postprocess".
+        preset: the preset.
+        part: name of the part, such as "postprocess".
 
     Returns:
         True if its training record has such a run.
 
     Raises:
-        CheckpointError: There is no readable checkpoint.
+        CheckpointError: there is no readable checkpoint.
     """
     training = read_metadata(part_path(preset, "checkpoint")).get("training", [])
     return any(run.get("stage") == part for run in training)

@@ -27,14 +27,14 @@ def read_part(kind: type[Model], folder: Path) -> Model:
     """Read a part in diffusers' layout.
 
     Args:
-        kind: Class of the model.
-        folder: Folder of the part.
+        kind: class of the model.
+        folder: folder of the part.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: The folder is not there, or is not such a model.
+        CheckpointError: the folder is not there, or is not such a model.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no {folder.name} at {folder}: run `dod-train {folder.name}` first")
@@ -45,7 +45,7 @@ def read_record(folder: Path) -> list[dict[str, Any]]:
     """Read the records of the runs that made a part.
 
     Args:
-        folder: Folder of the part.
+        folder: folder of the part.
 
     Returns:
         The records; empty for a part that was not trained by this project.
@@ -57,12 +57,12 @@ def publish(model: ModelMixin, folder: Path, runs: list[dict[str, Any]]) -> None
     """Write a part in fp16. The folder is replaced only when its successor is complete.
 
     Args:
-        model: The part; it becomes fp16.
-        folder: Folder of the part.
-        runs: Records of the runs that made it.
+        model: the part; it becomes fp16.
+        folder: folder of the part.
+        runs: records of the runs that made it.
 
     Raises:
-        CheckpointError: There is no room for it.
+        CheckpointError: there is no room for it.
     """
     if not is_main_process():
         return
@@ -85,8 +85,8 @@ def replace_folder(successor: Path, folder: Path) -> None:
     """Replace a folder in two renames, so that it is never incomplete.
 
     Args:
-        successor: Folder that takes the place of `folder`.
-        folder: Folder that is deleted, if it exists.
+        successor: folder that takes the place of `folder`.
+        folder: folder that is deleted, if it exists.
     """
     before = folder.with_name(f".{folder.name}.before")
     shutil.rmtree(before, ignore_errors=True)
@@ -100,7 +100,7 @@ def backup_of(folder: Path) -> Path:
     """Return the path of the copy that `restored_on_error` keeps.
 
     Args:
-        folder: The folder.
+        folder: the folder.
 
     Returns:
         A path beside it.
@@ -115,7 +115,7 @@ def restored_on_error(folder: Path) -> Iterator[None]:
     If the process is killed, the copy remains at `backup_of(folder)`.
 
     Args:
-        folder: The folder.
+        folder: the folder.
 
     Yields:
         Nothing.

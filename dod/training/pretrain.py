@@ -50,17 +50,19 @@ class Prior(NamedTuple):
 
 PRIORS = {
     "vae": Prior(
-        "Train the autoencoder of a preset.",
+        "Train the autoencoder of a preset. Photographs stay clean: --setting and --oversample do not apply to them.",
         Schedule(steps=2000, batch_size=8, crop=96, learning_rate=1e-3),
         lambda preset: preset.vae_factor,
     ),
     "unet": Prior(
-        "Train the latent UNet of a preset, in the latents of its autoencoder.",
+        "Train the latent UNet of a preset, in the latents of its autoencoder. Photographs stay clean: --setting and "
+        "--oversample do not apply to them.",
         Schedule(steps=1200, batch_size=12, crop=128, learning_rate=5e-4),
         lambda preset: preset.size_multiple,
     ),
     "ddpm": Prior(
-        "Train the pixel DDPM of a preset, whose encoder gives the condition c.",
+        "Train the pixel DDPM of a preset, whose encoder gives the condition c. --setting and --oversample apply to "
+        "the images that --degraded-fraction degrades.",
         Schedule(steps=800, batch_size=16, crop=64, learning_rate=5e-4),
         lambda preset: 2 ** (len(preset.ddpm.block_out_channels) - 1),
     ),
@@ -92,15 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train vae`, `dod-train unet` or `dod-train ddpm`.
 
     Args:
-        argv: Name of the prior and arguments, by default those of the process.
+        argv: name of the prior and arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: The preset has no folder to write to, or existing weights would be lost.
-        DataError: Images are missing or unusable.
-        TrainingError: See `dod.training.loop.train`.
+        ConfigError: the preset has no folder to write to, or existing weights would be lost.
+        DataError: images are missing or unusable.
+        TrainingError: see `dod.training.loop.train`.
     """
     command, words = command_name(argv, "dod-train", PRIORS)
     arguments = parser(command).parse_args(words)
@@ -126,11 +128,11 @@ def pretrain_vae(preset: Preset, crops: Samples, schedule: Schedule, state: Path
     """Train the autoencoder. Its scaling factor becomes 1 / deviation of the latents, as for Stable Diffusion.
 
     Args:
-        preset: Preset whose autoencoder is trained and written.
-        crops: Training samples; the clean images are used.
-        schedule: Schedule of the run.
-        state: Folder of the run's state.
-        continue_training: Start from the existing weights.
+        preset: preset whose autoencoder is trained and written.
+        crops: training samples; the clean images are used.
+        schedule: schedule of the run.
+        state: folder of the run's state.
+        continue_training: start from the existing weights.
     """
     folder = preset.folder / preset.base.source / "vae"
     vae = read_part(AutoencoderKL, folder) if continue_training else new_autoencoder(preset.base.vae)
@@ -150,11 +152,11 @@ def pretrain_unet(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     """Train the latent UNet: epsilon objective on the scaled-linear schedule, with the preset's fixed prompt embedding.
 
     Args:
-        preset: Preset whose UNet is trained and written, with its prompt embedding and scheduler configuration.
-        crops: Training samples; the clean images are used.
-        schedule: Schedule of the run.
-        state: Folder of the run's state.
-        continue_training: Start from the existing weights.
+        preset: preset whose UNet is trained and written, with its prompt embedding and scheduler configuration.
+        crops: training samples; the clean images are used.
+        schedule: schedule of the run.
+        state: folder of the run's state.
+        continue_training: start from the existing weights.
     """
     folder = preset.folder / preset.base.source
     vae = read_part(AutoencoderKL, folder / "vae")
@@ -183,11 +185,11 @@ def pretrain_ddpm(preset: Preset, crops: Samples, schedule: Schedule, state: Pat
     """Train the pixel DDPM, whose encoder and middle block the MFM uses.
 
     Args:
-        preset: Preset whose DDPM is trained and written.
-        crops: Training samples; the degraded images are used.
-        schedule: Schedule of the run.
-        state: Folder of the run's state.
-        continue_training: Start from the existing weights.
+        preset: preset whose DDPM is trained and written.
+        crops: training samples; the degraded images are used.
+        schedule: schedule of the run.
+        state: folder of the run's state.
+        continue_training: start from the existing weights.
     """
     folder = preset.folder / preset.ddpm.source
     ddpm = read_part(UNet2DModel, folder) if continue_training else new_ddpm(preset.ddpm)

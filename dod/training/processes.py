@@ -39,7 +39,7 @@ def say(text: str) -> None:
     """Print a line, in the main process only.
 
     Args:
-        text: The line.
+        text: the line.
     """
     if is_main_process():
         print(text)
@@ -49,8 +49,8 @@ def mean_over_processes(accelerator: Accelerator, value: float) -> float:
     """Return the mean of a value over all processes.
 
     Args:
-        accelerator: Accelerator of the run.
-        value: Value of this process.
+        accelerator: accelerator of the run.
+        value: value of this process.
 
     Returns:
         The mean, equal in all processes.
@@ -65,8 +65,8 @@ def any_process(accelerator: Accelerator, value: bool) -> bool:
     """Return True if a flag is set in any process, so that all of them stop after the same step.
 
     Args:
-        accelerator: Accelerator of the run.
-        value: Flag of this process.
+        accelerator: accelerator of the run.
+        value: flag of this process.
 
     Returns:
         The disjunction, equal in all processes.
@@ -83,7 +83,7 @@ def ignore_sigterm(_: int) -> None:
     The signal often goes to the whole process group. The end of a worker would break the step that is to be saved.
 
     Args:
-        _: Index of the worker.
+        _: index of the worker.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -96,7 +96,7 @@ def end_workers(batches: Iterator[Sequence[Tensor]]) -> Iterator[None]:
     then wait for them at its exit forever, because they ignore SIGTERM.
 
     Args:
-        batches: Iterator of a data loader.
+        batches: iterator of a data loader.
 
     Yields:
         Nothing.

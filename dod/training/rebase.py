@@ -18,8 +18,8 @@ def rebased(model: DOD, run: dict[str, object]) -> DOD:
     """Write the base of a model with the decoder that it trained, and return the model on that base.
 
     Args:
-        model: The model. The base's folder, which its preset names, is rewritten.
-        run: Record of the run, which is added to those of the base.
+        model: the model. The base's folder, which its preset names, is rewritten.
+        run: record of the run, which is added to those of the base.
 
     Returns:
         A model with the same trained weights on the new base.
@@ -41,8 +41,8 @@ def recover_base(base: Path, checkpoint: Path) -> None:
     The run can then resume from its state.
 
     Args:
-        base: Folder of the base's autoencoder.
-        checkpoint: Folder of the checkpoint.
+        base: folder of the base's autoencoder.
+        checkpoint: folder of the checkpoint.
     """
     backup = backup_of(base)
     if is_main_process() and backup.is_dir():

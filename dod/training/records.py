@@ -20,9 +20,9 @@ def training_record(schedule: Schedule, log: Log, **options: object) -> dict[str
     """Return the record of a run.
 
     Args:
-        schedule: Schedule of the run.
-        log: Its log, of which an excerpt is kept.
-        **options: Its other options.
+        schedule: schedule of the run.
+        log: its log, of which an excerpt is kept.
+        **options: its other options.
 
     Returns:
         JSON values.
@@ -34,7 +34,7 @@ def log_excerpt(log: Log) -> Log:
     """Return about 20 entries of a log.
 
     Args:
-        log: The log.
+        log: the log.
 
     Returns:
         Evenly spaced entries.
@@ -46,7 +46,7 @@ def cost(log: Log) -> str:
     """Describe the cost of a run: median of the images per second, and peak memory of the process and the GPU.
 
     Args:
-        log: Log of the run.
+        log: log of the run.
 
     Returns:
         A phrase.
@@ -66,9 +66,9 @@ def is_repeated(folder: Path, runs: Sequence[Mapping[str, Any]], run: Mapping[st
     samples, and so another seed.
 
     Args:
-        folder: Folder of the weights, for the note.
-        runs: Recorded runs of the weights.
-        run: Record of the new run.
+        folder: folder of the weights, for the note.
+        runs: recorded runs of the weights.
+        run: record of the new run.
 
     Returns:
         True if there is nothing to do.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -15,7 +15,7 @@ __all__ = ["add_schedule", "schedule_from"]
 SCHEDULE_HELP = {
     "steps": "number of optimizer steps",
     "batch_size": "samples per batch and process",
-    "crop": "side of the training crops in px",
+    "crop": "side of the samples in px",
     "learning_rate": "peak learning rate of AdamW",
     "warmup": "number of steps over which the learning rate rises linearly to its peak",
     "weight_decay": "weight decay of AdamW",
@@ -30,18 +30,25 @@ SCHEDULE_HELP = {
 _METAVARS = {"crop": "PX", "learning_rate": "LR"}
 
 
-def add_schedule(parser: ArgumentParser, defaults: Schedule, names: Sequence[str] = tuple(SCHEDULE_HELP)) -> Any:
+def add_schedule(
+    parser: ArgumentParser,
+    defaults: Schedule,
+    names: Sequence[str] = tuple(SCHEDULE_HELP),
+    texts: Mapping[str, str] | None = None,
+) -> Any:
     """Add an option for fields of `Schedule`.
 
     Args:
-        parser: Parser of a command.
-        defaults: Default values.
-        names: Fields that become options; by default all.
+        parser: parser of a command.
+        defaults: default values.
+        names: fields that become options; by default all.
+        texts: help of fields whose meaning differs from `SCHEDULE_HELP`.
 
     Returns:
         The group.
     """
     group = parser.add_argument_group("schedule")
+    shown = {**SCHEDULE_HELP, **(texts or {})}
     for name in names:
         value = getattr(defaults, name)
         group.add_argument(
@@ -50,7 +57,7 @@ def add_schedule(parser: ArgumentParser, defaults: Schedule, names: Sequence[str
             default=value,
             choices=list(PRECISIONS) if name == "precision" else None,
             metavar=_METAVARS.get(name, {int: "N", float: "X"}.get(type(value))),
-            help=f"{SCHEDULE_HELP[name]} (default: %(default)s)",
+            help=f"{shown[name]} (default: %(default)s)",
         )
     return group
 
@@ -59,13 +66,13 @@ def schedule_from(arguments: Namespace) -> Schedule:
     """Return the schedule that the arguments describe.
 
     Args:
-        arguments: Arguments of a parser with `add_schedule`.
+        arguments: arguments of a parser with `add_schedule`.
 
     Returns:
         The schedule; fields without an option have their defaults.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: a number is out of range.
     """
     names = {field.name for field in fields(Schedule)}
     return Schedule(**{name: value for name, value in vars(arguments).items() if name in names})

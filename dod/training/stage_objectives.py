@@ -26,11 +26,11 @@ class RestorationObjective(Objective):
     """Base of the two stages' objectives: a model of which a part is trained, and images that show its progress.
 
     Args:
-        model: The model; all of it is frozen here.
-        tile_size: Sides in px of the random window of each image that is restored, of which each batch draws one; empty
+        model: the model; all of it is frozen here.
+        tile_size: sides in px of the random window of each image that is restored, of which each batch draws one; empty
             for whole images. The condition c still comes from the whole image. Several sizes matter because
-            normalisation over an image depends on its size.
-        named: Fraction of degraded images that are restored on their named condition path, with the modulation of their
+            normalization over an image depends on its size.
+        named: fraction of degraded images that are restored on their named condition path, with the modulation of their
             prototype. The batch's third entry counts in `preset.conditions`; larger indices are clean images.
 
     Raises:
@@ -97,14 +97,14 @@ class AdaptationObjective(RestorationObjective):
     own, trained by L_diff on the restored latents, one step for each step of the model. Both share the base's weights.
 
     Args:
-        model: The model.
-        rec: Weight of the reconstruction term (8).
-        perceptual: Weight of the perceptual term (9), which needs `vgg`.
-        dmd: Weight of the distribution matching term (10).
-        latent: Weight of the latent term.
-        vgg: Features of the perceptual term.
-        tile_size: See `RestorationObjective`.
-        relative: Use the logarithm of each image's error in rec and latent; see `dod.training.losses.reconstruction`.
+        model: the model.
+        rec: weight of the reconstruction term (8).
+        perceptual: weight of the perceptual term (9), which needs `vgg`.
+        dmd: weight of the distribution matching term (10).
+        latent: weight of the latent term.
+        vgg: features of the perceptual term.
+        tile_size: see `RestorationObjective`.
+        relative: use the logarithm of each image's error in rec and latent; see `dod.training.losses.reconstruction`.
     """
 
     def __init__(
@@ -196,18 +196,18 @@ class DetailObjective(RestorationObjective):
     without the modules, a quarter of the images is also decoded without them (`plain`).
 
     Args:
-        model: The model.
-        rec: Weight of the reconstruction term (8).
-        ssim: Weight of the SSIM term (12).
-        w_lr_multiplier: Learning rate of w as a multiple of the schedule's.
-        w_start: Value of w before the first step, where it is smaller.
-        decoder: Train the decoder of the base.
-        plain: Weight of the reconstruction without modules, if the decoder is trained; with 0 the decoder may rely on
+        model: the model.
+        rec: weight of the reconstruction term (8).
+        ssim: weight of the SSIM term (12).
+        w_lr_multiplier: learning rate of w as a multiple of the schedule's.
+        w_start: minimum absolute value of w before the first step; a smaller w is set to it.
+        decoder: train the decoder of the base.
+        plain: weight of the reconstruction without modules, if the decoder is trained; with 0 the decoder may rely on
             them.
-        decoder_lr_multiplier: Learning rate of the decoder as a multiple of the schedule's.
-        relative: Use the logarithm of each image's error; see `dod.training.losses.reconstruction`.
-        tile_size: See `RestorationObjective`.
-        named: See `RestorationObjective`.
+        decoder_lr_multiplier: learning rate of the decoder as a multiple of the schedule's.
+        relative: use the logarithm of each image's error; see `dod.training.losses.reconstruction`.
+        tile_size: see `RestorationObjective`.
+        named: see `RestorationObjective`.
     """
 
     def __init__(
@@ -278,14 +278,14 @@ def random_windows(degraded: Tensor, clean: Tensor, size: int, generator: torch.
     Args:
         degraded: [B, 3, H, W].
         clean: [B, 3, H, W].
-        size: Side of the windows in px.
+        size: side of the windows in px.
         generator: CPU generator of the positions.
 
     Returns:
         Two tensors [B, 3, size, size].
 
     Raises:
-        TrainingError: The images are smaller than the window.
+        TrainingError: the images are smaller than the window.
     """
     room = [side - size for side in clean.shape[-2:]]
     if min(room) < 0:

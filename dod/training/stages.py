@@ -57,16 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `dod-train stage1` or `dod-train stage2`, or `calibrate` for `python -m dod.training.stages calibrate`.
 
     Args:
-        argv: Name of the stage and arguments, by default those of the process.
+        argv: name of the stage and arguments, by default those of the process.
 
     Returns:
         The exit code.
 
     Raises:
-        CheckpointError: There is no checkpoint to continue from, or it belongs to another base.
-        ConfigError: Options do not fit the preset, or existing weights would be lost.
-        DataError: Images are missing or unusable.
-        TrainingError: See `dod.training.loop.train`.
+        CheckpointError: there is no checkpoint to continue from, or it belongs to another base.
+        ConfigError: options do not fit the preset, or existing weights would be lost.
+        DataError: images are missing or unusable.
+        TrainingError: see `dod.training.loop.train`.
     """
     name, words = command_name(argv, "dod-train", (*NAMES, "calibrate"))
     if name == "calibrate":
@@ -128,25 +128,25 @@ def stage_1(
     """Train the adaptation of a model, in place. Eq. (11); see `AdaptationObjective`.
 
     Args:
-        model: The model.
-        dataset: Samples (degraded, clean, ...).
-        schedule: Schedule of the run.
-        state: Folder of the run's state.
-        rec_weight: Weight of the reconstruction term (8).
-        perceptual_weight: Weight of the perceptual term (9).
-        dmd_weight: Weight of the distribution matching term (10).
-        latent_weight: Weight of the latent term.
-        vgg: Weights of `losses.VGG`; without them the perceptual term is off.
-        relative: Use the logarithm of each image's error.
-        gradient_checkpointing: Recompute the UNet's activations in the backward pass to save memory.
-        tile_size: Sides in px of the windows that are restored; empty for whole images.
+        model: the model.
+        dataset: samples (degraded, clean, ...).
+        schedule: schedule of the run.
+        state: folder of the run's state.
+        rec_weight: weight of the reconstruction term (8).
+        perceptual_weight: weight of the perceptual term (9).
+        dmd_weight: weight of the distribution matching term (10).
+        latent_weight: weight of the latent term.
+        vgg: weights of `losses.VGG`; without them the perceptual term is off.
+        relative: use the logarithm of each image's error.
+        gradient_checkpointing: recompute the UNet's activations in the backward pass to save memory.
+        tile_size: sides in px of the windows that are restored; empty for whole images.
 
     Returns:
         The log.
 
     Raises:
-        ConfigError: All terms are off.
-        TrainingError: See `dod.training.loop.train`.
+        ConfigError: all terms are off.
+        TrainingError: see `dod.training.loop.train`.
     """
     if perceptual_weight and not vgg:
         say("no --vgg: the perceptual term (9) is off")
@@ -182,28 +182,31 @@ def stage_2(
 ) -> Log:
     """Train the detail modules of a model, in place. Eq. (13); see `DetailObjective`.
 
+    The default weights of the losses are the paper's. `dod-train stage2` has other defaults for w:
+    `stage_arguments.W_LR_MULTIPLIER` and `stage_arguments.W_START`.
+
     Args:
-        model: The model.
-        dataset: Samples (degraded, clean, index).
-        schedule: Schedule of the run.
-        state: Folder of the run's state.
-        rec_weight: Weight of the reconstruction term (8).
-        ssim_weight: Weight of the SSIM term (12).
-        w_lr_multiplier: Learning rate of the modules' weight w as a multiple of the schedule's.
-        w_start: Value of w before the first step, where it is smaller.
+        model: the model.
+        dataset: samples (degraded, clean, index).
+        schedule: schedule of the run.
+        state: folder of the run's state.
+        rec_weight: weight of the reconstruction term (8).
+        ssim_weight: weight of the SSIM term (12).
+        w_lr_multiplier: learning rate of the modules' weight w as a multiple of the schedule's.
+        w_start: minimum absolute value of w before the first step; a smaller w is set to it.
         decoder: "frozen", "trained" with the modules, or "new" (trained from new weights).
-        plain_weight: Weight of the reconstruction without modules, if the decoder is trained.
-        decoder_lr_multiplier: Learning rate of the decoder as a multiple of the schedule's.
-        named: Fraction of degraded images that are restored on their named condition path.
-        relative: Use the logarithm of each image's error.
-        tile_size: Sides in px of the windows that are restored; empty for whole images.
+        plain_weight: weight of the reconstruction without modules, if the decoder is trained.
+        decoder_lr_multiplier: learning rate of the decoder as a multiple of the schedule's.
+        named: fraction of degraded images that are restored on their named condition path.
+        relative: use the logarithm of each image's error.
+        tile_size: sides in px of the windows that are restored; empty for whole images.
 
     Returns:
         The log.
 
     Raises:
-        ConfigError: There is nothing to train.
-        TrainingError: See `dod.training.loop.train`.
+        ConfigError: there is nothing to train.
+        TrainingError: see `dod.training.loop.train`.
     """
     if decoder == "new":
         new = new_autoencoder(model.preset.base.vae).state_dict()

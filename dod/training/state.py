@@ -51,21 +51,21 @@ class Schedule:
     """Length, learning rate and precision of a run.
 
     Attributes:
-        steps: Number of optimizer steps.
-        batch_size: Samples per batch and process.
-        crop: Side of the training crops in px.
-        learning_rate: Peak learning rate of AdamW.
-        warmup: Steps of linear warm-up.
-        weight_decay: Weight decay of AdamW.
-        clip: Maximum gradient norm of each parameter group.
-        seed: Seed of samples, noise and initial weights.
-        workers: Worker processes that load samples; 0 loads them in the main process.
-        save_every: Steps between two saves of the state.
-        accumulation: Batches per step.
+        steps: number of optimizer steps.
+        batch_size: samples per batch and process.
+        crop: side of the training crops in px.
+        learning_rate: peak learning rate of AdamW.
+        warmup: steps of linear warm-up.
+        weight_decay: weight decay of AdamW.
+        clip: maximum gradient norm of each parameter group.
+        seed: seed of samples, noise and initial weights.
+        workers: worker processes that load samples; 0 loads them in the main process.
+        save_every: steps between two saves of the state.
+        accumulation: batches per step.
         precision: "fp32", "bf16" or "fp16" of the networks. On a CPU bf16 is slower than fp32 with few channels.
 
     Raises:
-        ConfigError: A number is out of range.
+        ConfigError: a number is out of range.
     """
 
     steps: int = 1000
@@ -96,7 +96,7 @@ class Schedule:
         """Return the learning rate at a step: linear warm-up, then cosine decay to 2 % of the peak.
 
         Args:
-            step: Index of the step.
+            step: index of the step.
 
         Returns:
             The learning rate.
@@ -113,11 +113,11 @@ def save(
     """Write the state of a run. The file is replaced only when its successor is complete.
 
     Args:
-        file: The safetensors file.
-        parameters: Trained parameters by name.
+        file: the safetensors file.
+        parameters: trained parameters by name.
         optimizer: AdamW over them.
-        scaler: Loss scaler of fp16 training, or None.
-        state: Further JSON values: step, run and log.
+        scaler: loss scaler of fp16 training, or None.
+        state: further JSON values: step, run and log.
     """
     tensors = {f"parameter.{key}": p.detach() for key, p in parameters.items()}
     for key, p in parameters.items():
@@ -152,10 +152,10 @@ class Resumed(NamedTuple):
     """Starting point of a run.
 
     Attributes:
-        step: Next step.
-        log: Log up to that step.
-        scaler: State of the loss scaler, or None.
-        note: Reason why a state that was found is not used, or None.
+        step: next step.
+        log: log up to that step.
+        scaler: state of the loss scaler, or None.
+        note: reason why a state that was found is not used, or None.
     """
 
     step: int
@@ -176,17 +176,17 @@ def resume(
     starts at step 0, and its state replaces the other.
 
     Args:
-        file: The state, as `save` wrote it.
-        parameters: Trained parameters by name, updated in place.
+        file: the state, as `save` wrote it.
+        parameters: trained parameters by name, updated in place.
         optimizer: AdamW over them, whose moments are set.
-        run: Everything that determines the run, by key: schedule, samples, dependencies and `START`.
+        run: everything that determines the run, by key: schedule, samples, dependencies and `START`.
 
     Returns:
         The starting point.
 
     Raises:
-        CheckpointError: The file is malformed.
-        TrainingError: The file is the state of another, unfinished run; the message has the first key that differs.
+        CheckpointError: the file is malformed.
+        TrainingError: the file is the state of another, unfinished run; the message has the first key that differs.
     """
     tensors = read_safetensors(file)
     with safe_open(file, "pt") as opened:

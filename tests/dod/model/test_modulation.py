@@ -143,7 +143,7 @@ def test_h_space_is_the_middle_block_of_the_whole_ddpm(changes: dict[str, Any]) 
     ("changes", "message"),
     [
         ({"num_class_embeds": 3}, "class labels"),
-        ({"center_input_sample": True}, "a centred input"),
+        ({"center_input_sample": True}, "a centered input"),
         ({"time_embedding_type": "fourier"}, "a time embedding that is not positional"),
         (
             {"down_block_types": ["SkipDownBlock2D"] * 3, "up_block_types": ["SkipUpBlock2D"] * 3},
