@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.latency import main
 from dod.checkpoint import load_model
 from export.fingerprints import hash_model
@@ -50,6 +52,7 @@ def check_row(row: dict[str, Any]) -> None:
         assert row["snr_db"] >= 80 if row["precision"] == "fp32" else row["psnr_db"] >= 45
 
 
+@pytest.mark.slow
 def test_no_speed_up_where_parity_failed(
     tiny_bundle: Path, condition: str, other_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def test_bf16_is_offered_if_every_result_of_its_gate_passed(tiny_build: Build) -
             Restorer(bundle, "openvino", precision="bf16")
 
 
+@pytest.mark.slow
 def test_polygraphy_accepts_every_graph(tiny_bundle: Path) -> None:
     shapes = {
         "mfm": ["crops:[2,4,3,32,32]"],
@@ -180,6 +181,7 @@ def test_a_bundle_without_its_ledger_is_complete(copy: tuple[Path, list[str]], t
     assert "onnx/fp32/mfm.onnx: stale: not built yet" in explained.stdout
 
 
+@pytest.mark.slow
 def test_another_prototype_costs_its_own_path_alone(
     copy: tuple[Path, list[str]], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +210,7 @@ def ledger_of(bundle: Path) -> dict[str, Any]:
     return {name: {key: value for key, value in entry.items() if key != "state"} for name, entry in entries.items()}
 
 
+@pytest.mark.slow
 def test_a_changed_byte_is_refused_and_built_again(
     copy: tuple[Path, list[str]], photographs: Path, tmp_path: Path
 ) -> None:
@@ -296,6 +299,7 @@ def planted_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathF
     return folder
 
 
+@pytest.mark.slow
 def test_an_overflow_without_fp32_modules_fails_the_build(
     planted_checkpoint: Path, photographs: Path, tmp_path: Path
 ) -> None:

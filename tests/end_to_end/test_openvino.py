@@ -12,6 +12,8 @@ from dod_runtime.backends.openvino import branches, winograd
 from dod_runtime.bundle.merge import Allocator
 from export.parity.compare import psnr_db, snr_db
 
+EXCHANGED = (("auto", False), ("noise", True))
+
 
 @pytest.mark.parametrize("condition", ["auto", "noise"])
 def test_openvino_restores_what_onnxruntime_does(
@@ -28,8 +30,10 @@ def test_openvino_restores_what_onnxruntime_does(
     assert snr_db(expected, found) >= 80 and psnr_db(expected, found) >= 80
 
 
-@pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("condition", ["auto", "noise"])
+@pytest.mark.parametrize(
+    ("condition", "large"),
+    [("auto", True), ("noise", False), *(pytest.param(*case, marks=pytest.mark.slow) for case in EXCHANGED)],
+)
 def test_winograd_restores_the_same(
     tiny_bundle: Path, photographs: Path, condition: str, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_every_room_of_a_step_exists(step: ModuleType) -> None:
     assert all(room_sources(room) for room in step.SOURCES)
 
 
+@pytest.mark.slow
 def test_the_rooms_of_the_model_hold_every_module_that_loading_one_imports() -> None:
     code = (
         "import sys, dod.checkpoint;"

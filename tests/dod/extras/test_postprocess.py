@@ -16,6 +16,7 @@ from dod.extras import postprocess
 from tests.dod.small_fits import POSTPROCESS, change, photographed
 
 
+@pytest.mark.slow
 def test_the_command_fits_gate_and_kernel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = photographed(folder)
 

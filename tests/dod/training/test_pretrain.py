@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from dod.training import pretrain
 from tests.dod.small_training import arguments
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_continues(folder: Path) -> None:
     """The signal goes to the whole process group, including workers, as service managers send it."""
     words = arguments(folder, "ddpm", "--steps", "100", "--save-every", "1000", "--workers", "1")

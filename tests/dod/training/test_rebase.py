@@ -37,6 +37,7 @@ def test_base_and_checkpoint_change_together_or_not_at_all(
     assert contents(folder / "base") != before["base"] and load_model(folder).prototypes == {}
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_base_and_checkpoint_continues(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part in ("vae", "unet", "ddpm"):
         assert command(pretrain.main, part, folder) == 0

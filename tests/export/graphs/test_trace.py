@@ -127,7 +127,7 @@ def test_the_encoder_computes_what_pytorch_does(encoder: Traced, model: DOD, sha
         assert found.shape == tuple(reference.shape) and snr_db(reference, found) > 100
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_gate_and_postprocessed_decoder_compute_what_pytorch_does(precision: str, tmp_path: Path) -> None:
     post = {"filters": 3, "taps": 7, "window": 11, "width": 8}
     model = randomise(DOD.from_preset(tiny(postprocess=post)))

@@ -19,6 +19,7 @@ class Ended:
         return os._exit, (9,)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_reported(tmp_path: Path) -> None:
     job = TraceJob("mfm.onnx", "fp32", "mfm", tmp_path / "mfm.onnx", tmp_path / "mfm.safetensors", 20)
     meta_copies: dict[str, Any] = {"fp32": Ended()}
