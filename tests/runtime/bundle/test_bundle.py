@@ -76,7 +76,7 @@ def test_a_command_prints_one_line_for_a_missing_bundle(tmp_path: Path, capsys: 
     assert run_command(main, []) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and printed.startswith("error: ")
-    assert str(tmp_path / "none") in printed and "build_engines.py" in printed and "Errno" not in printed
+    assert str(tmp_path / "none") in printed and "dod-export build" in printed and "Errno" not in printed
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xff", b"[]", b"3", b"{}", b'{"schema": "1"}'])

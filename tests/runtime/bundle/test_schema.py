@@ -147,7 +147,7 @@ INVALID: list[tuple[Keys, Any, str]] = [
 def test_invalid_entries_are_named(keys: Keys, value: Any, message: str, valid: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=message) as caught:
         Manifest.parse(changed(valid, keys, value))
-    assert "\n" not in str(caught.value) and "python export/build_engines.py" in str(caught.value)
+    assert "\n" not in str(caught.value) and "dod-export build" in str(caught.value)
 
 
 def test_unknown_keys_are_ignored(valid: dict[str, Any]) -> None:
