@@ -107,7 +107,8 @@ def parser() -> Parser:
         type=float,
         default=ROUNDS.seconds,
         metavar="SECONDS",
-        help="time to measure all models on all condition paths at each size, in seconds (default: %(default)g)",
+        help="time to measure each size in seconds, shared by the models of a device and their condition paths "
+        "(default: %(default)g)",
     )
     measurement.add_argument(
         "--runs", type=int, metavar="N", help="number of runs, instead of --seconds (default: off)"

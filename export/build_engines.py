@@ -116,8 +116,8 @@ def parser() -> Parser:
         nargs="+",
         default=list(PRECISIONS),
         metavar="PRECISION",
-        help="precisions of the graphs: fp32, fp16 (bf16, int8: print their PSNR, then stop without a bundle); engines use "
-        "fp16 if it is among them (default: fp32 fp16)",
+        help="precisions of the graphs: fp32, fp16 (bf16, int8: print their PSNR, then stop without a bundle); engines "
+        "use fp16 if it is among them (default: fp32 fp16)",
     )
     target.add_argument(
         "--fp32-modules",

@@ -20,8 +20,8 @@ class BuildOptions:
         out: the bundle's folder.
         targets: names of the targets to build.
         precisions: precisions of the graphs, `fp32` and `fp16` in this order.
-        measured_precisions: further precisions to measure, `bf16` and `int8`. One of them always ends the build with the
-            measured result, without a bundle.
+        measured_precisions: further precisions to measure, `bf16` and `int8`. One of them always ends the build with
+            the measured result, without a bundle.
         conditions: condition paths to build, None for all of the checkpoint.
         engine_conditions: conditions that get a TensorRT engine, empty for none, None for all that are built.
         refit: build one merged UNet engine that is refitted for each condition.
