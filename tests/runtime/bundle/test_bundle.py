@@ -58,7 +58,7 @@ def test_modulation_is_that_of_the_prototype(toy: Bundle) -> None:
 
 
 def test_missing_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError, match=r"none.*python export/build_engines\.py --out"):
+    with pytest.raises(BundleNotFoundError, match=r"none.*dod-export build --out"):
         Bundle.open(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"bundle\.json"):
         Bundle.open(tmp_path)
@@ -89,7 +89,7 @@ def test_malformed_manifest(content: bytes, copy: Path) -> None:
 
 def test_missing_file_is_named(copy: Path) -> None:
     (copy / "onnx/fp32/decoder.onnx").unlink()
-    with pytest.raises(BundleError, match=r"onnx/fp32/decoder\.onnx.*python export/"):
+    with pytest.raises(BundleError, match=r"onnx/fp32/decoder\.onnx.*dod-export build"):
         Bundle.open(copy)
 
 
@@ -104,7 +104,7 @@ def test_changed_file_is_found_at_its_first_use(copy: Path) -> None:
     flip(copy / "onnx/fp32/encoder.onnx")
     bundle = Bundle.open(copy)
     bundle.path("onnx/fp32/decoder.onnx")
-    with pytest.raises(BundleError, match=r"encoder\.onnx.* [0-9a-f]{64}.* [0-9a-f]{64}.*python export/"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx.* [0-9a-f]{64}.* [0-9a-f]{64}.*dod-export build"):
         bundle.path("onnx/fp32/encoder.onnx")
     with pytest.raises(BundleError, match=r"encoder\.onnx"):
         bundle.verify()
