@@ -192,7 +192,7 @@ class ModuleSearch:
         return (self.weights if name in self.weights else self.ranges)[name].largest
 
     def _cover(self, operation: Operation, why: str, in_fp16: bool = False) -> None:
-        """Keep the smallest module around an operation in fp32 whose own result is in range.
+        """Keep in fp32 the smallest module that contains an operation and whose own result is in range.
 
         If that module is kept already, `in_fp16` keeps the whole component: the operation still overflows in fp16.
         """
