@@ -57,7 +57,7 @@ def parser() -> Parser:
         dest="bypass",
         action="store_false",
         help="restore every image with the model (default: images that auto takes for clean or only blurred, and "
-        "all images of a condition whose bypass weight is 1, such as blur of mini, are only sharpened by a linear filter)",
+        "all images of a condition with bypass weight 1, such as blur of mini, are only sharpened by a linear filter)",
     )
     backend = made.add_argument_group("backend")
     backend.add_argument(
