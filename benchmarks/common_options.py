@@ -45,7 +45,11 @@ def add_bundle(group: _ArgumentGroup) -> None:
         group: group of options that gets it.
     """
     group.add_argument(
-        "--bundle", type=Path, default=BUNDLE, help="folder of the bundle to measure (default: %(default)s)"
+        "--bundle",
+        type=Path,
+        default=BUNDLE,
+        metavar="FOLDER",
+        help="folder of the bundle to measure (default: %(default)s)",
     )
 
 
@@ -59,6 +63,7 @@ def add_image(group: _ArgumentGroup) -> None:
         "--image",
         type=Path,
         default=IMAGE,
+        metavar="FILE",
         help=f"image whose center square is resized to --size (default: docs/samples/{IMAGE.name})",
     )
 
@@ -87,7 +92,9 @@ def add_photographs(group: _ArgumentGroup, size: int | None) -> None:
             metavar="PIXELS",
             help="longest side of an image in pixels; larger photographs are cropped (default: %(default)s)",
         )
-    group.add_argument("--seed", type=int, default=0, help="seed of the degradations (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the degradations (default: %(default)s)"
+    )
 
 
 def add_runtime(group: _ArgumentGroup) -> None:
@@ -96,9 +103,14 @@ def add_runtime(group: _ArgumentGroup) -> None:
     Args:
         group: group of options that gets them.
     """
-    group.add_argument("--backend", default="auto", help="backend of the runtime (default: %(default)s)")
     group.add_argument(
-        "--precision", default="auto", help="precision to run in: auto, fp32, fp16 or bf16 (default: %(default)s)"
+        "--backend", default="auto", metavar="NAME", help="backend of the runtime (default: %(default)s)"
+    )
+    group.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="precision to compute in: auto, fp32, fp16 or bf16 (default: %(default)s)",
     )
     group.add_argument("--num-threads", type=int, metavar="N", help="number of CPU threads (default: all cores)")
 

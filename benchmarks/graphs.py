@@ -63,7 +63,10 @@ def parser() -> Parser:
     made = benchmark_parser("graphs", __doc__ or "")
     inputs = made.add_argument_group("input")
     inputs.add_argument(
-        "--checkpoint", default="mini", help="checkpoint folder, or preset by name or folder (default: %(default)s)"
+        "--checkpoint",
+        default="mini",
+        metavar="NAME_OR_FOLDER",
+        help="checkpoint folder, or name or folder of a preset (default: %(default)s)",
     )
     inputs.add_argument(
         "--graphs",
@@ -95,7 +98,11 @@ def parser() -> Parser:
     )
     measurement = made.add_argument_group("measurement")
     measurement.add_argument(
-        "--seconds", type=float, default=ROUNDS.seconds, help="time to measure in seconds (default: %(default)g)"
+        "--seconds",
+        type=float,
+        default=ROUNDS.seconds,
+        metavar="SECONDS",
+        help="time to measure, in seconds (default: %(default)g)",
     )
     measurement.add_argument(
         "--runs", type=int, metavar="N", help="number of runs, instead of --seconds (default: off)"

@@ -62,7 +62,10 @@ def parser() -> Parser:
     )
     models = made.add_argument_group("models")
     models.add_argument(
-        "--conditions", nargs="+", metavar="NAME", help="condition paths to measure (default: all of the bundle)"
+        "--conditions",
+        nargs="+",
+        metavar="NAME",
+        help="condition paths to measure, auto or conditions (default: all of the bundle)",
     )
     models.add_argument(
         "--backends",
@@ -86,17 +89,26 @@ def parser() -> Parser:
         "--torch",
         nargs="+",
         choices=("fp32", "fp16"),
+        metavar="PRECISION",
         help="precisions of PyTorch to measure (default: fp32; on a GPU also fp16)",
     )
-    reference.add_argument("--checkpoint", help="checkpoint or preset of the reference (default: the bundle's)")
-    reference.add_argument("--base", help="folder of the frozen Stable Diffusion base (default: the preset's)")
-    reference.add_argument("--ddpm", help="folder of the frozen DDPM (default: the preset's)")
+    reference.add_argument(
+        "--checkpoint",
+        metavar="NAME_OR_FOLDER",
+        help="checkpoint folder, or name or folder of a preset, of the reference (default: the bundle's)",
+    )
+    reference.add_argument(
+        "--base", metavar="FOLDER", help="folder of the frozen Stable Diffusion base (default: the preset's)"
+    )
+    reference.add_argument("--ddpm", metavar="FOLDER", help="folder of the frozen DDPM (default: the preset's)")
     measurement = made.add_argument_group("measurement")
     measurement.add_argument(
         "--seconds",
         type=float,
         default=ROUNDS.seconds,
-        help="time to measure each size in seconds (default: %(default)g)",
+        metavar="SECONDS",
+        help="time to measure each size in seconds, shared by the models of a device and their condition paths "
+        "(default: %(default)g)",
     )
     measurement.add_argument(
         "--runs", type=int, metavar="N", help="number of runs, instead of --seconds (default: off)"

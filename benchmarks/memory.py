@@ -82,7 +82,10 @@ def parser() -> Parser:
     inputs.add_argument("--images", dest="num_images", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     models = made.add_argument_group("models")
     models.add_argument(
-        "--conditions", nargs="+", metavar="NAME", help="condition paths to measure (default: all of the bundle)"
+        "--conditions",
+        nargs="+",
+        metavar="NAME",
+        help="condition paths to measure, auto or conditions (default: all of the bundle)",
     )
     models.add_argument(
         "--backends", nargs="+", metavar="NAME", help="CPU backends to measure (default: all that can run here)"

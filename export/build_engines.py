@@ -38,8 +38,8 @@ CHECKPOINT = "mini"
 CAPABILITIES = ("8.6", "8.9", "12.0")
 TARGET_NAMES = ("onnxruntime", "openvino", *TARGETS)
 PRECISIONS = ("fp32", "fp16")
-GATES = ("bf16", "int8")
-"""Precisions that are measured and then refused with the result: no graphs are written in them."""
+MEASURED_PRECISIONS = ("bf16", "int8")
+"""Precisions without graphs. Asking for one always ends the build with the measured result and without a bundle."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,10 +95,13 @@ def parser() -> Parser:
     bundle.add_argument(
         "--force",
         action="store_true",
-        help="replace a bundle of another model, or one with conditions that this build leaves out",
+        help="replace the bundle in --out also if it is of another model, or has conditions that this build leaves out "
+        "(default: refuse)",
     )
     bundle.add_argument(
-        "--explain", action="store_true", help="print why each file is cached or stale, and build nothing"
+        "--explain",
+        action="store_true",
+        help="print why each file is cached or stale, and build nothing (default: build)",
     )
 
     target = parser.add_argument_group("targets and precision")
@@ -113,15 +116,15 @@ def parser() -> Parser:
         nargs="+",
         default=list(PRECISIONS),
         metavar="PRECISION",
-        help="precisions of the graphs, fp32 or fp16 or both; engines use fp16 if it is among them; bf16 and int8 are "
-        "measured and refused (default: fp32 fp16)",
+        help="precisions of the graphs: fp32, fp16 (bf16, int8: print their PSNR, then stop without a bundle); engines "
+        "use fp16 if it is among them (default: fp32 fp16)",
     )
     target.add_argument(
         "--fp32-modules",
         nargs="*",
         metavar="MODULE",
-        help="modules kept in fp32 in the fp16 graphs, none if no name follows (default: the smallest set that meets "
-        "the threshold, found by measurement)",
+        help="modules kept in fp32 in the fp16 graphs, by the names that report.md lists; no name: none (default: a "
+        "small set, found by ranking and bisection, that keeps fp16 3 dB above its threshold)",
     )
     target.add_argument(
         "--compute-capabilities",
@@ -133,30 +136,39 @@ def parser() -> Parser:
         "--engine-conditions",
         nargs="*",
         metavar="NAME",
-        help="conditions that get a TensorRT engine (default: every condition that is built)",
+        help="conditions that get a TensorRT engine, an empty list for none; the others cannot run on TensorRT and "
+        "TensorRT-RTX (default: every condition that is built)",
     )
     target.add_argument(
         "--refit",
         action="store_true",
-        help="build one merged UNet engine that is refitted for each condition, on the GPU that will run it",
+        help="build one merged UNet engine for all conditions, whose weights the runtime replaces when the condition "
+        "changes; needs the GPU that will run it (default: one engine for each condition)",
     )
 
     sizes = parser.add_argument_group("image and batch sizes")
-    for name, default, which in (("min", 256, "smallest"), ("opt", 512, "optimal"), ("max", 1024, "largest")):
+    for name, default, what in (
+        ("min", 256, "minimum side that graphs and TensorRT profiles take; smaller images are padded"),
+        ("opt", 512, "optimal side, which TensorRT tunes engines for"),
+        ("max", 1024, "maximum side that graphs and TensorRT profiles take; larger images are restored in tiles"),
+    ):
         sizes.add_argument(
             f"--{name}-size",
             type=int,
             default=default,
             metavar="PIXELS",
-            help=f"{which} side of an image, in pixels (default: {default})",
+            help=f"{what}; in px, a multiple of the model's size multiple, 64 for mini (default: {default})",
         )
-    for name, default, which in (("opt", 1, "optimal"), ("max", 4, "largest")):
+    for name, default, what in (
+        ("opt", 1, "optimal batch size, which TensorRT tunes engines for"),
+        ("max", 4, "maximum number of images in a batch"),
+    ):
         sizes.add_argument(
             f"--{name}-batch",
             type=int,
             default=default,
             metavar="N",
-            help=f"{which} number of images in a batch (default: {default})",
+            help=f"{what} (default: {default})",
         )
     sizes.add_argument("--batch", type=int, nargs=2, metavar=("OPT", "MAX"), help=argparse.SUPPRESS)
 
@@ -165,8 +177,8 @@ def parser() -> Parser:
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="calibration images that precision and parity are measured on; an image whose name begins with a "
-        "condition also checks the path of that condition (default: docs/samples)",
+        help="folder of degraded images that precision and parity are measured on; a condition path is checked on the "
+        "images whose names begin with its condition (default: docs/samples)",
     )
     measurement.add_argument(
         "--workers",
@@ -189,8 +201,8 @@ def options_of(arguments: argparse.Namespace) -> BuildOptions:
         TargetError: a compute capability is unknown or does not fit.
     """
     for name in arguments.precision:
-        if name not in (*PRECISIONS, *GATES):
-            raise unknown("precision", name, (*PRECISIONS, *GATES))
+        if name not in (*PRECISIONS, *MEASURED_PRECISIONS):
+            raise unknown("precision", name, (*PRECISIONS, *MEASURED_PRECISIONS))
     if arguments.workers < 1:
         raise UsageError(f"--workers must be at least 1, not {arguments.workers}")
     if arguments.checkpoint and arguments.former_checkpoint:
@@ -218,7 +230,7 @@ def options_of(arguments: argparse.Namespace) -> BuildOptions:
         out=arguments.out,
         targets=targets,
         precisions=precisions,
-        gates=tuple(name for name in GATES if name in arguments.precision),
+        measured_precisions=tuple(name for name in MEASURED_PRECISIONS if name in arguments.precision),
         conditions=arguments.conditions,
         engine_conditions=arguments.engine_conditions,
         refit=arguments.refit,

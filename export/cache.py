@@ -1,4 +1,4 @@
-"""The build cache: artefacts as data, made only where they are stale, so that an interrupted build resumes."""
+"""The build cache: makes the files of a bundle that are missing or stale, so that an interrupted build resumes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from export.ledger import (
 __all__ = ["Artifact", "BuildCache", "Facts", "Inputs", "Maker", "writes"]
 
 Inputs = Mapping[str, Any]
-"""JSON of what decides the content of a file."""
+"""Values that decide the content of a file, for JSON."""
 Facts = Mapping[str, Any]
-"""JSON of what making a file found out. `sha256` spares the cache reading the file, `seconds` replaces its own time."""
+"""Results of making a file, for JSON. `sha256` saves reading the file again; `seconds` replaces the measured time."""
 Maker = Callable[[Mapping[str, Path]], Generator[tuple[str, Facts], None, None]]
 """Function that takes the paths to write, by file name, and yields the name and facts of each file once it is whole."""
 
@@ -46,9 +46,10 @@ class Artifact:
 
     Attributes:
         name: path of the file in the bundle.
-        inputs: what decides its content, apart from `needs`.
-        make: function that writes it. Neighbours with one `make` are made by one call, which may run them in parallel.
-        needs: names of the artefacts whose content decides its own; they come earlier in the build.
+        inputs: values that decide its content, apart from `needs`.
+        make: function that writes it. Consecutive artifacts with the same `make` are written by one call, which may run
+            in parallel.
+        needs: names of the artifacts whose content decides its own; they come earlier in the build.
     """
 
     name: str
@@ -86,7 +87,7 @@ class BuildCache:
         folder: holds the files of the bundle to be.
         scratch: folder for temporary files, on the same disk.
         used: entries of the files that are cached or were made, by name.
-        reasons: for each artefact that was looked up, why it is cached or stale.
+        reasons: for each artifact that was looked up, why it is cached or stale.
     """
 
     def __init__(self, destination: Path) -> None:
@@ -125,11 +126,11 @@ class BuildCache:
         os.close(self._lock)
 
     def abandon(self) -> None:
-        """Let the `with` block leave none of the files that it makes. Those of an earlier build stay."""
+        """Delete the files that the `with` block makes at its end. Those of an earlier build stay."""
         self._abandoned = True
 
     def hash_ahead(self) -> None:
-        """Start hashing, in a thread, the files that may be taken over and whose state is not the recorded one."""
+        """Start hashing, in a thread, the files that may be reused and whose state differs from the recorded one."""
         both = ((self._entries, self.folder), (self._earlier, self.destination))
         paths = {folder / name: entry.state for entries, folder in both for name, entry in entries.items()}
         changed = [path for path, state in paths.items() if path.is_file() and file_state(path) != state]
@@ -146,7 +147,7 @@ class BuildCache:
         return path
 
     def is_cached(self, artifact: Artifact) -> bool:
-        """Return True if the artefact need not be made, and take its file over. `reasons` says why it is stale.
+        """Return True if the artifact need not be made, and take its file over. `reasons` says why it is stale.
 
         Args:
             artifact: its `needs` must have been looked up or made before.
@@ -158,10 +159,10 @@ class BuildCache:
         return reason is None
 
     def make(self, artifacts: Iterable[Artifact]) -> Iterator[tuple[str, CacheEntry]]:
-        """Make the stale ones of some artefacts. No file exists in part, whatever interrupts its making.
+        """Make the stale artifacts. A file that is interrupted while it is written never appears under its name.
 
         Args:
-            artifacts: in an order in which each follows those that it needs.
+            artifacts: artifacts, each after those that it needs.
 
         Yields:
             The name and entry of each file that was made, once it is in its place.
@@ -181,7 +182,7 @@ class BuildCache:
                     path.unlink(missing_ok=True)
 
     def finish(self, manifest: Mapping[str, Any]) -> Bundle:
-        """Turn the used files into the bundle, atomically, with the ledger beside its manifest. The others are deleted.
+        """Turn the used files into the bundle, atomically, with the ledger beside its manifest. Others are deleted.
 
         Args:
             manifest: content of `bundle.json` without its `files`.
@@ -202,12 +203,12 @@ class BuildCache:
         return bundle
 
     def _inputs(self, artifact: Artifact) -> dict[str, Any]:
-        """The inputs of an artefact with the hashes of the files that it needs, as JSON gives them back."""
+        """Return the inputs of an artifact with the hashes of the files that it needs, converted to JSON and back."""
         needed = {"files": {name: self.used[name].sha256 for name in artifact.needs}} if artifact.needs else {}
         return json.loads(json.dumps({**artifact.inputs, **needed}))
 
     def _take_over(self, name: str, inputs: Inputs) -> str | None:
-        """Use the file of this build or of the earlier bundle. Returns the reason where neither will do."""
+        """Use the file of this build or of the earlier bundle. Return the reason if neither is valid, else None."""
         reason = "not built yet"
         for entries, folder in ((self._entries, self.folder), (self._earlier, self.destination)):
             entry = entries.get(name)
@@ -243,7 +244,7 @@ class BuildCache:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside a file, under which it is written: graphs point to weights in their own folder."""
+    """Return the temporary name of a file, in its own folder: graphs refer to weights beside them."""
     return path.with_name(f".{path.stem}.tmp{path.suffix}")
 
 

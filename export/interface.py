@@ -39,7 +39,7 @@ def read_components(paths: Mapping[str, Mapping[str, Path]]) -> dict[str, Compon
 
 
 def profile(component: ComponentSpecs, batches: Sequence[int], sides: Sequence[int]) -> InputShapes:
-    """Return the smallest, optimal and largest shape of each input. Batch, height and width grow together.
+    """Return the minimum, optimal and maximum shape of each input. Batch, height and width grow together.
 
     Args:
         component: its entry of the manifest's `components`.

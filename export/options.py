@@ -20,14 +20,16 @@ class BuildOptions:
         out: the bundle's folder.
         targets: names of the targets to build.
         precisions: precisions of the graphs, `fp32` and `fp16` in this order.
-        gates: further precisions to measure; one below its threshold fails the build, and no graphs are written in any.
+        measured_precisions: further precisions to measure, `bf16` and `int8`. One of them always ends the build with
+            the measured result, without a bundle.
         conditions: condition paths to build, None for all of the checkpoint.
-        engine_conditions: conditions that get an engine, None for all that are built.
+        engine_conditions: conditions that get a TensorRT engine, empty for none, None for all that are built.
         refit: build one merged UNet engine that is refitted for each condition.
-        size: smallest, optimal and largest side of an image, in pixels.
-        batch: smallest, optimal and largest batch size.
+        size: minimum, optimal and maximum side of the graphs and engines, in pixels.
+        batch: minimum (always 1), optimal and maximum batch size.
         capabilities: compute capabilities of the GPUs that `tensorrt_rtx` engines are built for.
-        fp32_modules: modules kept in fp32 in the fp16 graphs, None to find the smallest set by measurement.
+        fp32_modules: modules kept in fp32 in the fp16 graphs, None to search for a small set by
+            measurement.
         images: folder of calibration images, None for the samples of the documentation.
         workers: number of graphs traced, or engines built, at a time.
         force: replace a bundle of another model, or one with conditions that this build leaves out.
@@ -40,7 +42,7 @@ class BuildOptions:
     out: Path
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
-    gates: tuple[str, ...]
+    measured_precisions: tuple[str, ...]
     conditions: Sequence[str] | None
     engine_conditions: Sequence[str] | None
     refit: bool

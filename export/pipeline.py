@@ -1,4 +1,4 @@
-"""The build itself: its steps in order. The cache makes what is stale, and the bundle is written at the end."""
+"""The steps of a build in order. The cache makes stale files, and the bundle is written at the end."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ class Build:
     """One build of one model. Making it checks the options and loads the model.
 
     Args:
-        options: what is asked for.
-        say: prints a line about a finished file; results and warnings are printed in any case.
+        options: options of the build.
+        say: function that prints progress: files, measurements and the parity table. Verdict and warnings are always
+            printed.
 
     Raises:
         UsageError: an option does not fit the model, or the bundle at `out` must not be replaced.
@@ -61,7 +62,7 @@ class Build:
         self.copies = model_files.MetaCopies(self.plan)
 
     def explain(self) -> int:
-        """Print for each file why it is cached or stale. What needs a stale file is stale too.
+        """Print for each file why it is cached or stale. A file that needs a stale file is stale too.
 
         Returns:
             The exit code.
@@ -134,7 +135,7 @@ class Build:
         self._make(precision.artifacts(self.plan))
         record = precision.read_record(self.plan)
         if record is not None:
-            precision_record.check(record, self.options.gates)
+            precision_record.check(record, self.options.measured_precisions)
 
     def _files(self) -> list[Artifact]:
         """The model's files. Weights come first, because graphs point into them."""
@@ -148,12 +149,15 @@ class Build:
         return engines.artifacts(self.plan, self._components)
 
     def _take_values(self) -> Any:
-        """The reference's values that are known, which are not kept: they are as large as an image's skips."""
+        """Return the outputs of the reference that the simplification step computed, and free them in that step.
+
+        They are as large as the skips of an image.
+        """
         values, self.simplification.values = self.simplification.values, {}
         return values
 
     def _components(self) -> dict[str, ComponentSpecs]:
-        """The manifest's `components`, read from the finished graphs."""
+        """Return the manifest's `components`, read from the finished graphs."""
         names = graphs_of(self.plan.model)
         return read_components(
             {
@@ -163,7 +167,7 @@ class Build:
         )
 
     def _provisional_bundle(self) -> Bundle:
-        """The finished files as a bundle: parity is checked on the files that the runtime will load."""
+        """Return the finished files as a bundle: parity is checked on the files that the runtime will load."""
         data = self._manifest([], ("onnxruntime", *(name for name in self.options.targets if name == "openvino")))
         if "openvino" in data["targets"]:
             data["targets"]["openvino"]["precisions"] = list(parity.openvino_precisions(self.plan))
@@ -176,7 +180,7 @@ class Build:
 
 
 def _check_options(options: BuildOptions) -> None:
-    """Refuse what can be refused before weights are loaded."""
+    """Raise for options that cannot work, as far as no weights are needed."""
     preset, folder = preset_of(options.checkpoint, options.base, options.ddpm)
     check_exportable(preset)
     sized = sized_model(preset)

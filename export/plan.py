@@ -29,7 +29,7 @@ class BuildPlan:
         conditions: condition paths to build.
         engine_conditions: conditions that get an engine.
         checkpoint_sha256: hash of the trained tensors and prototypes.
-        inputs: inputs of every artefact that depends on the model: hashes of its weights, settings and code.
+        inputs: inputs of every artifact that depends on the model: hashes of its weights, settings and code.
     """
 
     options: BuildOptions

@@ -62,8 +62,8 @@ def check_sizes(size: Sequence[int], batch: Sequence[int], multiple: int) -> Non
     """Refuse image and batch sizes that no engine can be built for.
 
     Args:
-        size: smallest, optimal and largest side in pixels.
-        batch: smallest (always 1), optimal and largest batch size.
+        size: minimum, optimal and maximum side in pixels.
+        batch: minimum (always 1), optimal and maximum batch size.
         multiple: number of pixels that the sides must be a multiple of.
 
     Raises:

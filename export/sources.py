@@ -1,6 +1,6 @@
-"""Hashes of the source code that computed an artefact: one for each room (package folder) of the project.
+"""Hashes of the source code that computed an artifact: one for each room, a package folder, of the project.
 
-A change of any module of a room makes stale what the room computes. Only modules of packages count: `runtime/build`,
+A change of a module makes all files stale that its room computes. Only modules of packages count: `runtime/build`,
 `dist` and `__pycache__`, which an installation leaves, hold none.
 """
 

@@ -12,9 +12,11 @@ def main() -> int:
     """Restore the images; return 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="folder of images")
-    parser.add_argument("out", type=Path, help="folder for restored images, written as PNG")
+    parser.add_argument("out", type=Path, help="another folder, for restored images of the same names")
     parser.add_argument("--bundle", default="build/mini", help="folder of the bundle (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.out.resolve() == arguments.images.resolve():
+        parser.error("choose another folder for restored images: this one would be overwritten")
 
     paths = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in SUFFIXES)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def main() -> int:
                 failed += 1
                 print(f"failed: {path}: {result}")
                 continue
-            result.save(arguments.out / f"{path.stem}.png")
+            result.save(arguments.out / path.name)  # Pillow takes the format from the suffix
             print(f"restored: {path.name}, {result.width} x {result.height}")
     return 1 if failed else 0
 

@@ -9,8 +9,8 @@ steps=${3:-200}
 
 mkdir -p "$out"
 cp "$(dirname "${BASH_SOURCE[0]}")/preset.yaml" "$out/preset.yaml"
-common=(--checkpoint "$out" --photographs "$photographs" --crop 32 --steps "$steps")
+common=(--checkpoint "$out" --photographs "$photographs" --crop 32)
 for command in vae unet ddpm stage1 stage2; do
-    dod-train "$command" "${common[@]}" --batch-size 4 --workers 0 --state "$out/state"
+    dod-train "$command" "${common[@]}" --steps "$steps" --batch-size 4 --workers 0 --state "$out/state"
 done
-dod-train calibrate "${common[@]}"
+dod-train calibrate "${common[@]}" --num-samples "$steps"

@@ -35,7 +35,7 @@ __all__ = [
 
 Shape = tuple[int, ...]
 InputShapes = Mapping[str, tuple[Shape, Shape, Shape]]
-"""Minimum, optimum and maximum shape of each input. The builder optimises for the second."""
+"""Minimum, optimal and maximum shape of each input. The builder optimizes for the second."""
 
 BUILDER = Path(__file__).with_name("builder_process.py")
 """Program that builds one engine."""
@@ -131,7 +131,7 @@ def build_engine(
         onnx_path: The graph, with its external data beside it. Its types decide the precision.
         engine_path: File to write.
         target: Library to build for.
-        profile: Minimum, optimum and maximum shape of each input.
+        profile: Minimum, optimal and maximum shape of each input.
         compute_capabilities: Capabilities to build for; none for a target that is built on its GPU.
 
     Returns:

@@ -73,7 +73,7 @@ class TensorRTLibrary:
         Args:
             builder: The builder.
             network: The parsed network.
-            profile: Minimum, optimum and maximum shape of each input.
+            profile: Minimum, optimal and maximum shape of each input.
             capabilities: Compute capabilities to build for, empty for the GPU of this machine.
             refit: True if weights are refitted later. RTX compiles such an engine only for the GPU of this machine, so
                 no capability is passed on.
@@ -173,7 +173,7 @@ def check_profile(inputs: list[dict[str, Any]], profile: dict[str, list[list[int
 
     Args:
         inputs: Name, dtype and shape of each input of the network.
-        profile: Minimum, optimum and maximum shape of each input.
+        profile: Minimum, optimal and maximum shape of each input.
 
     Raises:
         BuildRefused: If a name, a rank or a fixed size differs.

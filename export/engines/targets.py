@@ -119,7 +119,7 @@ def validate_capabilities(values: Sequence[str], *, fp16: bool) -> tuple[str, ..
         if value not in CAPABILITIES:
             raise TargetError(str(unknown("compute capability", value, CAPABILITIES)))
     if fp16 and "7.5" in values:
-        raise TargetError("compute capability 7.5 does not support fp16 normalisation: leave it out, or export fp32")
+        raise TargetError("compute capability 7.5 does not support fp16 normalization: leave it out, or export fp32")
     return tuple(sorted(set(values), key=CAPABILITIES.index))
 
 
@@ -158,7 +158,7 @@ def validate_build(
     Args:
         target: The target.
         onnx_path: The graph.
-        profile: Minimum, optimum and maximum shape of each input.
+        profile: Minimum, optimal and maximum shape of each input.
         capabilities: Compute capabilities to build for; none for a target that is built on its GPU.
 
     Returns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,11 @@ def _merged(
     tensors: Mapping[str, np.ndarray], entries: Sequence[MergeEntry], modulation: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield the merged tensors in the order of `tensors`, one layer at a time, so that memory holds only one UNet."""
-    together = {each.layer: [each, *(other for other in entries if other.bias_into == each.layer)] for each in entries}
+    # The layer that absorbs a shift is merged together with the layers that pass theirs on to it, and they without it.
+    together = {
+        each.layer: [replace(each, bias_into=None), *(other for other in entries if other.bias_into == each.layer)]
+        for each in entries
+    }
     changed = {name: together[entry.layer] for entry in entries for name in entry.changes}
     layer: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():

@@ -17,11 +17,11 @@ class _OneGroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._scaled(_normalised(input, self.eps))
+        return self._scaled(_normalized(input, self.eps))
 
-    def _scaled(self, normalised: Tensor) -> Tensor:
-        shape = (-1, *(1 for _ in normalised.shape[2:]))
-        return normalised * self.weight.view(shape) + self.bias.view(shape)
+    def _scaled(self, normalized: Tensor) -> Tensor:
+        shape = (-1, *(1 for _ in normalized.shape[2:]))
+        return normalized * self.weight.view(shape) + self.bias.view(shape)
 
 
 class _SplitGroupNorm(_OneGroupNorm):
@@ -35,13 +35,13 @@ class _SplitGroupNorm(_OneGroupNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         groups = input.unflatten(1, (self.num_groups, -1)).flatten(0, 1)
-        return self._scaled(_normalised(groups, self.eps).unflatten(0, (-1, self.num_groups)).flatten(1, 2))
+        return self._scaled(_normalized(groups, self.eps).unflatten(0, (-1, self.num_groups)).flatten(1, 2))
 
 
-def _normalised(x: Tensor, epsilon: float) -> Tensor:
-    """Normalise each item of a batch [B, ...] to mean 0 and variance 1."""
-    centred = x - _mean(x)
-    return centred * torch.rsqrt(_mean(centred * centred) + epsilon)
+def _normalized(x: Tensor, epsilon: float) -> Tensor:
+    """Normalize each item of a batch [B, ...] to mean 0 and variance 1."""
+    centered = x - _mean(x)
+    return centered * torch.rsqrt(_mean(centered * centered) + epsilon)
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def fold_timestep(unet: OneStepUNet) -> None:
 def fold_h_space(h_space: nn.Module) -> nn.Module:
     """Fold the time embedding of the DDPM's encoder, which is constant at t = 0.
 
-    Diffusers' blocks add the embedding after the first convolution; ADM's blocks scale and shift a normalised result.
+    Diffusers' blocks add the embedding after the first convolution; ADM's blocks scale and shift a normalized result.
 
     Args:
         h_space: `DiffusersHSpace` or `ADMEncoder`. Its layers are changed in place.
@@ -184,7 +184,7 @@ class TimelessADM(nn.Module):
 
 
 class TimelessResBlock(ResBlock):
-    """ADM's block with constant scale s and shift t in its second normalisation: g' = g (1 + s), b' = b (1 + s) + t."""
+    """ADM's block with constant scale s and shift t in its second normalization: g' = g (1 + s), b' = b (1 + s) + t."""
 
     def __init__(self, block: ResBlock, embedding: Tensor) -> None:
         nn.Module.__init__(self)
@@ -284,7 +284,7 @@ class FoldedDenseBlock(nn.Module):
 
 
 def fold_upsampling(model: nn.Module) -> None:
-    """Replace nearest-neighbour upsampling and its 3 x 3 convolution by one transposed convolution, in place.
+    """Replace nearest-neighbor upsampling and its 3 x 3 convolution by one transposed convolution, in place.
 
     The transposed convolution is 4 x 4 with stride 2: an output pixel takes 4 multiply-adds per input channel instead
     of 9. If the convolution has LoRA, the factor A is replaced in the same way.
@@ -305,7 +305,7 @@ def fold_upsampling(model: nn.Module) -> None:
 
 
 def _doubling(conv: nn.Conv2d) -> nn.ConvTranspose2d:
-    """Return the transposed convolution that equals nearest-neighbour doubling followed by a 3 x 3 convolution.
+    """Return the transposed convolution that equals nearest-neighbor doubling followed by a 3 x 3 convolution.
 
     Its 4 x 4 kernel is the sum of four flipped 3 x 3 kernels, each shifted by zero or one pixel along either axis.
     """

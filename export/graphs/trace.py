@@ -39,7 +39,7 @@ OPSETS = {"fp32": 20, "fp16": 22}
 """ONNX opset of each precision. From 21 on a GroupNorm is one operator, with float32 statistics in fp16 graphs; ONNX
 Runtime on CPU is faster at 20."""
 _FULL_SIZE_GRAPHS = ("encoder", "decoder")
-"""Graphs whose normalisations sum over whole images. Those of the UNet see an eighth of each side."""
+"""Graphs whose normalizations sum over whole images. Those of the UNet see an eighth of each side."""
 _GROUP_NORMALIZATION = 21
 """First opset in which the exporter writes a GroupNorm as one operator."""
 

@@ -38,7 +38,7 @@ __all__ = [
     "check",
     "degradations",
     "measure_precision",
-    "quantised",
+    "quantized",
     "sums_in_float32",
 ]
 
@@ -80,7 +80,7 @@ def calibrate(
     Args:
         model: The model in fp32.
         paths: Photographs.
-        fp32_modules: Modules to measure fp16 with; None to search for the smallest set.
+        fp32_modules: Modules to measure fp16 with; None to search for a small set.
         say: Function that is called with each line of progress.
         degraded: Degradation by photograph, see `degradations`.
 
@@ -186,13 +186,13 @@ def measure_precision(model: DOD, name: str, reference: CalibrationReference) ->
 
         def rounded(name: str, value: Tensor) -> Tensor:
             transposed = isinstance(modules[name.rpartition(".")[0]], torch.nn.ConvTranspose2d)
-            return quantised(value, axis=1 if transposed else 0) if value.ndim > 1 else value
+            return quantized(value, axis=1 if transposed else 0) if value.ndim > 1 else value
 
         low = converted_copy(model, rounded)
     return measure_quality(restore(low, reference.image), reference.output)
 
 
-def quantised(weight: Tensor, axis: int = 0) -> Tensor:
+def quantized(weight: Tensor, axis: int = 0) -> Tensor:
     """Round a weight to int8: w = s round(w / s) with s = max|w| / 127 of each output channel.
 
     Args:

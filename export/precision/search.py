@@ -1,4 +1,4 @@
-"""Search for the smallest set of modules that stay in fp32 so that fp16 reaches its threshold, by measurement."""
+"""Search for a small set of modules that stay in fp32 so that fp16 reaches its threshold with a margin."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["MARGIN", "THRESHOLD", "ModuleChoice", "ModuleSearch", "Trial"]
 THRESHOLD = THRESHOLDS["pipeline", "torch fp16"][1]
 """Minimum PSNR of fp16 in dB."""
 MARGIN = 3.0
-"""dB above the threshold that the search requires: it measures small images, the parity check whole ones."""
+"""dB above the threshold that the search requires, because it measures small images and the parity check whole ones."""
 ROUNDS, PRUNINGS = 12, 6
-"""Maximum number of modules that are added one after the other against overflow, and of attempts to remove one."""
+"""Maximum number of modules that are added against overflow, and of attempts to remove one after the bisection."""
 HARD_IMAGES = 2
-"""Number of images that a set is searched on: the worst one, then also the one that is worst with the found set."""
+"""Maximum number of images in a search: the worst image, then also the image that is worst with the found set."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Trial:
     """A set of fp32 modules that was measured.
 
     Attributes:
-        description: What the set is.
+        description: Description of the set.
         fp32_modules: The modules.
         images: Number of images.
         psnr_db: Lowest PSNR of the decoded images in dB.
@@ -112,7 +112,10 @@ class ModuleSearch:
         return self._finished()
 
     def choose(self) -> ModuleChoice:
-        """Search for the smallest set: modules that overflow first, then those that add most of the error.
+        """Search for a small set of modules with which fp16 is `MARGIN` dB above its threshold.
+
+        Modules that overflow come first. The others are ranked by the error that they add, and a bisection finds how
+        many of them are needed. The set need not be the smallest one.
 
         Returns:
             The set with its measurements.
@@ -136,7 +139,7 @@ class ModuleSearch:
         """Measure a set without intermediate results.
 
         Args:
-            description: What the set is.
+            description: Description of the set.
             fp32_modules: Names of modules.
             references: Images to measure on.
 
@@ -188,8 +191,11 @@ class ModuleSearch:
     def _largest(self, name: str) -> float:
         return (self.weights if name in self.weights else self.ranges)[name].largest
 
-    def _cover(self, operation: Operation, why: str) -> None:
-        """Keep the smallest module around an operation in fp32 whose own result is in range."""
+    def _cover(self, operation: Operation, why: str, in_fp16: bool = False) -> None:
+        """Keep in fp32 the smallest module that contains an operation and whose own result is in range.
+
+        If that module is kept already, `in_fp16` keeps the whole component: the operation still overflows in fp16.
+        """
         returns_float32 = {*COMPONENTS, *(tail[-1] for tail in network_tails(self.model))}
         module = operation.stack[0]
         if not is_inside(operation.stack[-1], self.choice.fp32_modules):
@@ -197,7 +203,7 @@ class ModuleSearch:
                 last = [span.headroom for span in self.ranges.values() if module in span.stack][-1:]
                 if module in returns_float32 or not last or last[0] >= math.log2(SAFETY):
                     break
-        elif "not finite" not in why:
+        elif not in_fp16:
             return
         kept = {name: reason for name, reason in self.choice.fp32_modules.items() if not is_inside(name, {module})}
         self.choice.fp32_modules = {**kept, module: why}
@@ -210,14 +216,14 @@ class ModuleSearch:
             lost = [each.overflows[0] for each in comparisons if each.overflows]
             if not lost:
                 break
-            self._cover(lost[0], f"{lost[0].name} is not finite in fp16")
+            self._cover(lost[0], f"{lost[0].name} is not finite in fp16", in_fp16=True)
             comparisons = self._compare("against overflow")
         return comparisons
 
     def _add(self, fixed: dict[str, str], hard: Sequence[CalibrationReference]) -> dict[str, str]:
-        """Rank all other candidates by their error, find by bisection how many are needed, then try to remove some.
+        """Rank the other candidates by their error, find by bisection how many are needed, then try to remove some.
 
-        Whole components are kept if all blocks together do not suffice.
+        If all candidates together are not enough, whole components are kept instead.
         """
         self.choice.fp32_modules = fixed
         ranked, self._cost = rank(self.model, fp16_copy(self.model, tuple(fixed)), hard[-1], fixed)

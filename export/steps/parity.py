@@ -94,7 +94,7 @@ def read_results(plan: BuildPlan) -> list[ParityResult]:
     """Return the results of every path, in the order of the steps.
 
     Args:
-        plan: a build whose artefacts of this step are finished.
+        plan: a build whose artifacts of this step are finished.
     """
     results = [each for path in ("auto", *plan.conditions) for each in read_rows(plan.cache.path(record_file(path)))]
     steps = list(dict.fromkeys(each.step for each in results))

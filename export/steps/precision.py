@@ -29,13 +29,13 @@ SOURCES = ("export/precision", "export/parity")
 def artifacts(plan: BuildPlan) -> list[Artifact]:
     """Return the record of the measurement, the fp32 modules, and the plot of `report.md`.
 
-    Nothing is measured where the build has no fp16 and no gate.
+    Nothing is measured where the build has no fp16 and no measured precisions.
 
     Args:
         plan: the build; its model must be simplified when the record is made.
     """
     options, model = plan.options, plan.model
-    if "fp16" not in options.precisions and not options.gates:
+    if "fp16" not in options.precisions and not options.measured_precisions:
         return []
     degraded = degradations(plan.images, tuple(model.prototypes) or model.preset.conditions)
     by_name = {path.name: degradation for path, degradation in degraded.items()}
@@ -60,7 +60,7 @@ def read_record(plan: BuildPlan) -> PrecisionRecord | None:
     """Return the record of the measurement, None where the build has none.
 
     Args:
-        plan: a build whose artefacts of this step are finished.
+        plan: a build whose artifacts of this step are finished.
     """
     return _read(plan.cache.path(RECORD)) if RECORD in plan.cache.used else None
 
@@ -69,7 +69,7 @@ def read_fp32_modules(plan: BuildPlan) -> tuple[str, ...]:
     """Return the modules that stay in fp32 in the fp16 graphs, none where the build has no fp16.
 
     Args:
-        plan: a build whose artefacts of this step are finished.
+        plan: a build whose artifacts of this step are finished.
     """
     return tuple(_read(plan.cache.path(FP32_MODULES))) if FP32_MODULES in plan.cache.used else ()
 

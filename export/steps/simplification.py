@@ -33,7 +33,7 @@ class Simplification:
     Args:
         model: the model as it was loaded; it is simplified in place.
         image: the calibration image to measure with.
-        inputs: what decides the result, as inputs of an artefact: the model, its code and the image.
+        inputs: what decides the result, as inputs of an artifact: the model, its code and the image.
 
     Attributes:
         values: every value of the simplified model on the image, by name, where it was measured. The parity step then

@@ -1,4 +1,4 @@
-"""Restore images with a bundle from `export/build_engines.py`. Needs numpy, Pillow and one backend, but no torch.
+"""Restore images with a bundle of `dod-export build`. Needs numpy, Pillow and one backend, but no torch.
 
 Importing this package loads no backend. The logger `dod_runtime` reports the chosen backend.
 

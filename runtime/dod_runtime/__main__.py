@@ -12,7 +12,9 @@ __all__ = ["COMMANDS", "run"]
 COMMANDS = (
     Command("restore", "dod_runtime.commands.restore", "restore an image, or all images of a folder"),
     Command("info", "dod_runtime.commands.info", "describe a bundle: model, conditions, sizes, targets, files, parity"),
-    Command("doctor", "dod_runtime.commands.doctor", "check which backends can run on this machine, and why not"),
+    Command(
+        "doctor", "dod_runtime.commands.doctor", "check which backends can run on this machine, and why others cannot"
+    ),
 )
 
 

@@ -150,8 +150,8 @@ class BatchRunner:
                 results.append(Restoration(each.finish(image), float(share)))
                 continue
             overflow = (
-                f"{self.pipeline.backend.info} returned NaN or infinite values, as an overflow in fp16 does: "
-                "use precision fp32, or rebuild the bundle with more fp32 modules"
+                f"{self.pipeline.backend.info} returned NaN or infinite values, as an overflow in fp16 does: use "
+                "precision fp32 on an ONNX Runtime or OpenVINO backend, or rebuild the bundle with more fp32 modules"
             )
             results.append(ImageError(overflow))
         return results

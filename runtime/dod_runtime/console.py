@@ -66,17 +66,18 @@ class Parser(argparse.ArgumentParser):
     option could make an abbreviation ambiguous. Former spellings (`FORMER`) still work and are not shown in the help.
 
     Args:
+        verbose: help text of `--verbose`.
         **kwargs: arguments of `ArgumentParser`.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, verbose: str = "also print log messages of level INFO", **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(**kwargs)
         self._common = common = self.add_argument_group("common options")
+        common.add_argument("--verbose", action="store_true", help=verbose)
         common.add_argument(
-            "--verbose", action="store_true", help="also print the choices that are made, and a line per item"
+            "--quiet", action="store_true", help="print only errors and results, without progress and warnings"
         )
-        common.add_argument("--quiet", action="store_true", help="print only results and errors, no progress")
         common.add_argument("--debug", action="store_true", help="print the traceback of an error before its message")
         common.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
 
@@ -180,7 +181,8 @@ def run_group(
             prog=prog,
             description=description,
             usage=f"{prog} COMMAND ...",
-            epilog=f"commands:\n{names}\n\n{prog} COMMAND --help describes the options of one.",
+            epilog=f"commands:\n{names}\n\nCommon options come after COMMAND.\n"
+            f"`{prog} COMMAND --help` describes a command's options.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if not arguments or arguments[0].startswith("-"):

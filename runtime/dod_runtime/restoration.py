@@ -23,8 +23,8 @@ class Restoration(Generic[RestoredT]):
 
     Attributes:
         image: the restored image.
-        bypass_share: share of the image that bypassed the model, in 0 to 1. At 0 the model restored all of it; at 1 the
-            image was only sharpened, as blurred and clean images are.
+        bypass_share: weight of the sharpened input in the result, in 0 to 1, the same at every pixel. At 0 the result
+            is the output of the model; at 1 the image was only sharpened, as blurred and clean images are.
     """
 
     image: RestoredT

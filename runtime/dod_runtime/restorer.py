@@ -41,8 +41,10 @@ class Restorer:
         tile_size: longest side in px that is restored whole (default: the largest of the bundle). Larger images are
             restored in overlapping tiles. All tiles use the modulation of the whole image, and are matched in tone to a
             guide: the whole image restored in one run, reduced first where it is larger than the bundle allows.
-        bypass: let images bypass the model: on `auto` those that look clean or only blurred, on the path of a condition
-            such as `blur` all of them. False restores every image with the model.
+        bypass: let images bypass the model. On `auto` the gate decides how much of an image bypasses it; a named
+            condition has a fixed bypass weight. With `mini`, that of `blur` is 1: a linear filter sharpens every image
+            and the model does not restore it. False restores every image with the model. No effect on bundles without
+            a gate.
 
     Raises:
         BundleError: the bundle is missing, incomplete, changed or of another schema.
@@ -89,12 +91,12 @@ class Restorer:
 
     @property
     def precision(self) -> str:
-        """Precision of the graphs or engines, such as `fp16`."""
+        """Precision it computes in, such as `fp16`."""
         return self.info.precision
 
     @property
     def description(self) -> str:
-        """The backend with its version, device and precision, in words."""
+        """The backend with its version, device and precision, as one line."""
         return str(self.info)
 
     @property
@@ -125,7 +127,8 @@ class Restorer:
         Args:
             image: path, Pillow image, or array `[H, W]` or `[H, W, C]` of uint8, uint16 or float in 0..1, where C is 1
                 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha).
-            condition: one of `conditions`. A named condition always restores what it names.
+            condition: one of `conditions`. A condition whose bypass weight is 1, such as `blur` of `mini`, only
+                sharpens images, unless the restorer was opened with `bypass=False`.
             details: return a `Restoration`, which also has the bypass share.
 
         Returns:
@@ -134,6 +137,8 @@ class Restorer:
 
         Raises:
             ImageError: the image cannot be read, or the result has NaN or infinite values.
+            BackendError: a component cannot be loaded or fails, or the backend was closed (see `close`).
+            BundleError: a file of the bundle is missing or was changed; files are verified when they are first used.
             UsageError: the condition is unknown.
         """
         path = self._path(condition)
@@ -177,8 +182,8 @@ class Restorer:
         Args:
             images: images as `restore` takes them.
             condition: one of `conditions`, for all images.
-            batch_size: largest number of consecutive images of one padded size that run together; the bundle's limit
-                holds, too.
+            batch_size: largest number of consecutive images of one padded size that run together; capped at the
+                largest batch of the bundle.
             return_errors: yield the ImageError of a bad image in its place instead of raising it.
             details: yield `Restoration`s.
 
@@ -186,8 +191,11 @@ class Restorer:
             What `restore` returns for each image.
 
         Raises:
-            ImageError: see `restore`; raised when the turn of the image comes.
-            UsageError: the condition is unknown, or `batch_size` is below 1.
+            ImageError: see `restore`; without `return_errors`, raised when the turn of the image comes. It ends the
+                iteration.
+            BackendError: see `restore`; raised in any case.
+            BundleError: see `restore`; raised in any case.
+            UsageError: the condition is unknown, or `batch_size` is below 1; raised by the call itself.
         """
         path = self._path(condition)
         if batch_size < 1:
@@ -241,21 +249,31 @@ class Restorer:
             image: image as `restore` takes it.
             condition: one of `conditions`.
 
+        Returns:
+            The padded image, float32 `[3, H, W]` in [-1, 1], with the crops that the path needs.
+
         Raises:
             ImageError: the image cannot be read.
+            BundleError: the file of the condition is missing, was changed or does not fit the model.
             UsageError: the condition is unknown.
         """
         return self._runner.prepare(image, self._path(condition))
 
     def decide(self, batch_size: int, crops: np.ndarray | None, condition: str) -> dict[str, np.ndarray]:
-        """Return the values that are decided once for each image of a batch; see `pipeline.Decisions`.
+        """Compute the values that are decided once for each image of a batch.
 
         Args:
             batch_size: number of images B.
             crops: float32 `[B, K, 3, R, R]` in [-1, 1], None where the path needs none.
             condition: one of `conditions`.
 
+        Returns:
+            float32 arrays by name: `modulation` `[B, N, 2, r]` on `auto`, and for models with a gate `share` `[B, 1]`
+            and `gains` `[B, F]`. See `pipeline.Decisions`.
+
         Raises:
+            BackendError: a component cannot be loaded or fails, or the backend was closed.
+            BundleError: a file of the bundle is missing or was changed.
             UsageError: the condition is unknown, or crops are missing.
         """
         return self._pipeline.decide(batch_size, crops, self._path(condition))
@@ -282,6 +300,8 @@ class Restorer:
             The restored images, float32 `[B, 3, H, W]`.
 
         Raises:
+            BackendError: a component cannot be loaded or fails, or the backend was closed.
+            BundleError: a file of the bundle is missing or was changed.
             UsageError: the condition is unknown, or there are neither crops nor decisions.
         """
         return self._pipeline.run(images, crops, self._path(condition), observe, decisions=decisions)
@@ -299,7 +319,11 @@ class Restorer:
         return self._runner.guide(images, restore)
 
     def close(self) -> None:
-        """Free the sessions and the GPU memory of the backend. A second call does nothing."""
+        """Free the sessions and the GPU memory of the backend. A second call does nothing.
+
+        A closed restorer is not meant to be used again: `tensorrt` and `tensorrt_rtx` raise BackendError, the other
+        backends load their sessions again.
+        """
         self._backend.close()
 
     def __enter__(self) -> Restorer:

@@ -88,7 +88,7 @@ def test_bad_input(tiny_bundle: Path, tmp_path: Path) -> None:
         (("--size", 64, "--checkpoint", tmp_path), (str(tmp_path),)),
     ):
         refused(run_here(main, "--bundle", tiny_bundle, "--json", out, *arguments), *words)
-    refused(run("latency", "--bundle", tmp_path / "nowhere", where=tmp_path), "nowhere", "build_engines.py")
+    refused(run("latency", "--bundle", tmp_path / "nowhere", where=tmp_path), "nowhere", "dod-export build")
     assert not out.parent.exists()
 
 

@@ -129,7 +129,7 @@ def test_bad_input(identity: Path, tmp_path: Path) -> None:
         (("--out", tmp_path / "kept"), ("kept", "another folder")),
     ):
         refused(attempt(*arguments), *words)
-    refused(run("quality", "--bundle", tmp_path / "nowhere", where=tmp_path), "nowhere", "build_engines.py")
+    refused(run("quality", "--bundle", tmp_path / "nowhere", where=tmp_path), "nowhere", "dod-export build")
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "kept").iterdir()] == ["a.png"]
 
 

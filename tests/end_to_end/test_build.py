@@ -221,7 +221,7 @@ def test_a_changed_byte_is_refused_and_built_again(
     file.write_bytes(content)
     call = (photographs / "noise.png", tmp_path / "out.png", "--bundle", bundle, "--condition", "noise")
     refused = restore(*call, where=tmp_path)
-    assert refused.returncode == 2 and refused.stderr.count("\n") <= 2 and "build_engines.py" in refused.stderr
+    assert refused.returncode == 2 and refused.stderr.count("\n") <= 2 and "dod-export build" in refused.stderr
     assert not (tmp_path / "out.png").exists()
     assert build_engines(*arguments, where=tmp_path).returncode == 0
     assert restore(*call, where=tmp_path).returncode == 0

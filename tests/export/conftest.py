@@ -47,7 +47,7 @@ def make(model: DOD, tmp_path: Path) -> MakePlan:
             out=tmp_path / "bundle",
             targets=("onnxruntime", "tensorrt_rtx"),
             precisions=precisions,
-            gates=(),
+            measured_precisions=(),
             conditions=None,
             engine_conditions=["rain"],
             refit=refit,

@@ -60,7 +60,7 @@ def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> st
 
 
 def machine_reason(name: str, options: BackendOptions | None = None) -> str | None:
-    """Return the reason why a backend can run no bundle at all on this machine, None where nothing speaks against it.
+    """Return the reason why a backend cannot run any bundle on this machine, None if it can.
 
     Args:
         name: one of `BACKENDS`.

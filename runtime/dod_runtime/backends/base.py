@@ -38,7 +38,7 @@ class BackendInfo:
         name: name of the backend, such as `onnxruntime_cpu`.
         version: version of its library.
         device: the device that it computes on, such as `CPU, 4 threads` or `GPU 0, NVIDIA L4`.
-        precision: precision of its graphs or engines, such as `fp16`.
+        precision: precision it computes in, such as `fp16`.
         reason: why it was chosen.
         skipped: backends that were preferred and cannot run here, each with the reason.
 

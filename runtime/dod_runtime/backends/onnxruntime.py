@@ -44,7 +44,7 @@ def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> st
 
 
 def machine_reason(name: str, options: BackendOptions) -> str | None:
-    """Return the reason why ONNX Runtime can run no bundle here, None where nothing speaks against it.
+    """Return the reason why ONNX Runtime cannot run any bundle here, None if it can.
 
     Args:
         name: `onnxruntime_cuda` or `onnxruntime_cpu`.

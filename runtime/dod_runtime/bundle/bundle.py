@@ -26,7 +26,7 @@ REPORT = "report.md"
 """Name of the report for people."""
 LEDGER = "build.json"
 """Name of the build's own ledger. The runtime does not read it."""
-REBUILD = "rebuild with: python export/build_engines.py --out"
+REBUILD = "copy the bundle again, or rebuild it with: dod-export build --out"
 
 
 class Bundle:
@@ -252,7 +252,7 @@ class Bundle:
 def _unreadable(folder: Path, error: Exception) -> BundleError:
     """Return the error for a folder whose manifest cannot be read."""
     if not folder.exists():
-        build = f"build it with: python export/build_engines.py --out {folder}"
+        build = f"build it with: dod-export build --out {folder}"
         return BundleNotFoundError(f"no such bundle: {folder}; {build}")
     if isinstance(error, FileNotFoundError):
         return BundleNotFoundError(f"{folder} is not a bundle: it has no {MANIFEST}")

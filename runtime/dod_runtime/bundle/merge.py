@@ -1,4 +1,4 @@
-"""Merging of one condition into the weights of the plain UNet: equations (3) to (5) at a fixed modulation."""
+"""Merging of one condition into the weights of the plain UNet: equations (3) and (4) at a fixed modulation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def merge_layer(
     into: np.ndarray | None = None,
     transposed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Merge the low-rank branch of one layer: Eq. (3)-(5), W' = W + s B diag(gamma) A and b' = b + s B beta.
+    """Merge the low-rank branch of one layer: Eq. (3) and (4), W' = W + s B diag(gamma) A and b' = b + s B beta.
 
     This is exact for convolutions too, borders included: A carries the kernel and B is 1x1, so the branch is one
     convolution with the kernel B diag(gamma) A and the constant B beta. Computed in float32.
@@ -115,9 +115,11 @@ def merge(
         The tensors that the condition changes, by name.
 
     Raises:
-        BundleError: a tensor is missing or its shape does not fit.
+        BundleError: a tensor is missing or its shape does not fit, or a `bias_into` names no entry with a bias.
     """
     layers = {entry.layer: entry for entry in entries}
+    without_bias = {entry.layer: entry for entry in layers.values() if entry.bias is None}
+    absorbing = {name: _absorbing(layers, entry) for name, entry in without_bias.items() if entry.bias_into is not None}
     merged = allocate({name: _spec(tensors, each, name) for each in layers.values() for name in each.changes})
     shifts: dict[str, np.ndarray] = {}
 
@@ -125,13 +127,19 @@ def merge(
         shifts[entry.layer] = _merge_entry(tensors, modulation, merged, entry)
 
     for_each(one, layers.values())
-    for entry in layers.values():
-        if entry.bias is None and entry.bias_into in layers:
-            into = layers[entry.bias_into]
-            assert into.bias is not None
-            passed = np.asarray(merged[into.weight], np.float32) @ shifts[entry.layer]
-            merged[into.bias][...] = np.asarray(merged[into.bias], np.float32) + passed
+    for name, (weight, bias) in absorbing.items():
+        passed = np.asarray(merged[weight], np.float32) @ shifts[name]
+        merged[bias][...] = np.asarray(merged[bias], np.float32) + passed
     return merged
+
+
+def _absorbing(layers: Mapping[str, MergeEntry], entry: MergeEntry) -> tuple[str, str]:
+    """Return the names of weight and bias of the layer that absorbs the shift of an entry."""
+    into = layers.get(entry.bias_into or "")
+    if into is None or into.bias is None:
+        problem = "which is no conditional layer" if into is None else "which has no bias"
+        raise BundleError(f"cannot merge {entry.layer}: its bias_into names {entry.bias_into!r}, {problem}")
+    return into.weight, into.bias
 
 
 def _spec(tensors: Mapping[str, np.ndarray], entry: MergeEntry, name: str) -> tuple[np.dtype, tuple[int, ...]]:

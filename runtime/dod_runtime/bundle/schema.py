@@ -59,11 +59,11 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """Smallest, usual and largest shape that the engines take.
+    """Minimum, optimal and maximum shape that the engines take.
 
     Attributes:
-        batch: minimum (always 1), optimum and maximum number of images.
-        size: minimum, optimum and maximum height or width in pixels.
+        batch: minimum (always 1), optimal and maximum number of images.
+        size: minimum, optimal and maximum height or width in pixels.
     """
 
     batch: tuple[Positive, Positive, Positive]
@@ -218,7 +218,7 @@ class Manifest:
         schema = convert(data, _SchemaVersion).schema
         if schema != SCHEMA:
             relation = "newer than" if schema > SCHEMA else "older than"
-            remedy = "update dod-runtime" if schema > SCHEMA else "rebuild with: python export/build_engines.py"
+            remedy = "update dod-runtime" if schema > SCHEMA else "rebuild it with: dod-export build"
             raise BundleError(
                 f"the bundle has schema {schema}, {relation} schema {SCHEMA} that this runtime reads: {remedy}"
             )

@@ -37,10 +37,11 @@ def invalid(where: str, problem: str) -> BundleError:
         The error, to be raised by the caller.
 
     Example:
-        >>> print(invalid("crops.count", "is 3, not a square number"))
-        bundle.json is not valid: crops.count is 3, not a square number; rebuild with: python export/build_engines.py
+        >>> print(invalid("crops.count", "is 3, not a square number"))  # doctest: +ELLIPSIS
+        bundle.json is not valid: crops.count is 3, not a square number; copy the bundle again, or rebuild it with: ...
     """
-    return BundleError(f"bundle.json is not valid: {where} {problem}; rebuild with: python export/build_engines.py")
+    remedy = "copy the bundle again, or rebuild it with: dod-export build"
+    return BundleError(f"bundle.json is not valid: {where} {problem}; {remedy}")
 
 
 def convert(data: Any, type_: type[T]) -> T:

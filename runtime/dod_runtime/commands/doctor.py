@@ -50,7 +50,8 @@ def parser() -> Parser:
     """Return the parser of the command's arguments."""
     made = Parser(
         prog="dod-runtime doctor",
-        description="Check which backends can run on this machine, and why others cannot. Exit code 0: some can.",
+        description="Check which backends can run on this machine, and why others cannot. Exit codes: 0 if one or more "
+        "backends can run, 1 if none can, 2 for a wrong argument or a bundle that cannot be opened.",
     )
     made.add_argument(
         "bundle", type=Path, nargs="?", help="folder of a bundle that the backends have to run (default: check without)"

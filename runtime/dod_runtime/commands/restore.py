@@ -30,7 +30,11 @@ DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EROFS
 
 def parser() -> Parser:
     """Return the parser of the command's arguments."""
-    made = Parser(prog="dod-runtime restore", description="Restore an image, or all images of a folder.")
+    made = Parser(
+        prog="dod-runtime restore",
+        description="Restore an image, or all images of a folder.",
+        verbose="also print the chosen backend, and the bypass share of each image",
+    )
     made.add_argument("input", type=Path, help="image, or folder of images, subfolders included")
     made.add_argument("output", type=Path, help="image to write, or folder to write images of the same names to")
     model = made.add_argument_group("model")
@@ -45,20 +49,23 @@ def parser() -> Parser:
         "--condition",
         default=AUTO,
         metavar="NAME",
-        help="degradation to restore, a condition of the bundle; auto finds it out (default: %(default)s)",
+        help="condition of the bundle that names the degradation, see dod-runtime info; with auto the model estimates "
+        "it (default: %(default)s)",
     )
     model.add_argument(
         "--no-bypass",
         dest="bypass",
         action="store_false",
-        help="restore every image with the model, also those that look clean or only blurred (default: sharpen those)",
+        help="restore every image with the model (default: images that auto takes for clean or only blurred, and "
+        "all images of a condition with bypass weight 1, such as blur of mini, are only sharpened by a linear filter)",
     )
     backend = made.add_argument_group("backend")
     backend.add_argument(
         "--backend",
         default="auto",
         metavar="NAME",
-        help=f"auto (the first available one), onnxruntime, {', '.join(BACKENDS)} (default: %(default)s)",
+        help=f"one of {', '.join(BACKENDS)}; auto takes the first of them, in this order, that can run here; "
+        "onnxruntime stands for CUDA if it can run, else the CPU (default: %(default)s)",
     )
     backend.add_argument(
         "--precision",
@@ -73,14 +80,16 @@ def parser() -> Parser:
         "--tile-size",
         type=int,
         metavar="PX",
-        help="longest side in px that is restored whole; larger images are tiled (default: the bundle's largest)",
+        help="longest side that is restored whole, in px; larger images are restored in overlapping tiles, with less "
+        "memory: a multiple of the bundle's size multiple, between its minimum and maximum size (default: the maximum)",
     )
     sizes.add_argument(
         "--batch-size",
         type=int,
         default=1,
         metavar="N",
-        help="number of images of the same size that run together (default: %(default)s)",
+        help="maximum number of consecutive images of one size that run together, capped at the bundle's largest batch "
+        "(default: %(default)s)",
     )
     return made
 

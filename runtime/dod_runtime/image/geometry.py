@@ -12,7 +12,7 @@ __all__ = ["MARGIN", "crop_indices", "crops", "pad", "padded_size", "reflect_ind
 
 MARGIN = 16
 """Reflected pixels on each side of an image, as far as the bundle's maximum size leaves room. Convolutions pad with
-zeros, which stand for mid-grey. Without a margin the borders of restored haze and low light are several grey levels too
+zeros, which stand for mid-gray. Without a margin the borders of restored haze and low light are several gray levels too
 bright."""
 
 

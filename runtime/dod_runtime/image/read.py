@@ -20,9 +20,9 @@ Source: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray
 """Path of a file, Pillow image, or array `[H, W]` or `[H, W, C]`."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""Weights of red, green and blue in grey (ITU-R BT.601), as in Pillow."""
-DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-"""Pillow's modes of grey with more than 8 bits in integers."""
+"""Weights of red, green and blue in gray (ITU-R BT.601), as in Pillow."""
+DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+"""Pillow's modes of gray with more than 8 bits in integers."""
 KEPT_INFO = ("icc_profile", "exif", "dpi")
 """Metadata that a result inherits from its source."""
 
@@ -33,7 +33,7 @@ class DecodedImage:
 
     Attributes:
         pixels: float32 `[H, W, 3]` in [-1, 1].
-        grey: True if the source, and so the result, is grey.
+        gray: True if the source, and so the result, is gray.
         dtype: dtype of the source and of the result.
         alpha: opacity of the source, `[H, W]` in `dtype`; None if it has none.
         layout: shape of the source if it is an array, otherwise None.
@@ -41,7 +41,7 @@ class DecodedImage:
     """
 
     pixels: np.ndarray
-    grey: bool
+    gray: bool
     dtype: np.dtype
     alpha: np.ndarray | None = None
     layout: tuple[int, ...] | None = None
@@ -56,7 +56,7 @@ class DecodedImage:
         Returns:
             An array of the source's dtype and shape if the source is an array, otherwise a Pillow image.
         """
-        values = (restored @ LUMA)[..., None] if self.grey else restored
+        values = (restored @ LUMA)[..., None] if self.gray else restored
         channels = _from_signed(values, self.dtype)
         if self.alpha is not None:
             channels = np.concatenate([channels, self.alpha[..., None]], axis=-1)
@@ -70,12 +70,12 @@ class DecodedImage:
 def read(source: Source) -> DecodedImage:
     """Decode an image. EXIF orientation is applied.
 
-    16-bit grey images and all arrays keep their depth. Other images are read at 8 bits per channel, and only the first
+    16-bit gray images and all arrays keep their depth. Other images are read at 8 bits per channel, and only the first
     of several frames is read; `ImageWarning` says so.
 
     Args:
         source: path of a file, Pillow image, or array `[H, W]` or `[H, W, C]` of uint8, uint16 or float in [0, 1]. One
-            channel is grey, two are grey and alpha, three are RGB, four are RGB and alpha.
+            channel is gray, two are gray and alpha, three are RGB, four are RGB and alpha.
 
     Returns:
         The decoded image.
@@ -126,21 +126,21 @@ def _from_image(image: Image.Image, name: str) -> DecodedImage:
     except Exception:  # malformed EXIF in an image that is otherwise readable
         image = image.copy()
     info = {key: image.info[key] for key in KEPT_INFO if image.info.get(key)}
-    if image.mode in DEEP_GREY or image.mode == "F":
-        return _deep_grey(image, name, info)
-    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in DEEP_GRAY or image.mode == "F":
+        return _deep_gray(image, name, info)
+    gray = image.mode in ("1", "L", "LA", "La")
     alpha = image.has_transparency_data
-    if not grey and image.mode not in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA"):
+    if not gray and image.mode not in ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA"):
         info.pop("icc_profile", None)  # it describes the color space before the conversion to RGB
-    converted = image.convert(("LA" if alpha else "L") if grey else ("RGBA" if alpha else "RGB"))
+    converted = image.convert(("LA" if alpha else "L") if gray else ("RGBA" if alpha else "RGB"))
     values = np.asarray(converted).reshape(image.height, image.width, -1)
-    return _assemble(values, grey, alpha, info=info)
+    return _assemble(values, gray, alpha, info=info)
 
 
 def _losses(image: Image.Image) -> list[str]:
     """Return what decoding an opened file is going to lose, in words. It must not be decoded yet."""
     losses: list[str] = []
-    if image.mode not in DEEP_GREY and any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):
+    if image.mode not in DEEP_GRAY and any(";16" in str(tile.args) for tile in getattr(image, "tile", [])):
         losses.append("has 16 bits per channel: restored at 8 bits")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
@@ -148,15 +148,15 @@ def _losses(image: Image.Image) -> list[str]:
     return losses
 
 
-def _deep_grey(image: Image.Image, name: str, info: Mapping[str, Any]) -> DecodedImage:
-    """Decode grey of more than 8 bits: the modes I;16*, I with 16-bit values, and F in [0, 1]. The result is I;16."""
+def _deep_gray(image: Image.Image, name: str, info: Mapping[str, Any]) -> DecodedImage:
+    """Decode gray of more than 8 bits: the modes I;16*, I with 16-bit values, and F in [0, 1]. The result is I;16."""
     values = np.asarray(image)
     largest = 1 if image.mode == "F" else 65_535
     if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
         raise ImageError(f"{name} of mode {image.mode} has values outside 0..{largest}")
     if image.mode == "F":
         values = np.rint(values * 65_535.0)
-    return _assemble(values.astype(np.uint16)[..., None], grey=True, alpha=False, info=info)
+    return _assemble(values.astype(np.uint16)[..., None], gray=True, alpha=False, info=info)
 
 
 def _from_array(array: np.ndarray) -> DecodedImage:
@@ -173,12 +173,12 @@ def _from_array(array: np.ndarray) -> DecodedImage:
     return _assemble(values, channels <= 2, channels in (2, 4), layout=array.shape)
 
 
-def _assemble(values: np.ndarray, grey: bool, alpha: bool, **rest: Any) -> DecodedImage:
+def _assemble(values: np.ndarray, gray: bool, alpha: bool, **rest: Any) -> DecodedImage:
     """Return the decoded image of values `[H, W, C]`; with `alpha`, the last channel is the opacity."""
     opacity = values[..., -1].copy() if alpha else None
     color = _to_signed(values[..., :-1] if alpha else values)
-    pixels = np.repeat(color, 3, axis=2) if grey else color
-    return DecodedImage(pixels, grey, values.dtype, opacity, **rest)
+    pixels = np.repeat(color, 3, axis=2) if gray else color
+    return DecodedImage(pixels, gray, values.dtype, opacity, **rest)
 
 
 def _to_signed(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ __all__ = ["check_writable", "format_of", "save"]
 ALPHA = {"PNG", "TIFF", "WEBP", "AVIF", "JPEG2000", "GIF", "TGA", "BMP"}
 """Formats that can hold opacity, by Pillow's names."""
 DEEP = {"PNG", "TIFF", "PPM", "JPEG2000"}
-"""Formats that can hold 16-bit grey."""
+"""Formats that can hold 16-bit gray."""
 FORMATS = ALPHA | DEEP | {"JPEG"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": 0},
@@ -86,7 +86,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
     if image.mode in ("LA", "RGBA") and name not in ALPHA:
         raise ImageError(f"cannot write {path}: {name} holds no transparency; use .png, .webp or .tif")
     if image.mode == "I;16" and name not in DEEP:
-        raise ImageError(f"cannot write {path}: {name} holds no 16-bit grey; use .png or .tif")
+        raise ImageError(f"cannot write {path}: {name} holds no 16-bit gray; use .png or .tif")
     if image.mode == "LA" and name == "BMP":
         image = image.convert("RGBA")
     options = {key: image.info[key] for key in KEPT_INFO if image.info.get(key)}

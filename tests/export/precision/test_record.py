@@ -15,7 +15,7 @@ from export.graphs.simplify import fold_upsampling
 from export.precision import record as record_module
 from export.precision.calibration import load_image, restore
 from export.precision.ranges import CalibrationReference
-from export.precision.record import PrecisionRecord, check, degradations, quantised, sums_in_float32
+from export.precision.record import PrecisionRecord, check, degradations, quantized, sums_in_float32
 from tests.dod.small_model import image, normal
 from tests.export.planted import BLOCK, LOUD
 
@@ -65,11 +65,11 @@ def test_photographs_that_name_no_condition_are_degraded(record: PrecisionRecord
 
 def test_int8_rounding() -> None:
     weight = normal(3, 4, 3, 3)
-    rounded = quantised(weight)
+    rounded = quantized(weight)
     step = weight.flatten(1).abs().amax(dim=1) / 127
     assert ((rounded - weight).flatten(1).abs().amax(dim=1) <= step / 2 + 1e-7).all()
     assert all(len(channel.unique()) <= 255 for channel in rounded)
-    assert torch.equal(quantised(weight.transpose(0, 1), axis=1), rounded.transpose(0, 1))
+    assert torch.equal(quantized(weight.transpose(0, 1), axis=1), rounded.transpose(0, 1))
 
 
 def test_int8_rounds_by_output_channel_in_transposed_convolutions_too(

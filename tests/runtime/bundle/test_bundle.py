@@ -58,7 +58,7 @@ def test_modulation_is_that_of_the_prototype(toy: Bundle) -> None:
 
 
 def test_missing_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError, match=r"none.*python export/build_engines\.py --out"):
+    with pytest.raises(BundleNotFoundError, match=r"none.*dod-export build --out"):
         Bundle.open(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"bundle\.json"):
         Bundle.open(tmp_path)
@@ -76,7 +76,7 @@ def test_a_command_prints_one_line_for_a_missing_bundle(tmp_path: Path, capsys: 
     assert run_command(main, []) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and printed.startswith("error: ")
-    assert str(tmp_path / "none") in printed and "build_engines.py" in printed and "Errno" not in printed
+    assert str(tmp_path / "none") in printed and "dod-export build" in printed and "Errno" not in printed
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xff", b"[]", b"3", b"{}", b'{"schema": "1"}'])
@@ -89,7 +89,7 @@ def test_malformed_manifest(content: bytes, copy: Path) -> None:
 
 def test_missing_file_is_named(copy: Path) -> None:
     (copy / "onnx/fp32/decoder.onnx").unlink()
-    with pytest.raises(BundleError, match=r"onnx/fp32/decoder\.onnx.*python export/"):
+    with pytest.raises(BundleError, match=r"onnx/fp32/decoder\.onnx.*dod-export build"):
         Bundle.open(copy)
 
 
@@ -104,7 +104,7 @@ def test_changed_file_is_found_at_its_first_use(copy: Path) -> None:
     flip(copy / "onnx/fp32/encoder.onnx")
     bundle = Bundle.open(copy)
     bundle.path("onnx/fp32/decoder.onnx")
-    with pytest.raises(BundleError, match=r"encoder\.onnx.* [0-9a-f]{64}.* [0-9a-f]{64}.*python export/"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx.* [0-9a-f]{64}.* [0-9a-f]{64}.*dod-export build"):
         bundle.path("onnx/fp32/encoder.onnx")
     with pytest.raises(BundleError, match=r"encoder\.onnx"):
         bundle.verify()

@@ -145,6 +145,11 @@ def test_shift_of_a_layer_without_bias_and_layer_with_constant_input() -> None:
     found = x @ merged["v.weight"].T @ merged["out.weight"].T + merged["out.bias"]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
+    with pytest.raises(BundleError, match="v: .*'out'"):
+        merge(tensors, [into], modulation)
+    with pytest.raises(BundleError, match="v: .*'out'.*bias"):
+        merge(tensors, [into, replace(entries[1], bias=None)], modulation)
+
     constant = MergeEntry("v", 0, 0.5, "v.weight", None, "v.A", "v.B", input="prompt", output="v.output")
     merged = merge(tensors, [constant], modulation)
     assert merged.keys() == {"v.output"}

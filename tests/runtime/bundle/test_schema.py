@@ -57,7 +57,7 @@ def test_parse(toy: Bundle) -> None:
 def test_newer_and_older_schema(valid: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=rf"schema {SCHEMA + 1}.* {SCHEMA} .*update dod-runtime"):
         Manifest.parse(valid | {"schema": SCHEMA + 1})
-    with pytest.raises(BundleError, match=rf"schema 0.* {SCHEMA} .*python export/build_engines\.py"):
+    with pytest.raises(BundleError, match=rf"schema 0.* {SCHEMA} .*dod-export build"):
         Manifest.parse({"schema": 0, "entries": "of another schema"})
 
 
@@ -76,7 +76,7 @@ def test_missing_entries_are_named(place: str, valid: dict[str, Any]) -> None:
     for key in parents:
         parent = parent[key]
     del parent[last]
-    with pytest.raises(BundleError, match=rf"{place} is missing.*python export/build_engines\.py"):
+    with pytest.raises(BundleError, match=rf"{place} is missing.*dod-export build"):
         Manifest.parse(data)
 
 
@@ -147,7 +147,7 @@ INVALID: list[tuple[Keys, Any, str]] = [
 def test_invalid_entries_are_named(keys: Keys, value: Any, message: str, valid: dict[str, Any]) -> None:
     with pytest.raises(BundleError, match=message) as caught:
         Manifest.parse(changed(valid, keys, value))
-    assert "\n" not in str(caught.value) and "python export/build_engines.py" in str(caught.value)
+    assert "\n" not in str(caught.value) and "dod-export build" in str(caught.value)
 
 
 def test_unknown_keys_are_ignored(valid: dict[str, Any]) -> None:

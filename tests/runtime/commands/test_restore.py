@@ -165,7 +165,7 @@ def test_usage_errors(image: Path, toy: Bundle, tmp_path: Path) -> None:
     refused(run(image, out, "--backend", "tensorrt", bundle=toy.folder), "tensorrt", "onnxruntime_cpu")
     refused(run(image, out, "--precision", "int8", bundle=toy.folder), "'int8'", "fp32, fp16")
     refused(run(image, out, "--tile-size", 100, bundle=toy.folder), "100", "16", "32", "128", "96")
-    refused(run(image, out, bundle=tmp_path / "none"), str(tmp_path / "none"), "build_engines.py")
+    refused(run(image, out, bundle=tmp_path / "none"), str(tmp_path / "none"), "dod-export build")
     refused(run(image, out, bundle=tmp_path), str(tmp_path), "not a bundle")
     refused(run(tmp_path / "none.png", out, bundle=toy.folder), "none.png")
     refused(run(image, image, bundle=toy.folder), "INPUT", "OUTPUT")
@@ -213,9 +213,9 @@ def test_a_changed_bundle(image: Path, tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[10] ^= 1
     path.write_bytes(raw)
-    refused(run(image, tmp_path / "out.png", bundle=bundle), "encoder.onnx was changed", "build_engines.py")
+    refused(run(image, tmp_path / "out.png", bundle=bundle), "encoder.onnx was changed", "dod-export build")
     path.unlink()
-    refused(run(image, tmp_path / "out.png", bundle=bundle), "onnx/fp32/encoder.onnx", "build_engines.py")
+    refused(run(image, tmp_path / "out.png", bundle=bundle), "onnx/fp32/encoder.onnx", "dod-export build")
     assert not (tmp_path / "out.png").exists()
 
 

@@ -25,7 +25,7 @@ CAPABILITIES = {"bf16": "BF16"}
 """CPU capabilities that OpenVINO reports for reduced precisions."""
 SIZED = ("mfm", "encoder", "decoder")
 """Components that are compiled for each image size."""
-SIZES = 2
+KEPT_SIZES = 2
 """Number of image sizes for which the `SIZED` components stay compiled, such as portrait and landscape. Each compiled
 model holds the activations of its size."""
 
@@ -53,7 +53,7 @@ def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> st
 
 
 def machine_reason(name: str, options: BackendOptions) -> str | None:
-    """Return the reason why OpenVINO can run no bundle here, None where nothing speaks against it.
+    """Return the reason why OpenVINO cannot run any bundle here, None if it can.
 
     Args:
         name: `openvino`.
@@ -142,7 +142,7 @@ class OpenVINO(Sessions):
         target = bundle.manifest.targets[name]
         precision = choose_precision(options.precision, target.precisions, "fp32") or ""
         super().__init__(bundle, bundle.manifest.precisions[REDUCED.get(precision, precision)])
-        self._kept |= {component: min(self._kept[component], SIZES) for component in SIZED}
+        self._kept |= {component: min(self._kept[component], KEPT_SIZES) for component in SIZED}
         self._ov, self._core = openvino, openvino.Core()
         self._branches, self._winograd = branches, winograd
         self._settings: dict[str, Any] = {
@@ -212,7 +212,7 @@ class OpenVINO(Sessions):
         names = [spec.name for spec in self._bundle.manifest.components[component].inputs]
         try:
             if shapes:
-                model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=False)})
+                model.reshape({name: list(shape) for name, shape in zip(names, shapes, strict=True)})
         except Exception as error:  # as in `run`
             raise BackendError(f"OpenVINO failed in {component}: {_one_line(error)}") from error
 

@@ -191,7 +191,7 @@ class _Graph:
             yield self._strip(x, inputs, 1, 1)
             return
         for begin, end in pairwise(TILE * (rows * index // strips) for index in range(strips + 1)):
-            above, below = int(begin > 0), int(end < height)  # a row of the neighbouring strip, else of zeros
+            above, below = int(begin > 0), int(end < height)  # a row of the neighboring strip, else of zeros
             part = ops.slice(x, self.ints(begin - above), self.ints(end + below), self.ints(1), self.ints(2))
             yield self._strip(part, inputs, 1 - above, 1 - below)
 

@@ -65,7 +65,7 @@ def unavailable_reason(name: str, bundle: Bundle, options: BackendOptions) -> st
 
 
 def machine_reason(name: str, options: BackendOptions) -> str | None:
-    """Return the reason why the library can run no engine here, None where nothing speaks against it.
+    """Return the reason why the library cannot run any engine here, None if it can.
 
     Args:
         name: `tensorrt` or `tensorrt_rtx`.
