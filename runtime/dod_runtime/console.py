@@ -81,7 +81,9 @@ class Parser(argparse.ArgumentParser):
         common.add_argument("--debug", action="store_true", help="print the traceback of an error before its message")
         common.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parse arguments, former spellings included, and set the level of the project's loggers.
 
         Args:

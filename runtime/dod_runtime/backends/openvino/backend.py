@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def machine_reason(name: str, options: BackendOptions) -> str | None:
         options: options of the caller.
     """
     try:
-        import openvino  # noqa: F401
+        import_module("openvino")
     except (ImportError, OSError) as error:
         return f"the library openvino cannot be imported ({error}); install it with: pip install openvino"
     return None

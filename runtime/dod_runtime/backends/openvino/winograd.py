@@ -182,7 +182,7 @@ class _Graph:
         return results[0] if len(results) == 1 else ops.concat(results, 2)
 
     def _transformed(self, x: Any, inputs: int) -> Iterator[_Strip]:
-        shape, strips = x.get_partial_shape(), 1
+        shape, strips, rows, height = x.get_partial_shape(), 1, 0, 0
         if shape.is_static:
             batch, _, height, width = shape.to_shape()
             rows = height // TILE
