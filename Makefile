@@ -11,11 +11,11 @@ EXTRAS ?= onnxruntime,openvino,tensorrt-rtx,export,train,eval,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# One thread each: the tensors of tests are too small to be shared between threads, and two processes run at a time.
+# One thread each: the tensors of tests are too small to be shared between threads, and several processes run at a time.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --continue-on-collection-errors
 SELECT ?= -m "not slow"
 PARTS = test-paths test-dod test-export test-runtime
-IN_PARALLEL = @$(MAKE) --no-print-directory --jobs 2 --keep-going --output-sync=target
+IN_PARALLEL = @$(MAKE) --no-print-directory --jobs 3 --keep-going --output-sync=target
 
 # Fast test modules of every folder. Paths are listed, because collecting every module would take longer than the tests.
 CHECK_RUNTIME = $(addprefix tests/runtime/, \

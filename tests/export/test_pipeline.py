@@ -11,6 +11,7 @@ from tests.export.refusals import run
 SIZES = ("--min-size", 64, "--opt-size", 128, "--max-size", 256)
 
 
+@pytest.mark.slow
 def test_int8_alone_is_refused_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoint: Path, photographs: Path
 ) -> None:

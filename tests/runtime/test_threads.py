@@ -44,7 +44,9 @@ from dod_runtime.threads import for_each
 
 def late():
     threading.main_thread().join()
-    for_each(print, range(3))
+    done = []
+    for_each(done.append, range(3))
+    print(*done)
 
 threading.Thread(target=late).start()
 """
