@@ -92,6 +92,7 @@ def test_bad_input(tiny_bundle: Path, tmp_path: Path) -> None:
     assert not out.parent.exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_of_another_model(tiny_bundle: Path, tmp_path: Path) -> None:
     toy = write_toy_bundle(tmp_path / "toy", precisions=["fp32"])
     refused(run_here(main, "--bundle", toy, "--json", tmp_path / "results.json", "--size", 64), "toy")

@@ -323,6 +323,7 @@ def test_an_overflow_is_cured_by_the_build(planted_checkpoint: Path, photographs
     assert f"`{BLOCK}`" in report and (tmp_path / "x" / "report" / "precision.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_for_another_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_checkpoint, other)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from dod_runtime.files import current_umask
 from tests.conftest import build_engines
 
@@ -22,6 +24,7 @@ def test_every_file_is_readable_as_the_umask_says(tiny_bundle: Path) -> None:
     assert modes(tiny_bundle) == {True: {0o777 & ~umask}, False: {0o666 & ~umask}}
 
 
+@pytest.mark.slow
 def test_a_rebuild_under_another_umask(copy: tuple[Path, list[str]], tmp_path: Path) -> None:
     bundle, arguments = copy
     (bundle / "conditions" / "noise.safetensors").chmod(0o600)  # as earlier versions wrote it

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.examples.conftest import Example
 
 SCRIPT = "06_benchmark_and_read_the_report/benchmark.py"
 
 
+@pytest.mark.slow
 def test_the_fastest_model_of_each_path_is_named(run_example: Example, tiny_bundle: Path, tmp_path: Path) -> None:
     options = "--conditions", "auto", "noise", "--size", 64, "--runs", 2, "--warmup", 0.01, "--num-threads", 1
     done = run_example(SCRIPT, "--bundle", tiny_bundle, "--json", tmp_path / "latency.json", *options)

@@ -88,6 +88,7 @@ def test_images_are_the_degraded_centres(photographs: Path) -> None:
     assert small.shape == (80, SIZE, 3)
 
 
+@pytest.mark.slow
 def test_command_agrees_with_numpy(checkpoint: Path, photographs: Path, tmp_path: Path) -> None:
     done = run(photographs, "--checkpoint", checkpoint, "--size", SIZE, "--draws", 2, "--out", tmp_path / "new" / "out")
     assert done.returncode == 0, done.stderr

@@ -110,6 +110,7 @@ def test_crop_to_multiple_is_in_the_middle(tmp_path: Path) -> None:
         evaluate(find_scenes(outputs, truths), ["psnr"], multiple=64)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restores_images_of_any_size(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Saved images equal those of the model on a padded image, and are the ones that are measured."""
     degraded, clean = noisy(0, (70, 50, 3)), noisy(1, (70, 50, 3))

@@ -13,6 +13,7 @@ from export.precision.record import calibrate
 from export.precision.sensitivity import candidates
 
 
+@pytest.mark.slow
 def test_a_higher_threshold_takes_fp32_modules(model: DOD, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     none = calibrate(model, paths, (), print)["trials"][0]["psnr_db"]
     for module in (search, record_module):
